@@ -1,0 +1,1 @@
+"""Program to plan to artifact: what is written down for the runtime, byte for byte reproducible."""

@@ -1,0 +1,396 @@
+"""The syntax tree of one `.fllm` file: what was written, nothing resolved.
+
+Every node is a frozen value with its `span`. Trees are at most `parser.MAX_DEPTH` deep, so
+recursive functions over them are safe.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from fllmc.ir.span import Span
+
+
+class Node(Struct, frozen=True):
+    """Anything with a place."""
+
+    span: Span
+
+
+class Name(Node, frozen=True):
+    """A name where it is declared, or where a dim, axis, block or section is meant."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+# Expressions: values of equations, sizes of dims, defaults, and values of record fields.
+
+
+class Number(Node, frozen=True):
+    """`128_256`, `1e-5`; an int when written without point and exponent.
+
+    Negative only as a record value (`floor: -1`); in equations the sign is a `Unary`.
+    """
+
+    value: int | float
+    text: str
+
+
+class String(Node, frozen=True):
+    """`"data/*.bin"`, with the escapes already replaced."""
+
+    value: str
+
+
+class Boolean(Node, frozen=True):
+    """`true` or `false`."""
+
+    value: bool
+
+
+class Ref(Node, frozen=True):
+    """The use of a name: a value, a parameter, a sub-block, a function or a plain word."""
+
+    name: str
+
+
+class Attribute(Node, frozen=True):
+    """`value.name`, as in `embedding.T`."""
+
+    value: Expr
+    name: Name
+
+
+class Argument(Node, frozen=True):
+    """`value`, or `key: value`."""
+
+    key: Name | None
+    value: Expr
+
+
+class Call(Node, frozen=True):
+    """`function(arguments)`, or `function[dims](arguments)` such as `dot[embed](a, b)`."""
+
+    function: Expr
+    dims: tuple[Name, ...]
+    arguments: tuple[Argument, ...]
+
+
+class RenamePair(Node, frozen=True):
+    """`old = new` in a renaming."""
+
+    old: Name
+    new: Name
+
+
+class Rename(Node, frozen=True):
+    """`value{old = new, ...}`: the same numbers with dims renamed."""
+
+    value: Expr
+    pairs: tuple[RenamePair, ...]
+
+
+class Unary(Node, frozen=True):
+    """`-value`."""
+
+    op: Literal["-"]
+    value: Expr
+
+
+class Binary(Node, frozen=True):
+    """`left op right`; `^` is power and associates to the right."""
+
+    op: Literal["+", "-", "*", "/", "^"]
+    left: Expr
+    right: Expr
+
+
+class Tuple(Node, frozen=True):
+    """`(a, b)`; two items or more."""
+
+    items: tuple[Expr, ...]
+
+
+class List(Node, frozen=True):
+    """`[a, b]`."""
+
+    items: tuple[Expr, ...]
+
+
+class Star(Node, frozen=True):
+    """`*` in a selector: any one segment; alone or leading, any path."""
+
+
+class Index(Node, frozen=True):
+    """A layer number in a selector."""
+
+    value: int
+
+
+class Alternatives(Node, frozen=True):
+    """`{wq, wk}` in a selector."""
+
+    options: tuple[Name | Index, ...]
+
+
+class Selector(Node, frozen=True):
+    """A dotted path with wild cards: `body.*.attn.{wq, wk}`.
+
+    As a record value, a path of one plain name is a `Ref`; in directives always a `Selector`.
+    """
+
+    segments: tuple[Name | Star | Index | Alternatives, ...]
+
+    def __str__(self) -> str:
+        return ".".join(map(_segment, self.segments))
+
+
+Expr = (
+    Number | String | Boolean | Ref | Attribute | Call | Rename | Unary | Binary | Tuple | List
+    | Selector
+)  # fmt: skip
+
+
+# Types.
+
+
+class TensorType(Node, frozen=True):
+    """`[batch, seq]`, or with `index` set `vocab[batch, seq]`: integers that index that dim."""
+
+    dims: tuple[Name, ...]
+    index: Name | None
+
+
+class Arrow(Node, frozen=True):
+    """`source -> target`: a linear map."""
+
+    source: tuple[Name, ...]
+    target: tuple[Name, ...]
+
+
+# Items of a body.
+
+
+class Dim(Node, frozen=True):
+    """`name = size`; without a size, bound elsewhere."""
+
+    name: Name
+    size: Expr | None
+
+
+class Input(Node, frozen=True):
+    """`name: type` in the head of a block."""
+
+    name: Name
+    type: TensorType
+
+
+class Param(Node, frozen=True):
+    """`param name: shape = init`."""
+
+    name: Name
+    shape: Arrow | TensorType
+    init: Expr | None
+
+
+class Sub(Node, frozen=True):
+    """`sub name: block`."""
+
+    name: Name
+    block: Name
+
+
+class Stack(Node, frozen=True):
+    """`stack name: block over dim`."""
+
+    name: Name
+    block: Name
+    over: Name
+
+
+class State(Node, frozen=True):
+    """`state name = init` in an optimizer."""
+
+    name: Name
+    init: Expr
+
+
+class Equation(Node, frozen=True):
+    """`target = value`."""
+
+    target: Name
+    value: Expr
+
+
+class Return(Node, frozen=True):
+    """`return value`."""
+
+    value: Expr
+
+
+class Field(Node, frozen=True):
+    """`key: value` in a record."""
+
+    key: Name
+    value: Expr
+
+
+class Parameter(Node, frozen=True):
+    """`name`, `name = default`, or `name: (part, part) = default` of an optimizer or a rate.
+
+    `parts` names the items of a tuple argument; it is empty when the argument is not taken apart.
+    """
+
+    name: Name
+    parts: tuple[Name, ...]
+    default: Expr | None
+
+
+class Shard(Node, frozen=True):
+    """`shard dims over axes in selector`; without a selector, every value with these dims."""
+
+    dims: tuple[Name, ...]
+    axes: tuple[Name, ...]
+    selector: Selector | None
+
+
+class Recompute(Node, frozen=True):
+    """`recompute selector keep [selectors]`; `keep` is None when nothing is said."""
+
+    selector: Selector
+    keep: tuple[Selector, ...] | None
+
+
+class Freeze(Node, frozen=True):
+    """`freeze selector`."""
+
+    selector: Selector
+
+
+class Tune(Node, frozen=True):
+    """`tune selector`."""
+
+    selector: Selector
+
+
+class Lora(Node, frozen=True):
+    """`lora selector { rank: 8 }`."""
+
+    selector: Selector
+    fields: tuple[Field, ...]
+
+
+BlockItem = Param | Sub | Stack | Equation | Return
+RuleItem = State | Equation | Return
+ScheduleItem = Shard | Recompute | Field
+AdapterItem = Freeze | Tune | Lora
+
+
+# Sections.
+
+
+class Import(Node, frozen=True):
+    """`import "path" (names)`."""
+
+    path: String
+    names: tuple[Name, ...]
+
+
+class Dims(Node, frozen=True):
+    """`dims { ... }`."""
+
+    items: tuple[Dim, ...]
+
+
+class Block(Node, frozen=True):
+    """`block name(inputs) -> result { ... }` or `model ...`."""
+
+    kind: Literal["block", "model"]
+    name: Name
+    inputs: tuple[Input, ...]
+    result: TensorType
+    items: tuple[BlockItem, ...]
+
+
+class Data(Node, frozen=True):
+    """`data name { ... }`."""
+
+    name: Name
+    fields: tuple[Field, ...]
+
+
+class Train(Node, frozen=True):
+    """`train name: subject { ... }`; the subject is a model or an adapter."""
+
+    name: Name
+    subject: Name
+    fields: tuple[Field, ...]
+
+
+class Mesh(Node, frozen=True):
+    """`mesh name { axis: size ... }`."""
+
+    name: Name
+    fields: tuple[Field, ...]
+
+
+class Optimizer(Node, frozen=True):
+    """`optimizer name(parameters) { ... }`."""
+
+    name: Name
+    parameters: tuple[Parameter, ...]
+    items: tuple[RuleItem, ...]
+
+
+class Rate(Node, frozen=True):
+    """`rate name(parameters) { ... }`."""
+
+    name: Name
+    parameters: tuple[Parameter, ...]
+    items: tuple[RuleItem, ...]
+
+
+class Schedule(Node, frozen=True):
+    """`schedule name for train on mesh { ... }`; both clauses may be absent."""
+
+    name: Name
+    train: Name | None
+    mesh: Name | None
+    items: tuple[ScheduleItem, ...]
+
+
+class Adapter(Node, frozen=True):
+    """`adapter name on model { ... }`."""
+
+    name: Name
+    model: Name
+    items: tuple[AdapterItem, ...]
+
+
+Section = (
+    Import | Dims | Block | Data | Train | Mesh | Optimizer | Rate | Schedule | Adapter
+)  # fmt: skip
+
+
+class File(Node, frozen=True):
+    """A whole file. `version` is None when the header is absent (which is an error)."""
+
+    version: int | None
+    sections: tuple[Section, ...]
+
+
+def _segment(segment: Name | Star | Index | Alternatives) -> str:
+    match segment:
+        case Name(text=text):
+            return text
+        case Star():
+            return "*"
+        case Index(value=value):
+            return str(value)
+        case Alternatives(options=options):
+            return "{" + ", ".join(map(_segment, options)) + "}"

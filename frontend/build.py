@@ -1,0 +1,224 @@
+"""Syntax tree nodes from grammar rules: one small function per rule of `fllm.lark`.
+
+Each function gets what the rule's parts were built to: tokens, nodes, or lists of nodes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from fllmc.frontend import ast
+from fllmc.frontend.lexer import Token
+from fllmc.frontend.syntax_errors import BadEscape, BadNumber, UnsupportedVersion
+from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.span import Span
+
+Parts = list[Any]
+LARGEST = 2**63 - 1
+ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
+
+
+class Builder:
+    """Builds the tree of one file and notes what is wrong with its numbers and strings."""
+
+    def __init__(self) -> None:
+        self.found: list[Diagnostic] = []
+
+    def __call__(self, rule: str, parts: Parts, span: Span) -> Any:
+        """The value of `rule`, which covers `span`; its name is that of a maker or a method."""
+        maker = MAKERS.get(rule)
+        return maker(span, parts) if maker else getattr(self, f"_{rule}")(parts, span)
+
+    # Lists.
+
+    def _empty(self, parts: Parts, span: Span) -> Any:
+        return []
+
+    def _one(self, parts: Parts, span: Span) -> Any:
+        return parts[:1]
+
+    def _append(self, parts: Parts, span: Span) -> Any:
+        parts[0].append(parts[1])
+        return parts[0]
+
+    def _more(self, parts: Parts, span: Span) -> Any:
+        parts[0].append(parts[2])
+        return parts[0]
+
+    def _first(self, parts: Parts, span: Span) -> Any:
+        return parts[0]
+
+    _path_more = _more
+    _names = _inputs = _parameters = _exprs = _arguments = _first
+    _pairs = _values = _items = _selectors = _options = _first
+
+    def _group(self, parts: Parts, span: Span) -> Any:
+        return parts[1]
+
+    _paren = _clause = _group
+    _single = _one
+
+    def _absent(self, parts: Parts, span: Span) -> Any:
+        return None
+
+    # The file.
+
+    def _file(self, parts: Parts, span: Span) -> Any:
+        token: Token = parts[1]
+        version = self._value(token)
+        if version != 1:
+            self.found.append(UnsupportedVersion(token.span, token.text[:40]))
+        return ast.File(span, int(version), tuple(parts[2]))
+
+    def _file_bare(self, parts: Parts, span: Span) -> Any:
+        return ast.File(span, None, tuple(parts[0]))
+
+    # Words.
+
+    def _number(self, parts: Parts, span: Span) -> Any:
+        return ast.Number(span, self._value(parts[0]), parts[0].text)
+
+    def _number_negative(self, parts: Parts, span: Span) -> Any:
+        return ast.Number(span, -self._value(parts[1]), "-" + parts[1].text)
+
+    def _index_segment(self, parts: Parts, span: Span) -> Any:
+        return ast.Index(span, int(self._value(parts[0])))
+
+    def _value(self, token: Token) -> int | float:
+        """The number that `token` stands for, or 1 when it can't be held."""
+        text = token.text
+        try:
+            value = int(text) if text.replace("_", "").isdecimal() else float(text)
+        except ValueError:
+            value = math.inf
+        if value > LARGEST and (isinstance(value, int) or math.isinf(value)):
+            self.found.append(BadNumber(token.span, text[:40]))
+            return 1
+        return value
+
+    def _string(self, parts: Parts, span: Span) -> Any:
+        return ast.String(span, re.sub(r"\\(.)", self._escape(span), parts[0].text[1:-1]))
+
+    def _escape(self, span: Span) -> Callable[[re.Match[str]], str]:
+        def replaced(match: re.Match[str]) -> str:
+            if match[1] not in ESCAPES:
+                self.found.append(BadEscape(span, match[0]))
+            return ESCAPES.get(match[1], match[1])
+
+        return replaced
+
+    def _import_(self, parts: Parts, span: Span) -> Any:
+        return ast.Import(span, self._string(parts[1:2], parts[1].span), tuple(parts[3]))
+
+    # Selectors. A path grows as a list; it becomes a node where its end is known.
+
+    def _path_start(self, parts: Parts, span: Span) -> Any:
+        star = parts[0].kind == "STAR"
+        return [ast.Star(span) if star else ast.Name(span, parts[0].text)]
+
+    def _selector(self, parts: Parts, span: Span) -> Any:
+        return ast.Selector(span, tuple(parts[0]))
+
+    def _path(self, parts: Parts, span: Span) -> Any:
+        first = parts[0][0]
+        if len(parts[0]) == 1 and isinstance(first, ast.Name):
+            return ast.Ref(span, first.text)
+        return self._selector(parts, span)
+
+
+def _block(s: Span, p: Parts) -> ast.Block:
+    return ast.Block(s, p[0].text, p[1], tuple(p[3]), p[6], tuple(p[8]))
+
+
+def _arrow(s: Span, p: Parts) -> ast.Arrow:
+    return ast.Arrow(s, tuple(p[0]), tuple(p[2]))
+
+
+def _call_dims(s: Span, p: Parts) -> ast.Call:
+    return ast.Call(s, _ref(p[0].span, p), tuple(p[2]), tuple(p[5]))
+
+
+def _ref(s: Span, p: Parts) -> ast.Ref:
+    return ast.Ref(s, p[0].text)
+
+
+def _binary(s: Span, p: Parts) -> ast.Binary:
+    return ast.Binary(s, p[1].text, p[0], p[2])
+
+
+def _shard(s: Span, p: Parts) -> ast.Shard:
+    return ast.Shard(s, tuple(p[1]), tuple(p[3]), p[5] if len(p) > 4 else None)
+
+
+def _recompute(s: Span, p: Parts) -> ast.Recompute:
+    keep = {2: None, 5: ()}.get(len(p), tuple(p[4]) if len(p) > 5 else None)
+    return ast.Recompute(s, p[1], keep)
+
+
+MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
+    "name": lambda s, p: ast.Name(s, p[0].text),
+    # Sections.
+    "dims": lambda s, p: ast.Dims(s, tuple(p[2])),
+    "block": _block,
+    "data": lambda s, p: ast.Data(s, p[1], tuple(p[3])),
+    "train": lambda s, p: ast.Train(s, p[1], p[3], tuple(p[5])),
+    "mesh": lambda s, p: ast.Mesh(s, p[1], tuple(p[3])),
+    "optimizer": lambda s, p: ast.Optimizer(s, p[1], tuple(p[3]), tuple(p[6])),
+    "rate": lambda s, p: ast.Rate(s, p[1], tuple(p[3]), tuple(p[6])),
+    "schedule": lambda s, p: ast.Schedule(s, p[1], p[2], p[3], tuple(p[5])),
+    "adapter": lambda s, p: ast.Adapter(s, p[1], p[3], tuple(p[5])),
+    # Types.
+    "arrow": _arrow,
+    "scalar": lambda s, p: ast.TensorType(s, (), None),
+    "dense": lambda s, p: ast.TensorType(s, tuple(p[1]), None),
+    "index_scalar": lambda s, p: ast.TensorType(s, (), p[0]),
+    "index": lambda s, p: ast.TensorType(s, tuple(p[2]), p[0]),
+    # Items.
+    "dim": lambda s, p: ast.Dim(s, p[0], None),
+    "dim_sized": lambda s, p: ast.Dim(s, p[0], p[2]),
+    "input": lambda s, p: ast.Input(s, p[0], p[2]),
+    "param": lambda s, p: ast.Param(s, p[1], p[3], None),
+    "param_init": lambda s, p: ast.Param(s, p[1], p[3], p[5]),
+    "sub": lambda s, p: ast.Sub(s, p[1], p[3]),
+    "stack": lambda s, p: ast.Stack(s, p[1], p[3], p[5]),
+    "state": lambda s, p: ast.State(s, p[1], p[3]),
+    "equation": lambda s, p: ast.Equation(s, p[0], p[2]),
+    "return_": lambda s, p: ast.Return(s, p[1]),
+    "field": lambda s, p: ast.Field(s, p[0], p[2]),
+    "parameter": lambda s, p: ast.Parameter(s, p[0], (), None),
+    "parameter_default": lambda s, p: ast.Parameter(s, p[0], (), p[2]),
+    "parameter_parts": lambda s, p: ast.Parameter(s, p[0], tuple(p[3]), None),
+    "parameter_parts_default": lambda s, p: ast.Parameter(s, p[0], tuple(p[3]), p[6]),
+    "shard": _shard,
+    "shard_in": _shard,
+    "recompute": _recompute,
+    "recompute_none": _recompute,
+    "recompute_keep": _recompute,
+    "freeze": lambda s, p: ast.Freeze(s, p[1]),
+    "tune": lambda s, p: ast.Tune(s, p[1]),
+    "lora": lambda s, p: ast.Lora(s, p[1], tuple(p[3])),
+    # Expressions.
+    "ref": _ref,
+    "true": lambda s, p: ast.Boolean(s, True),
+    "false": lambda s, p: ast.Boolean(s, False),
+    "attribute": lambda s, p: ast.Attribute(s, p[0], p[2]),
+    "argument": lambda s, p: ast.Argument(s, None, p[0]),
+    "argument_key": lambda s, p: ast.Argument(s, p[0], p[2]),
+    "call": lambda s, p: ast.Call(s, p[0], (), tuple(p[2])),
+    "call_dims": _call_dims,
+    "value_call": lambda s, p: ast.Call(s, _ref(p[0].span, p), (), tuple(p[2])),
+    "pair": lambda s, p: ast.RenamePair(s, p[0], p[2]),
+    "rename": lambda s, p: ast.Rename(s, p[0], tuple(p[2])),
+    "negative": lambda s, p: ast.Unary(s, "-", p[1]),
+    "binary": _binary,
+    "power": _binary,
+    "tuple": lambda s, p: ast.Tuple(s, (p[1], *p[3])),
+    "list_empty": lambda s, p: ast.List(s, ()),
+    "list": lambda s, p: ast.List(s, tuple(p[1])),
+    # Selectors.
+    "star": lambda s, p: ast.Star(s),
+    "alternatives": lambda s, p: ast.Alternatives(s, tuple(p[1])),
+}

@@ -1,0 +1,1 @@
+"""The sections that are records: each read by the kinds of its fields into a settings Struct."""

@@ -1,0 +1,1 @@
+"""Names, dims and types of what was written: syntax tree to typed blocks."""

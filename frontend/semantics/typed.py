@@ -1,0 +1,282 @@
+"""Typed blocks: every expression with its dims, every name resolved. Independent of sizes.
+
+A typed expression is an operation, its arguments and its kind. The dims of a kind stand in the
+order in which the lowered value is laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+from fllmc.frontend import ast
+from fllmc.ir.span import NOWHERE, Span
+
+
+class Kind(Struct, frozen=True):
+    """What a value is: numbers over dims, indices of a dim, or truth values.
+
+    `host` marks plain numbers that are known on the host (constants, the step, the rate). A
+    `broken` kind stands for a mistake that was already reported; nothing more is said about it.
+    """
+
+    dims: tuple[str, ...] = ()
+    index: str = ""
+    form: Literal["number", "index", "truth", "broken"] = "number"
+    host: bool = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether a mistake in this value was already reported."""
+        return self.form == "broken"
+
+    def __str__(self) -> str:
+        if self.host:
+            return "a number"
+        return f"{self.index}[{', '.join(self.dims)}]"
+
+
+HOST = Kind(host=True)
+BROKEN = Kind(form="broken")
+
+
+class Local(Struct, frozen=True):
+    """An input, an equation's value, a state or a parameter of a rule."""
+
+    name: str
+
+
+class Constant(Struct, frozen=True):
+    """A number."""
+
+    value: float
+
+
+class Size(Struct, frozen=True):
+    """The size of a dim, as a number."""
+
+    dim: str
+
+
+class Prim(Struct, frozen=True):
+    """An elementwise operation by name."""
+
+    name: str
+
+
+class Reduce(Struct, frozen=True):
+    """`sum` or `max` over dims."""
+
+    name: Literal["sum", "max"]
+    dims: tuple[str, ...]
+
+
+class Contract(Struct, frozen=True):
+    """`dot[dims](a, b)`."""
+
+    dims: tuple[str, ...]
+
+
+class Renamed(Struct, frozen=True):
+    """The argument with dims renamed (old, new)."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+
+class Plain(Struct, frozen=True):
+    """A plain parameter as a value."""
+
+    param: str
+
+
+class Apply(Struct, frozen=True):
+    """An arrow applied to its one argument: a contraction, or a lookup when that holds indices."""
+
+    param: str
+    transposed: bool = False
+
+
+class Use(Struct, frozen=True):
+    """A sub-block or stack applied to arguments in the order of the block's inputs."""
+
+    name: str
+
+
+class Composite(Struct, frozen=True):
+    """A named composite over dims, with options in a fixed order."""
+
+    name: str
+    over: tuple[str, ...] = ()
+    options: tuple[tuple[str, float | str], ...] = ()
+
+
+class Rope(Struct, frozen=True):
+    """Rotary positions."""
+
+    along: str
+    dim: str
+    theta: float
+    layout: str
+
+
+class Attend(Struct, frozen=True):
+    """Attention; `scale` None stands for 1/sqrt(size of dim)."""
+
+    along: str
+    heads: str
+    kv_heads: str
+    dim: str
+    mask: str
+    scale: float | None
+
+
+class Positions(Struct, frozen=True):
+    """The positions along a dim, as indices of it."""
+
+    dim: str
+
+
+Operation = (
+    Local | Constant | Size | Prim | Reduce | Contract | Renamed | Plain | Apply | Use | Composite
+    | Rope | Attend | Positions
+)  # fmt: skip
+
+
+class Typed(Struct, frozen=True):
+    """An expression with its kind."""
+
+    kind: Kind
+    op: Operation
+    args: tuple[Typed, ...] = ()
+    span: Span = NOWHERE
+
+
+class Member(Struct, frozen=True):
+    """What a block declares under a name."""
+
+    name: str
+    span: Span
+
+
+class Param(Member, frozen=True):
+    """A parameter. An arrow has a source; a plain tensor has its dims in `target` alone.
+
+    `init` is as written; `lookup` says that the arrow is applied to indices somewhere.
+    """
+
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    shape: Span
+    init: ast.Expr | None = None
+    arrow: bool = False
+    lookup: bool = False
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The dims of the stored tensor: source, then target, primed where the source has it."""
+        return (*self.source, *(primed(name, self.source) for name in self.target))
+
+    def __str__(self) -> str:
+        return f"{_group(self.source)} -> {_group(self.target)}" if self.arrow else "a tensor"
+
+
+class Key(Struct, frozen=True, order=True):
+    """Which block: blocks of one name may stand in several files."""
+
+    file: str
+    name: str
+
+
+class Nested(Member, frozen=True):
+    """A `sub`, or a `stack` when `over` names a dim."""
+
+    block: Key
+    over: str = ""
+
+
+class Input(Struct, frozen=True):
+    """A typed input of a block."""
+
+    name: str
+    kind: Kind
+    span: Span
+
+
+class Signature(Struct, frozen=True):
+    """What the users of a block see of it."""
+
+    key: Key
+    inputs: tuple[Input, ...]
+    result: Kind
+    span: Span
+    result_span: Span
+
+
+class Requirement(Struct, frozen=True):
+    """What sizes must obey: `divides` (a divides b), `even` (a) or `same` (a and b)."""
+
+    rule: Literal["divides", "even", "same"]
+    a: str
+    b: str
+    span: Span
+
+
+class Step(Struct, frozen=True):
+    """One equation."""
+
+    name: str
+    value: Typed
+
+
+class Block(Struct, frozen=True):
+    """A typed block or model. `dims` are those it speaks of, each with one place."""
+
+    signature: Signature
+    is_model: bool
+    members: tuple[Param | Nested, ...]
+    steps: tuple[Step, ...]
+    returned: Typed
+    requirements: tuple[Requirement, ...]
+    dims: tuple[tuple[str, Span], ...]
+
+    @property
+    def params(self) -> Mapping[str, Param]:
+        """Its own parameters by name."""
+        return {member.name: member for member in self.members if isinstance(member, Param)}
+
+    @property
+    def nested(self) -> Mapping[str, Nested]:
+        """Its subs and stacks by name."""
+        return {member.name: member for member in self.members if isinstance(member, Nested)}
+
+
+class RuleParameter(Struct, frozen=True):
+    """A parameter of an optimizer or rate; `parts` names the items of a tuple argument."""
+
+    name: str
+    parts: tuple[str, ...]
+    default: tuple[float, ...] | None
+    truth: bool
+    span: Span
+
+
+class Rule(Struct, frozen=True):
+    """A typed optimizer or rate over host numbers."""
+
+    name: str
+    parameters: tuple[RuleParameter, ...]
+    states: tuple[tuple[str, float], ...]
+    steps: tuple[Step, ...]
+    returned: Typed | None
+    span: Span
+
+
+def primed(name: str, source: tuple[str, ...]) -> str:
+    """The stored name of a target dim: `embed'` where the source has `embed` too."""
+    return name + "'" if name in source else name
+
+
+def _group(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else "(" + ", ".join(names) + ")"

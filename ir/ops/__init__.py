@@ -1,0 +1,163 @@
+"""The ops: each defined once, by the class of its attributes.
+
+Whatever else is known of an op stands in one table per interpretation, kept with the interpreter
+(evaluator, gradients, placement, torch and JAX lowerings). A test walks ops and tables.
+"""
+
+from fllmc.ir.ops.attention import Attend, AttendGrad, Rope
+from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
+from fllmc.ir.ops.collective import COLLECTIVES, AllGather, AllReduce, LocalSlice, ReduceScatter
+from fllmc.ir.ops.contraction import (
+    Dot,
+    DotAdd,
+    Pick,
+    Put,
+    PutAdd,
+    Reduce,
+    ReduceMax,
+    ReduceSum,
+    Spread,
+    Take,
+)
+from fllmc.ir.ops.elementwise import (
+    Add,
+    AddN,
+    Cast,
+    Cos,
+    Div,
+    Elementwise,
+    Erf,
+    Exp,
+    Fill,
+    Iota,
+    Less,
+    Log,
+    Maximum,
+    Minimum,
+    Mul,
+    Neg,
+    Pow,
+    Random,
+    Rename,
+    Rsqrt,
+    Sigmoid,
+    Sin,
+    Sqrt,
+    Stop,
+    Sub,
+    Tanh,
+    Transpose,
+    Where,
+)
+from fllmc.ir.ops.structure import Call, Fused, Scan
+
+AnyAttrs = (
+    Add
+    | AddN
+    | AllGather
+    | AllReduce
+    | Attend
+    | AttendGrad
+    | Call
+    | Cast
+    | Cos
+    | Div
+    | Dot
+    | DotAdd
+    | Erf
+    | Exp
+    | Fill
+    | Fused
+    | Iota
+    | Less
+    | LocalSlice
+    | Log
+    | Maximum
+    | Minimum
+    | Mul
+    | Neg
+    | Pick
+    | Pow
+    | Put
+    | PutAdd
+    | Random
+    | ReduceMax
+    | ReduceScatter
+    | ReduceSum
+    | Rename
+    | Rope
+    | Rsqrt
+    | Scan
+    | Sigmoid
+    | Sin
+    | Spread
+    | Sqrt
+    | Stop
+    | Sub
+    | Take
+    | Tanh
+    | Transpose
+    | Where
+)
+
+OPS: dict[str, type[Attrs]] = {
+    str(cls.__struct_config__.tag): cls for cls in AnyAttrs.__args__ if issubclass(cls, Attrs)
+}
+
+__all__ = [
+    "COLLECTIVES",
+    "OPS",
+    "Add",
+    "AddN",
+    "AllGather",
+    "AllReduce",
+    "AnyAttrs",
+    "Attend",
+    "AttendGrad",
+    "Attrs",
+    "Call",
+    "Cast",
+    "Cos",
+    "Div",
+    "Dot",
+    "DotAdd",
+    "Elementwise",
+    "Env",
+    "Erf",
+    "Exp",
+    "Fill",
+    "Fused",
+    "Iota",
+    "Less",
+    "LocalSlice",
+    "Log",
+    "Maximum",
+    "Minimum",
+    "Mul",
+    "Neg",
+    "Pick",
+    "Pow",
+    "Put",
+    "PutAdd",
+    "Random",
+    "Reduce",
+    "ReduceMax",
+    "ReduceScatter",
+    "ReduceSum",
+    "Rename",
+    "Rope",
+    "Rsqrt",
+    "Scan",
+    "Sigmoid",
+    "Signature",
+    "Sin",
+    "Spread",
+    "Sqrt",
+    "Stop",
+    "Sub",
+    "Take",
+    "Tanh",
+    "Transpose",
+    "TypeRuleError",
+    "Where",
+]

@@ -1,0 +1,70 @@
+"""Collectives: the only ops through which ranks see each other's values, and the local slice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fllmc.ir.ops.base import Attrs, Env, distinct, require
+from fllmc.ir.types import Dim, Type
+
+
+def replace_dim(kind: Type, new: Dim) -> Type:
+    """The type with the dim of that name placed as `new`."""
+    return kind.placed(distinct(tuple(new if d.name == new.name else d for d in kind.dims)))
+
+
+class AllReduce(Attrs, frozen=True, tag="all_reduce"):
+    """Combine partial values over axes, by the type's sum or maximum; every rank gets the result."""
+
+    axes: tuple[str, ...]
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (kind,) = operands
+        require(set(self.axes) <= set(kind.partial), f"{kind} is not open over {self.axes}")
+        left = tuple(axis for axis in kind.partial if axis not in self.axes)
+        combine = kind.combine if left else "sum"
+        return (msgspec.structs.replace(kind, partial=left, combine=combine),)
+
+
+class AllGather(Attrs, frozen=True, tag="all_gather"):
+    """Make a dim whole over its innermost axes: every rank gets all parts, in order."""
+
+    dim: str
+    axes: tuple[str, ...]
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (kind,) = operands
+        have = kind.axes_of(self.dim)
+        require(have[len(have) - len(self.axes) :] == self.axes, f"{kind}: not divided by {self.axes}")
+        return (replace_dim(kind, Dim(self.dim, have[: len(have) - len(self.axes)])),)
+
+
+class ReduceScatter(Attrs, frozen=True, tag="reduce_scatter"):
+    """Sum partial values over axes and give each rank its part of a dim."""
+
+    dim: str
+    axes: tuple[str, ...]
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (kind,) = operands
+        require(set(self.axes) <= set(kind.partial), f"{kind} is not open over {self.axes}")
+        require(kind.combine == "sum", "only sums are scattered")
+        left = tuple(axis for axis in kind.partial if axis not in self.axes)
+        closed = msgspec.structs.replace(kind, partial=left)
+        return (replace_dim(closed, Dim(self.dim, (*kind.axes_of(self.dim), *self.axes))),)
+
+
+class LocalSlice(Attrs, frozen=True, tag="local_slice"):
+    """Keep this rank's part of a dim over further axes. No communication."""
+
+    dim: str
+    axes: tuple[str, ...]
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (kind,) = operands
+        return (replace_dim(kind, Dim(self.dim, (*kind.axes_of(self.dim), *self.axes))),)
+
+
+COLLECTIVES = (AllReduce, AllGather, ReduceScatter)

@@ -1,0 +1,97 @@
+"""Ops that run other functions: call, scan, and the fused group of the plan level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fllmc.ir.ops.base import Attrs, Env, Signature, require
+from fllmc.ir.types import Dim, Type
+
+
+def signature(env: Env, name: str) -> Signature:
+    """A function's signature."""
+    require(name in env.functions, f"no function {name}")
+    return env.functions[name]
+
+
+def matches(given: Sequence[Type], wanted: Sequence[Type], what: str) -> None:
+    """Check operand types against a signature, one by one."""
+    require(len(given) == len(wanted), f"{what}: {len(given)} values for {len(wanted)} inputs")
+    for position, (have, want) in enumerate(zip(given, wanted, strict=True)):
+        require(have == want, f"{what} {position} is {have}, wanted {want}")
+
+
+class Call(Attrs, frozen=True, tag="call"):
+    """Run a function once."""
+
+    function: str
+    arity = -1
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        found = signature(env, self.function)
+        matches(operands, found.inputs, f"{self.function}: input")
+        return found.results
+
+
+class Scan(Attrs, frozen=True, tag="scan"):
+    """Run a function once for each position of dim `over`, as jax.lax.scan does.
+
+    Operands: `carries` values handed from one run to the next, then `slices` values whose first dim
+    is `over`, of which each run gets its own position, then values that all runs share. Results: the
+    last carries, then the function's other results stacked along a new first dim `over`. `reverse`
+    runs from the last position to the first. The function takes (carries, slices, shared) and gives
+    (carries, stacked).
+    """
+
+    function: str
+    over: str
+    carries: int
+    slices: int
+    reverse: bool = False
+    arity = -1
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        found = signature(env, self.function)
+        stop = self.carries + self.slices
+        for kind in operands[self.carries : stop]:
+            require(kind.names[:1] == (self.over,), f"{kind} does not begin with {self.over}")
+            require(not kind.dims[0].axes, f"{self.over} is divided in {kind}")
+        inner = (
+            *operands[: self.carries],
+            *(kind.placed(kind.dims[1:]) for kind in operands[self.carries : stop]),
+            *operands[stop:],
+        )
+        matches(inner, found.inputs, f"{self.function}: input")
+        matches(found.results[: self.carries], operands[: self.carries], f"{self.function}: carry")
+        stacked = [kind.placed((Dim(self.over), *kind.dims)) for kind in found.results[self.carries :]]
+        return (*found.results[: self.carries], *stacked)
+
+    def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
+        return (self.over,)
+
+
+class Fused(Attrs, frozen=True, tag="fused"):
+    """Run a function of elementwise ops and reductions as one kernel over tiles of `rows`.
+
+    Every value inside either begins with all of `rows` or has none of them. A result without `rows`
+    is a sum over them, gathered tile by tile.
+    """
+
+    function: str
+    rows: tuple[str, ...]
+    arity = -1
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        found = signature(env, self.function)
+        matches(operands, found.inputs, f"{self.function}: input")
+        for kind in (*found.inputs, *found.results):
+            inside = [name for name in kind.names if name in self.rows]
+            require(not inside or kind.names[: len(self.rows)] == self.rows, f"{kind}: rows apart")
+        return found.results
+
+
+def stack_of(kind: Type, over: str) -> Type:
+    """The type with `over` as a new first dim."""
+    return msgspec.structs.replace(kind, dims=(Dim(over), *kind.dims))

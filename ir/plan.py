@@ -1,0 +1,107 @@
+"""The plan: everything a run needs, as strict data. The generated code follows from it alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from fllmc.ir.program import Program
+from fllmc.ir.settings import Data, Train
+from fllmc.ir.types import Type
+
+SCHEMA = "fllmc.plan/1"
+ALIGNMENT = 64
+"""Bytes; every buffer begins at a multiple of it."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a value of a function lives.
+
+    `frame`: at byte `number` of the function's frame. `argument`: in the buffer of input `number`,
+    in place. `result`: in the buffer that the caller gives for result `number`. `host`: a Python
+    float in host slot `number`. `none`: it has no storage (an alias that nothing reads).
+    """
+
+    kind: Literal["frame", "argument", "result", "host", "none"]
+    number: int = 0
+
+
+class OpPlace(msgspec.Struct, frozen=True):
+    """Frame offsets that an op needs besides its values: of its callee's frame and of scratch."""
+
+    frame: int = 0
+    scratch: tuple[int, ...] = ()
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """The memory of one function: bytes, the least possible bytes, and the place of each value."""
+
+    function: str
+    bytes: int
+    live_bytes: int
+    places: tuple[Place, ...]
+    ops: tuple[OpPlace, ...]
+    tile_rows: int = 0
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A tensor that outlives the step: a parameter, optimizer state, or an entry's other input or
+    output. `offset` counts from the arena's start; `initial` is the fill of a state."""
+
+    name: str
+    role: Literal["param", "state", "data", "output"]
+    type: Type
+    offset: int
+    bytes: int
+    initial: float = 0.0
+
+
+class Collective(msgspec.Struct, frozen=True):
+    """One collective of the program: `bytes` per call and rank, `calls` per step of its entry.
+
+    Bytes are those of the tensor (all_reduce), of the result (all_gather) or of the operand
+    (reduce_scatter). `site` is the number by which the generated code names it.
+    """
+
+    site: int
+    kind: str
+    axes: tuple[str, ...]
+    bytes: int
+    calls: int
+    entry: str
+    path: str
+    dtype: str
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Something that the compiler chose: what, where, why, and what was not chosen."""
+
+    subject: str
+    choice: str
+    reason: str
+    rejected: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The whole plan of one compiled run."""
+
+    program: Program
+    frames: tuple[Frame, ...]
+    stored: tuple[Stored, ...]
+    arena_bytes: int
+    frame_base: int
+    collectives: tuple[Collective, ...]
+    data: Data
+    train: Train
+    decisions: tuple[Decision, ...] = ()
+    mesh_read: str = ""
+    target: str = "cpu"
+    schema: str = SCHEMA
+
+    def frame(self, function: str) -> Frame:
+        """The frame of a function; KeyError if there is none."""
+        for frame in self.frames:
+            if frame.function == function:
+                return frame
+        raise KeyError(function)

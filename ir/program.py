@@ -1,0 +1,170 @@
+"""The program: flat SSA functions over named-dim tensors, the same Structs at all four levels.
+
+    Program = level, dims, mesh, parameters, functions, entries
+    Function = inputs, ops, results; values are numbers: the inputs first, then the ops' results
+    Op = attributes (whose class is the op's kind), operands, results, path, span
+
+Operands are numbers, never nested nodes, so a program of any length is linear to walk, hash and
+encode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import msgspec
+
+from fllmc.ir.ops import AnyAttrs, Signature
+from fllmc.ir.span import NOWHERE, Span
+from fllmc.ir.types import Mesh, Sizes, Type
+
+Level = Literal["model", "training", "sharded", "plan"]
+LEVELS: tuple[Level, ...] = ("model", "training", "sharded", "plan")
+
+Role = Literal["param", "state", "data", "host", "value"]
+"""What an input is: a trained tensor, optimizer state, batch data, a host scalar, or a plain value."""
+
+
+class Init(msgspec.Struct, frozen=True):
+    """How a parameter begins: `normal` with standard deviation `std`, `zeros` or `ones`."""
+
+    kind: Literal["normal", "zeros", "ones"]
+    std: float = 0.0
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """One parameter tensor; those of a stack are one tensor whose first dim is the stack's.
+
+    `name` is the path without positions, `body.attn.wq`; `stack` is the dim of the stack or empty,
+    and `depth` the number of path parts before the position: layer 7 is `body.7.attn.wq`.
+    """
+
+    name: str
+    type: Type
+    init: Init
+    trainable: bool = True
+    stack: str = ""
+    depth: int = 0
+    decays: bool = True
+    span: Span = NOWHERE
+
+    def layer_name(self, layer: int) -> str:
+        """The path of one layer's part, as users and checkpoints name it."""
+        if not self.stack:
+            return self.name
+        parts = self.name.split(".")
+        return ".".join((*parts[: self.depth], str(layer), *parts[self.depth :]))
+
+
+class Input(msgspec.Struct, frozen=True):
+    """An input of a function: a name and a role. Its type stands in the function's types."""
+
+    name: str
+    role: Role = "value"
+
+
+class Op(msgspec.Struct, frozen=True):
+    """One operation. `path` is its place in the model (`attn.attend`), for selectors and reports."""
+
+    attrs: AnyAttrs
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    path: str = ""
+    span: Span = NOWHERE
+
+    @property
+    def kind(self) -> str:
+        """The op's name."""
+        return self.attrs.kind
+
+
+class Function(msgspec.Struct, frozen=True):
+    """A straight line of ops. Result i is called `outputs[i]`.
+
+    In an entry, an output that bears the name of a param or state input replaces it.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    ops: tuple[Op, ...]
+    results: tuple[int, ...]
+    outputs: tuple[str, ...]
+    types: tuple[Type, ...]
+    span: Span = NOWHERE
+
+    @property
+    def signature(self) -> Signature:
+        """The types of inputs and results."""
+        inputs = self.types[: len(self.inputs)]
+        return Signature(inputs, tuple(self.types[value] for value in self.results))
+
+    def input_number(self, name: str) -> int:
+        """The value number of the named input; KeyError if there is none."""
+        for number, given in enumerate(self.inputs):
+            if given.name == name:
+                return number
+        raise KeyError(name)
+
+
+class DimSize(msgspec.Struct, frozen=True):
+    """A declared dim and its global size."""
+
+    name: str
+    size: int
+
+
+class Program(msgspec.Struct, frozen=True):
+    """A whole program at one level. `entries` are the functions that a run calls."""
+
+    level: Level
+    dims: tuple[DimSize, ...]
+    functions: tuple[Function, ...]
+    entries: tuple[str, ...]
+    parameters: tuple[Parameter, ...] = ()
+    mesh: Mesh = Mesh()
+
+    @property
+    def sizes(self) -> Sizes:
+        """Dim sizes with the mesh, for shapes and bytes."""
+        return Sizes({dim.name: dim.size for dim in self.dims}, self.mesh)
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """Every function's signature by name."""
+        return {function.name: function.signature for function in self.functions}
+
+    def function(self, name: str) -> Function:
+        """The function of that name; KeyError if there is none."""
+        for function in self.functions:
+            if function.name == name:
+                return function
+        raise KeyError(name)
+
+    def parameter(self, name: str) -> Parameter:
+        """The parameter of that name; KeyError if there is none."""
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise KeyError(name)
+
+    def with_functions(self, *changed: Function, drop: tuple[str, ...] = ()) -> Program:
+        """The program with functions replaced by name, new ones added at the end, some dropped."""
+        new = {function.name: function for function in changed}
+        kept = [new.pop(f.name, f) for f in self.functions if f.name not in drop]
+        return msgspec.structs.replace(self, functions=(*kept, *new.values()))
+
+    def with_dim(self, name: str, size: int) -> Program:
+        """The program with one dim's size set or added."""
+        dims = [DimSize(d.name, size) if d.name == name else d for d in self.dims]
+        if all(dim.name != name for dim in dims):
+            dims.append(DimSize(name, size))
+        return msgspec.structs.replace(self, dims=tuple(dims))
+
+
+def callees(function: Function) -> Iterator[str]:
+    """Names of the functions that this one runs, in order, with repeats."""
+    for op in function.ops:
+        name = getattr(op.attrs, "function", "")
+        if name:
+            yield name

@@ -1,0 +1,145 @@
+"""What the sections beside the model say, checked and with every default filled in.
+
+The frontend makes these, the driver turns them into passes with options, and the plan keeps what
+the run needs. Nothing here refers to the syntax.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from fllmc.ir.program import Program
+from fllmc.ir.span import NOWHERE, Span
+from fllmc.ir.types import Mesh
+
+
+class Precision(msgspec.Struct, frozen=True):
+    """Dtypes: of stored parameters, of computation, and of gradient accumulation and reduction."""
+
+    params: str = "f32"
+    compute: str = "f32"
+    reduce: str = "f32"
+
+
+class Data(msgspec.Struct, frozen=True):
+    """A data source and how it is cut into samples.
+
+    `source` is `builtin:NAME` or a path or glob, relative to `folder`. `tokenizer` is `bytes`,
+    `bpe:VOCAB` (trained on the training part) or the path of a tokenizer file. `holdout` is the
+    fraction at the end that is only validated on. `batch` counts samples, `seq` tokens.
+    """
+
+    name: str
+    source: str
+    batch: int
+    seq: int
+    tokenizer: str = "bytes"
+    vocab: int = 256
+    holdout: float = 0.1
+    seed: int = 0
+    pack: str = "stream"
+    folder: str = ""
+    span: Span = NOWHERE
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """The training loss. `mask` names the data field with per-token weights, or is empty."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    z_loss: float = 0.0
+    mask: str = ""
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """Text to generate at the end of a run; `tokens` 0 for none."""
+
+    prompt: str = ""
+    tokens: int = 0
+    temperature: float = 0.8
+
+
+class Train(msgspec.Struct, frozen=True):
+    """A training run. The optimizer and rate are functions of the program.
+
+    `clip` is the largest allowed global gradient norm, 0 for none. Intervals are in steps, 0 for
+    never.
+    """
+
+    name: str
+    model: str
+    steps: int
+    loss: Loss = Loss()
+    precision: Precision = Precision()
+    clip: float = 0.0
+    seed: int = 0
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    log_every: int = 10
+    sample: Sample = Sample()
+    init: str = ""
+    span: Span = NOWHERE
+
+
+class Shard(msgspec.Struct, frozen=True):
+    """`shard DIMS over AXES`; with a selector it speaks of the stored parameters alone."""
+
+    dims: tuple[str, ...]
+    axes: tuple[str, ...]
+    selector: str = ""
+    span: Span = NOWHERE
+
+
+class Recompute(msgspec.Struct, frozen=True):
+    """`recompute SELECTOR keep [...]`: values under these paths are not kept for the backward."""
+
+    selector: str
+    keep: tuple[str, ...] = ()
+    span: Span = NOWHERE
+
+
+class Lora(msgspec.Struct, frozen=True):
+    """Low-rank updates on the selected arrows (Hu et al. 2021): y + alpha/rank * b(a(x))."""
+
+    selector: str
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    span: Span = NOWHERE
+
+
+class Adapter(msgspec.Struct, frozen=True):
+    """What an adapter changes, in order: frozen, then tuned, then low-rank updates."""
+
+    name: str
+    freeze: tuple[str, ...] = ()
+    tune: tuple[str, ...] = ()
+    lora: tuple[Lora, ...] = ()
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """Placement and memory directives."""
+
+    name: str = "default"
+    shards: tuple[Shard, ...] = ()
+    recompute: tuple[Recompute, ...] = ()
+    microbatches: int = 1
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """A checked spec: the model program and the settings of the one run that is compiled.
+
+    The program's functions include the entry `model`, and `optimizer`, `optimizer.no_decay`,
+    `optimizer.states` and `rate` over scalars. `mesh` is the one declared in the file, if any.
+    `schedules` are the file's (with the mesh's name they are for), the chosen one first.
+    """
+
+    name: str
+    program: Program
+    data: Data
+    train: Train
+    schedule: Schedule = Schedule()
+    mesh: Mesh = Mesh()
+    adapter: Adapter | None = None
+    sources: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,219 @@
+"""What `shard` directives say of a mesh: where each dim lives, and where parameters are stored.
+
+Every dim has one canonical placement, the same in all values. A directive with a selector divides
+further how the selected parameters are stored: they are gathered where they are used, and their
+gradients and optimizer states are divided as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import gcd
+
+from msgspec import Struct
+
+from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.program import Parameter, Program
+from fllmc.ir.select import selects_parameter
+from fllmc.ir.settings import Shard
+from fllmc.ir.span import Span
+from fllmc.ir.types import Dim, Mesh, Sizes, Type
+from fllmc.passes.place_errors import AxisTwice, Indivisible, NoSuchAxis, SelectsNothing
+
+Axes = Mapping[str, tuple[str, ...]]
+"""The axes that divide each dim, by the dim's name; a dim that is absent is whole."""
+
+
+class Because(Struct, frozen=True):
+    """Dim `dim` is on `axis` because of the directive at `span`; `text` is the directive."""
+
+    dim: str
+    axis: str
+    span: Span
+    text: str
+
+
+class Layout(Struct, frozen=True):
+    """The directives, resolved: `canonical` for all values, `stored` for single parameters."""
+
+    mesh: Mesh
+    canonical: Axes
+    stored: Mapping[str, Axes]
+    reasons: tuple[Because, ...]
+    stored_reasons: Mapping[str, tuple[Because, ...]]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all is divided."""
+        return not self.canonical and not self.stored
+
+    def place(self, kind: Type) -> Type:
+        """The type at the canonical placement of its dims."""
+        return placed(kind, self.canonical)
+
+    def place_parameter(self, name: str, kind: Type) -> Type:
+        """The type of a parameter, or of a state or gradient of it, as it is stored."""
+        return placed(kind, self.stored.get(name, self.canonical))
+
+    def why(self, dim: str, axis: str, parameter: str = "") -> Because | None:
+        """The directive that put the dim on the axis."""
+        for reason in (*self.reasons, *self.stored_reasons.get(parameter, ())):
+            if (reason.dim, reason.axis) == (dim, axis):
+                return reason
+        return None
+
+
+def placed(kind: Type, axes: Axes) -> Type:
+    """The type with each dim on its axes."""
+    return kind.placed(Dim(dim.name, axes.get(dim.name, ())) for dim in kind.dims)
+
+
+def directive_text(shard: Shard) -> str:
+    """The directive as it is written."""
+    dims = shard.dims[0] if len(shard.dims) == 1 else f"({', '.join(shard.dims)})"
+    axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
+    return f"shard {dims} over {axes}" + (f" in {shard.selector}" if shard.selector else "")
+
+
+class Resolved(Struct, frozen=True):
+    """A layout with what is wrong or to be noted about the directives."""
+
+    layout: Layout
+    diagnostics: tuple[Diagnostic, ...]
+
+
+def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
+    """The layout that directives give a training program on a mesh."""
+    sizes = Sizes(program.sizes.dims, mesh)
+    divided = {axis.name for axis in mesh.axes if axis.size > 1}
+    canonical: dict[str, tuple[str, ...]] = {}
+    reasons: list[Because] = []
+    found: list[Diagnostic] = list(_missing_axes(shards, mesh))
+    for shard in shards:
+        if not shard.selector:
+            for reason in _reasons(shard, divided, sizes):
+                canonical[reason.dim] = (*canonical.get(reason.dim, ()), reason.axis)
+                reasons.append(reason)
+    found += _repeated(reasons, "every value that has it")
+    stored: dict[str, Axes] = {}
+    stored_reasons: dict[str, tuple[Because, ...]] = {}
+    for shard in shards:
+        if shard.selector:
+            chosen = [p for p in program.parameters if selects_parameter(shard.selector, p)]
+            if not chosen:
+                found.append(_selects_nothing(shard, program))
+            for parameter in chosen:
+                here = [r for r in _reasons(shard, divided, sizes) if _has(parameter, r.dim)]
+                axes = dict(stored.get(parameter.name, canonical))
+                for reason in here:
+                    axes[reason.dim] = (*axes.get(reason.dim, ()), reason.axis)
+                if here:
+                    stored[parameter.name] = axes
+                    before = stored_reasons.get(parameter.name, ())
+                    stored_reasons[parameter.name] = (*before, *here)
+    layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons)
+    found += _indivisible(layout, sizes, program)
+    return Resolved(layout, tuple(found))
+
+
+def _has(parameter: Parameter, dim: str) -> bool:
+    return dim in parameter.type.names
+
+
+def _reasons(shard: Shard, divided: Iterable[str], sizes: Sizes) -> list[Because]:
+    text = directive_text(shard)
+    return [
+        Because(dim, axis, shard.span, text)
+        for dim in shard.dims
+        if _declared(dim, sizes)
+        for axis in shard.axes
+        if axis in divided
+    ]
+
+
+def _declared(dim: str, sizes: Sizes) -> bool:
+    try:
+        return sizes.size(dim) > 0
+    except KeyError:
+        return False
+
+
+def _missing_axes(shards: Sequence[Shard], mesh: Mesh) -> Iterable[Diagnostic]:
+    """A warning for each axis that the mesh lacks; none on one device, where nothing is divided."""
+    if mesh.size == 1:
+        return
+    told: set[str] = set()
+    for shard in shards:
+        for axis in shard.axes:
+            if not mesh.has(axis) and axis not in told:
+                told.add(axis)
+                dims = {d for other in shards if axis in other.axes for d in other.dims}
+                shown = ", ".join(f"`{dim}`" for dim in sorted(dims))
+                yield NoSuchAxis(shard.span, axis, shown, str(mesh))
+
+
+def _selects_nothing(shard: Shard, program: Program) -> Diagnostic:
+    paths = tuple(p.layer_name(0).replace(".0.", ".*.") for p in program.parameters)
+    return SelectsNothing(shard.span, shard.selector, paths)
+
+
+def _repeated(reasons: Sequence[Because], value: str) -> list[Diagnostic]:
+    """A dim that is put on one axis twice."""
+    found: list[Diagnostic] = []
+    seen: dict[tuple[str, str], Because] = {}
+    for reason in reasons:
+        first = seen.setdefault((reason.dim, reason.axis), reason)
+        if first is not reason:
+            dims = f"`{reason.dim}` and `{reason.dim}` again"
+            found.append(AxisTwice(reason.span, reason.axis, dims, value, first.span))
+    return found
+
+
+def _indivisible(layout: Layout, sizes: Sizes, program: Program) -> list[Diagnostic]:
+    """Dims that their axes do not divide, each reported once for an axis."""
+    found: dict[tuple[str, str], Diagnostic] = {}
+    cases = [("", dim, axes) for dim, axes in layout.canonical.items()]
+    for name, stored in layout.stored.items():
+        here = program.parameter(name).type.names
+        cases += [(name, dim, axes) for dim, axes in stored.items() if dim in here]
+    for name, dim, axes in cases:
+        rest = sizes.size(dim)
+        for axis in axes:
+            extent = layout.mesh.extent((axis,))
+            if rest % extent:
+                found.setdefault((dim, axis), _misfit(layout, sizes, name, dim, axis))
+                break
+            rest //= extent
+    return list(found.values())
+
+
+def _misfit(layout: Layout, sizes: Sizes, parameter: str, dim: str, axis: str) -> Diagnostic:
+    reason = layout.why(dim, axis, parameter)
+    assert reason is not None
+    shares = [
+        (other, _share(layout, sizes, other, axis, axes))
+        for placement in (layout.canonical, layout.stored.get(parameter, {}))
+        for other, axes in placement.items()
+        if axis in axes
+    ]
+    common = 0
+    for _, share in shares:
+        common = gcd(common, share)
+    shown = tuple(dict.fromkeys(f"{other}={sizes.size(other)}" for other, _ in shares))
+    extent = layout.mesh.extent((axis,))
+    return Indivisible(
+        reason.span, dim, sizes.size(dim), axis, extent, shown, divisors(common)
+    )
+
+
+def _share(
+    layout: Layout, sizes: Sizes, dim: str, axis: str, axes: tuple[str, ...]
+) -> int:
+    """The dim's size after the other axes that divide it."""
+    size = sizes.size(dim)
+    return size // gcd(size, layout.mesh.extent(other for other in axes if other != axis))
+
+
+def divisors(number: int) -> tuple[int, ...]:
+    """All divisors, ascending."""
+    return tuple(size for size in range(1, number + 1) if number % size == 0)

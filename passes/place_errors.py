@@ -1,0 +1,162 @@
+"""What can be wrong with `shard` directives, in words. Codes E0310 to E0349."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from fllmc.ir.diagnostics import Diagnostic, Label, Severity, did_you_mean
+from fllmc.ir.span import NOWHERE, Span
+
+
+def sizes_shown(sizes: tuple[int, ...]) -> str:
+    """`1, 2, 4 or 8`."""
+    words = [str(size) for size in sizes]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+class Indivisible(Diagnostic, frozen=True):
+    """An axis does not divide a dim.
+
+    Every rank holds an equal part of a dim that is divided over an axis, so the axis's size has to
+    divide the dim's. The help lists the sizes that divide all dims that the schedule puts on it.
+    """
+
+    code = "E0310"
+    title = "axis `{axis}` of size {extent} does not divide `{dim}` of size {size}"
+    label = "`{dim}` is divided over `{axis}` here"
+    note = ("each rank holds an equal part of a divided dim",)
+
+    dim: str
+    size: int
+    axis: str
+    extent: int
+    others: tuple[str, ...]
+    works: tuple[int, ...]
+
+    def helps(self) -> tuple[str, ...]:
+        """The sizes that work, for all dims on this axis."""
+        what = f"`{self.dim}`" if len(self.others) < 2 else f"all of {', '.join(self.others)}"
+        return (f"`{self.axis}` of size {sizes_shown(self.works)} divides {what}",)
+
+
+class AxisTwice(Diagnostic, frozen=True):
+    """An axis divides two dims of one value, or one dim twice.
+
+    The ranks along an axis are numbered once: they can share out one dim of a value, not two. Keep
+    one of the two directives, or put one of the dims on another axis.
+    """
+
+    code = "E0311"
+    title = "axis `{axis}` would divide both {dims} of {value}"
+    label = "this puts `{axis}` on a dim of {value}"
+    help = ("put one of the two dims on another axis of the mesh, or leave it whole",)
+
+    axis: str
+    dims: str
+    value: str
+    other: Span = NOWHERE
+
+    def secondary(self) -> tuple[Label, ...]:
+        """The other directive."""
+        if self.other in (NOWHERE, self.span):
+            return ()
+        return (Label(self.other, f"`{self.axis}` is already used here"),)
+
+
+class MustBeWhole(Diagnostic, frozen=True):
+    """An op needs a dim whole that a directive divides.
+
+    Some ops look at all positions of a dim at once: attention at `seq` and `head_dim`, rotary
+    positions at both, a stack at its layers. Dividing these needs another algorithm, such as ring
+    attention or a pipeline, and is not a matter of placement alone.
+    """
+
+    code = "E0312"
+    title = "`{dim}` can't be divided over `{axis}`: {kind} at {path} needs it whole"
+    label = "`{dim}` is divided here"
+    help = ("take `{dim}` out of this directive",)
+
+    dim: str
+    axis: str
+    kind: str
+    path: str
+    where: Span = NOWHERE
+
+    def secondary(self) -> tuple[Label, ...]:
+        """The op that needs the dim whole."""
+        if self.where == NOWHERE:
+            return ()
+        return (Label(self.where, f"this {self.kind} needs all of `{self.dim}`"),)
+
+
+class SelectsNothing(Diagnostic, frozen=True):
+    """A `shard ... in SELECTOR` directive matches no parameter.
+
+    A selector is a dotted path with `*` for one or more parts; it speaks of all layers of a stack or
+    of none. `fllmc inspect SPEC` lists the paths.
+    """
+
+    code = "E0313"
+    title = "no parameter matches `{selector}`"
+    label = "nothing is selected"
+
+    selector: str
+    paths: tuple[str, ...]
+
+    def helps(self) -> tuple[str, ...]:
+        """The nearest path, or some paths."""
+        found = did_you_mean(self.selector, self.paths)
+        shown = ", ".join(f"`{path}`" for path in self.paths[:3])
+        return found or ((f"parameters are {shown} ...",) if shown else ())
+
+
+class HeadsApart(Diagnostic, frozen=True):
+    """Query heads and the key/value heads that they use would lie on different ranks.
+
+    With grouped heads, a rank that holds some query heads needs the key/value heads of these, so
+    `heads` and `kv_heads` are placed on the same axes, and the axes' size divides both.
+    """
+
+    code = "E0314"
+    title = "`{heads}` and `{kv_heads}` have to be divided alike"
+    label = "{reason}"
+
+    heads: str
+    kv_heads: str
+    reason: str
+    axis: str
+    works: tuple[int, ...]
+    other: Span = NOWHERE
+
+    def secondary(self) -> tuple[Label, ...]:
+        """The attention that uses both."""
+        if self.other == NOWHERE:
+            return ()
+        return (Label(self.other, f"`{self.heads}` attend to `{self.kv_heads}` here"),)
+
+    def helps(self) -> tuple[str, ...]:
+        """Sizes that work, and how to write it."""
+        sizes = sizes_shown(self.works)
+        return (
+            f"`shard ({self.heads}, {self.kv_heads}) over {self.axis}` works with `{self.axis}` of "
+            f"size {sizes}",
+        )
+
+
+class NoSuchAxis(Diagnostic, frozen=True):
+    """A schedule names an axis that the mesh does not have, so the directive has no effect.
+
+    A schedule can be used on meshes that lack some of its axes; the dims are then whole. Name the
+    mesh's axes to give the directive an effect: `--mesh data=8,tensor=4`.
+    """
+
+    code = "W0315"
+    severity: ClassVar[Severity] = "warning"
+    title = "the mesh has no axis `{axis}`, so {dims} stay undivided on it"
+    label = "`{axis}` is named here"
+    note = ("the mesh is {mesh}",)
+    help = ("name the axis when you give the mesh, as in `--mesh {axis}=2`",)
+
+    axis: str
+    dims: str
+    mesh: str

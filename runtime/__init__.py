@@ -1,0 +1,1 @@
+"""Executes an artifact: ranks, communication, buffers, data, checkpoints, training, metrics."""

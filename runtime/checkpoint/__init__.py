@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors pieces and a manifest with hashes, committed by one rename."""
