@@ -17,11 +17,13 @@ import msgspec
 from fllmc.codegen.tiles import tile_rows
 from fllmc.ir.ops import (
     AddN,
+    AllGather,
     AllReduce,
     DotAdd,
     Elementwise,
     Fused,
     PutAdd,
+    ReduceScatter,
     ReduceSum,
     Rename,
     Scan,
@@ -30,6 +32,7 @@ from fllmc.ir.ops import (
 from fllmc.ir.plan import ALIGNMENT, Frame, OpPlace, Place
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.types import DTYPE_BYTES, Sizes, Type
+from fllmc.ir.walk import host_values
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -125,7 +128,7 @@ class Planner:
         function: Function,
         program: Program,
         frames: Mapping[str, Frame],
-        donated: Mapping[int, int],
+        donated: Mapping[int, Sequence[int]],
         rows: tuple[str, ...] = (),
     ):
         self.function = function
@@ -137,7 +140,7 @@ class Planner:
         self.tile = tile_rows(function, rows, self.sizes) if rows else 0
         self.classes = Classes(function)
         self.inputs = len(function.inputs)
-        self.host = host_numbers(function)
+        self.host = host_values(function)
         self.in_place: dict[int, int] = {}
 
     def bytes(self, kind: Type) -> int:
@@ -162,7 +165,15 @@ class Planner:
                 found = [op.operands[result]] if result < carries else self.scan_reusable(op, result)
             case _:
                 found = []
-        return [v for v in found if self.layout(v) == layout(kind) and v not in self.host]
+        good = [v for v in found if self.layout(v) == layout(kind) and v not in self.host]
+        if isinstance(op.attrs, Elementwise) and not isinstance(op.attrs, AddN):
+            return good
+        return [v for v in good if isinstance(op.attrs, Fused) or self.alone(v, op)]
+
+    def alone(self, value: int, op: Op) -> bool:
+        """Whether no other operand of the op has the storage of this one."""
+        mine = self.classes.find(value)
+        return sum(self.classes.find(other) == mine for other in op.operands) == 1
 
     def layout(self, value: int) -> tuple[str, tuple[str, ...]]:
         """What must agree for two values to share storage."""
@@ -182,7 +193,11 @@ class Planner:
         kind = body.types[body.results[result]]
         if kind.names[: len(rows)] != rows:
             return []
-        return [v for k, v in enumerate(op.operands) if classes.last[k] <= first]
+        last: dict[int, int] = {}
+        for number, value in enumerate(op.operands):
+            root = self.classes.find(value)
+            last[root] = max(last.get(root, -1), classes.last[number])
+        return [v for v in op.operands if last[self.classes.find(v)] <= first]
 
     def scan_reusable(self, op: Op, result: int) -> list[int]:
         """The slice operand that the body updates in place to make a stacked result."""
@@ -190,8 +205,8 @@ class Planner:
             return []
         frame = self.frames[op.attrs.function]
         body = self.program.function(op.attrs.function)
-        place = frame.places[body.results[result]]
-        return [op.operands[place.number]] if place.kind == "argument" else []
+        given = updated_input(body, frame, op.attrs, result)
+        return [] if given is None else [op.operands[given]]
 
     def chain(self, result: int, given: int) -> list[int]:
         """Values from input `given` to `result`, each written over the one before; empty if none."""
@@ -216,13 +231,17 @@ class Planner:
 
     def join_donated(self) -> None:
         """Update inputs in place where a chain of overwriting ops leads from input to result."""
-        for result, given in sorted(self.donated.items()):
+        for result, candidates in sorted(self.donated.items()):
             value = self.function.results[result]
-            path = self.chain(value, given)
-            if path and self.function.results.count(value) == 1:
-                for later in path[1:]:
-                    self.classes.join(given, later)
-                self.in_place[result] = given
+            if self.function.results.count(value) > 1:
+                continue
+            for given in candidates:
+                path = [] if given in self.in_place.values() else self.chain(value, given)
+                if path:
+                    for later in path[1:]:
+                        self.classes.join(given, later)
+                    self.in_place[result] = given
+                    break
 
     def join_dying(self) -> None:
         """Let results overwrite operands that die, and aliases share storage."""
@@ -234,6 +253,8 @@ class Planner:
                 self.merge(op.operands[0], op.results[0], taken)
                 continue
             for result, value in enumerate(op.results):
+                if self.rows and self.classes.find(value) in taken:
+                    continue  # written last of all, so that the caller may reuse an operand for it
                 for operand in self.reusable(op, result):
                     old = self.classes.find(operand)
                     fixed = any(self.classes.find(i) == old for i in range(self.inputs))
@@ -289,8 +310,7 @@ class Planner:
     def own_items(self) -> tuple[list[int], list[Item]]:
         """The classes that live in the frame, with their lifetimes."""
         outside = {self.classes.find(i) for i in range(self.inputs)}
-        kept = {self.function.results[r] for r in self.donated if r not in self.in_place}
-        bound = {self.classes.find(v) for v in self.function.results if v not in kept}
+        bound = {self.classes.find(value) for value in self.function.results}
         roots: list[int] = []
         items: list[Item] = []
         for value in range(self.inputs, len(self.function.types)):
@@ -310,6 +330,12 @@ class Planner:
             items.append(Item(at, at, aligned(self.frames[name].bytes)))
         if isinstance(op.attrs, Scan):
             items += [Item(at, at, self.bytes(kind)) for kind in self.scan_scratch(op)]
+        if isinstance(op.attrs, AllGather | ReduceScatter):
+            source, result = (self.function.types[v] for v in (op.operands[0], op.results[0]))
+            if isinstance(op.attrs, ReduceScatter):  # the library may sum in place
+                items.append(Item(at, at, self.bytes(source)))
+            elif source.names[0] != op.attrs.dim:
+                items.append(Item(at, at, self.bytes(result)))
         if isinstance(op.attrs, ReduceSum) and self.rows:
             kind = self.function.types[op.results[0]]
             if kind.names[: len(self.rows)] != self.rows:
@@ -324,7 +350,7 @@ class Planner:
         second = [
             body.types[body.results[k]]
             for k in range(op.attrs.carries)
-            if not carried_in_place(frame, body, k)
+            if updated_input(body, frame, op.attrs, k) is None
         ]
         if not staged(op.attrs):
             return second
@@ -356,22 +382,16 @@ def layout(kind: Type) -> tuple[str, tuple[str, ...]]:
     return kind.dtype, tuple(str(dim) for dim in kind.dims)
 
 
-def host_numbers(function: Function) -> set[int]:
-    """Values that are Python floats at run time."""
-    found = {number for number, given in enumerate(function.inputs) if given.role == "host"}
-    for op in function.ops:
-        if op.kind == "fill" and not function.types[op.results[0]].dims:
-            if function.types[op.results[0]].dtype == "f64":
-                found.update(op.results)
-        elif isinstance(op.attrs, Elementwise) and op.operands:
-            if all(value in found for value in op.operands):
-                found.update(op.results)
-    return found
-
-
-def carried_in_place(frame: Frame, body: Function, carry: int) -> bool:
-    """Whether a scan body updates that carry in the buffer it came in."""
-    return frame.places[body.results[carry]] == Place("argument", carry)
+def updated_input(body: Function, frame: Frame, attrs: Scan, result: int) -> int | None:
+    """The carry or slice of a scan body that this result is written over, if any."""
+    value = body.results[result]
+    place = frame.places[value]
+    if place.kind != "argument":
+        return None
+    if result < attrs.carries:
+        return result if place.number == result else None
+    slices = range(attrs.carries, attrs.carries + attrs.slices)
+    return place.number if place.number in slices and value >= len(body.inputs) else None
 
 
 def staged(attrs: Scan) -> bool:
@@ -386,7 +406,7 @@ def plan_frames(program: Program) -> dict[str, Frame]:
     """The frames of all functions that the entries reach, callees first."""
     frames: dict[str, Frame] = {}
     rows: dict[str, tuple[str, ...]] = {}
-    donated: dict[str, dict[int, int]] = {}
+    donated: dict[str, dict[int, tuple[int, ...]]] = {}
 
     def visit(name: str) -> None:
         function = program.function(name)
@@ -407,25 +427,19 @@ def plan_frames(program: Program) -> dict[str, Frame]:
     return frames
 
 
-def entry_donations(function: Function) -> dict[int, int]:
+def entry_donations(function: Function) -> dict[int, tuple[int, ...]]:
     """Results of an entry that replace the input of the same name."""
     names = {given.name: number for number, given in enumerate(function.inputs)}
-    return {r: names[name] for r, name in enumerate(function.outputs) if name in names}
+    return {r: (names[name],) for r, name in enumerate(function.outputs) if name in names}
 
 
-def scan_donations(body: Function, attrs: Scan) -> dict[int, int]:
-    """Carries, and stacked results that some slice of the same layout may be updated into."""
-    found = {carry: carry for carry in range(attrs.carries)}
+def scan_donations(body: Function, attrs: Scan) -> dict[int, tuple[int, ...]]:
+    """Carries, and for stacked results the slices of the same layout, which they may update."""
+    found = {carry: (carry,) for carry in range(attrs.carries)}
     slices = range(attrs.carries, attrs.carries + attrs.slices)
-    used: set[int] = set()
     for result in range(attrs.carries, len(body.results)):
         wanted = layout(body.types[body.results[result]])
-        for given in slices:
-            accumulates = body.inputs[given].name.startswith("sum.")
-            if accumulates and given not in used and layout(body.types[given]) == wanted:
-                found[result] = given
-                used.add(given)
-                break
+        found[result] = tuple(k for k in slices if layout(body.types[k]) == wanted)
     return found
 
 

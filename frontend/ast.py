@@ -1,6 +1,6 @@
 """The syntax tree of one `.fllm` file: what was written, nothing resolved.
 
-Every node is a frozen value with its `span`. Trees are at most `parser.MAX_DEPTH` deep, so
+Every node is a frozen value with its `span`. Trees are at most `machine.MAX_DEPTH` deep, so
 recursive functions over them are safe.
 """
 

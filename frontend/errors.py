@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fllmc.ir.diagnostics import Diagnostic, Label, did_you_mean
+from fllmc.ir.diagnostics import Diagnostic, Label, Severity, did_you_mean
 from fllmc.ir.span import NOWHERE, Span
 
 
@@ -70,19 +70,6 @@ class ImportedName(Named, frozen=True):
     label: ClassVar[str] = "no section of this name there"
 
     path: str = ""
-
-
-class FileMissing(Named, frozen=True):
-    """The spec that a command names does not exist or can't be read.
-
-    A spec is a path, or the name of one that ships with the compiler.
-    """
-
-    code: ClassVar[str] = "E0204"
-    title: ClassVar[str] = "can't read `{name}`: {reason}"
-    label: ClassVar[str] = "{reason}"
-
-    reason: str = ""
 
 
 # Names.
@@ -219,10 +206,6 @@ class CannotApply(Explained, frozen=True):
     takes: str
     gives: str
     origin: Span
-    way: str = ""
-
-    def helps(self) -> tuple[str, ...]:
-        return (self.way,) if self.way else ()
 
 
 class DimTwice(Explained, frozen=True):
@@ -498,7 +481,7 @@ class Unused(Diagnostic, frozen=True):
     """A name is given and never used. Take it out, or use it."""
 
     code: ClassVar[str] = "W0201"
-    severity = "warning"
+    severity: ClassVar[Severity] = "warning"
     title: ClassVar[str] = "{what} `{name}` is never used"
     label: ClassVar[str] = "given here"
 

@@ -12,21 +12,22 @@ from typing import Any
 
 from msgspec import Struct
 
-from fllmc.frontend import tables
 from fllmc.frontend.layout import Cat, Doc, Group, Line, Nest, Own, Suffix, Text, cat, group, render
 from fllmc.frontend.lexer import Token
 from fllmc.frontend.parser import Parser, parse
-from fllmc.ir.diagnostics import DiagnosticError
+from fllmc.ir.diagnostics import DiagnosticError, InternalError
 from fllmc.ir.span import Span
 
 CLOSER = {"LPAR": "RPAR", "LSQB": "RSQB", "LBRACE": "RBRACE"}
 BODY_RULES = frozenset(
-    "dims block data train mesh optimizer rate schedule adapter lora".split()
-)  # fmt: skip
-TIGHT_RULES = frozenset(
-    "call call_dims value_call index index_scalar attribute rename negative number_negative power "
-    "path selector".split()
+    {"dims", "block", "data", "train", "mesh", "optimizer", "rate", "schedule", "adapter", "lora"}
 )
+"""Rules whose braces hold items, a line each."""
+TIGHT_RULES = frozenset(
+    {"call", "call_dims", "value_call", "index", "index_scalar", "attribute", "rename", "negative"}
+    | {"number_negative", "power", "path", "selector"}
+)
+"""Rules whose parts touch."""
 CALL_LIKE_RULES = frozenset({"block", "optimizer", "rate"})
 PRODUCTS = frozenset({"STAR", "SLASH"})
 HARD = Line("", hard=True)
@@ -44,9 +45,23 @@ def format_source(text: str, file: str = "<text>") -> str:
     _, found = parse(text, file)
     if found:
         raise DiagnosticError(*found)
+    parser, tree = _read(text, file)
+    formatted = render(_Formatter(parser.tokens, parser.comments).file(tree))
+    if tokens(formatted) != tokens(text):
+        raise InternalError(f"formatting {file} would change it")
+    return formatted
+
+
+def tokens(text: str) -> tuple[tuple[str, str], ...]:
+    """The kinds and texts of the tokens of a `text` without errors: what formatting keeps."""
+    parser, _ = _read(text, "")
+    return tuple((t.kind, t.text) for t in parser.tokens)
+
+
+def _read(text: str, file: str) -> tuple[Parser, Tree]:
+    """Concrete syntax, and the parser that still holds the tokens and comments."""
     parser = Parser(text, file, _tree)
-    tree: Tree = parser.run()
-    return render(_Formatter(parser.tokens, parser.comments).file(tree))
+    return parser, parser.run()
 
 
 def _tree(rule: str, parts: list[Any], span: Span) -> Any:
@@ -55,10 +70,10 @@ def _tree(rule: str, parts: list[Any], span: Span) -> Any:
         return []
     if rule in ("one", "path_start"):
         return parts
-    if rule in ("append", "more", "path_more") or (parts and isinstance(parts[0], list)):
-        if rule not in ("path", "selector", "file_bare"):
-            parts[0].extend(parts[1:])
-            return parts[0]
+    listed = parts and isinstance(parts[0], list)
+    if listed and rule not in ("path", "selector", "file_bare"):
+        parts[0].extend(parts[1:])
+        return parts[0]
     return Tree(rule, parts)
 
 
@@ -91,15 +106,12 @@ class _Formatter:
         """The header and the sections, a blank line between any two that aren't both imports."""
         *header, sections = tree.parts
         parts: list[Doc] = []
-        items: list[Any] = [Tree("header", header), *sections] if header else sections
-        for before, item in pairwise([None, *items]):
-            both = isinstance(before, Tree) and before.rule == item.rule == "import_"
-            parts += self._item(item, before is None, before is not None and not both)
-        parts += self._comments(self.leading.get(self._end(), []), not items)
+        items: list[Tree] = [Tree("header", header), *sections]
+        for number, item in enumerate(items):
+            both = number > 0 and items[number - 1].rule == item.rule == "import_"
+            parts += self._item(item, number == 0, number > 0 and not both)
+        parts += self._comments(self.leading[max(self.leading)], False)
         return cat(parts[1:])
-
-    def _end(self) -> int:
-        return max(self.leading)
 
     def _item(self, item: Any, first: bool, apart: bool = False) -> Iterator[Doc]:
         """A line end, the comments before `item`, and `item`; blank lines as they were."""
@@ -230,10 +242,3 @@ def _tokens(node: Any) -> Iterator[Token]:
         return
     for part in node if isinstance(node, list) else node.parts:
         yield from _tokens(part)
-
-
-def tokens(text: str, file: str = "<text>") -> tuple[tuple[str, str], ...]:
-    """The kinds and texts of the tokens of `text`: what formatting keeps."""
-    parser = Parser(text, file, _tree)
-    parser.run()
-    return tuple((t.kind, t.text) for t in parser.tokens if t.kind != tables.END)

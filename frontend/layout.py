@@ -1,8 +1,8 @@
 """A small document algebra: what may break where, and the best way to break it.
 
-After Wadler and Lindig: a `Group` is laid flat if it fits and broken at all its own `Line`s if not.
-A comment at the end of a line (`Suffix`) waits for that line to end; a comment with a line of its own
-(`Own`) makes one.
+After Wadler and Lindig: a `Group` is laid flat if it fits and broken at all its own `Line`s if
+not. A comment at the end of a line (`Suffix`) waits for that line to end; a comment with a line of
+its own (`Own`) makes one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Nest(Struct, frozen=True):
 
 
 class Group(Struct, frozen=True):
-    """Laid flat or broken as a whole; `broken` when a comment stands between its words."""
+    """Laid flat or broken as a whole; `broken` when a comment needs one of its breaks."""
 
     body: Doc
     broken: bool
@@ -71,13 +71,23 @@ def cat(parts: Iterable[Doc]) -> Cat:
 
 
 def group(body: Doc) -> Group:
-    """Flat if it fits."""
-    comment = seen = broken = False
+    """Flat if it fits, and if no comment needs one of its breaks."""
+    waiting = after_line = broken = False
     for atom in _atoms(body):
-        is_text = isinstance(atom, Text)
-        broken = broken or (is_text and seen and comment)
-        seen = seen or is_text
-        comment = seen and not is_text
+        match atom:
+            case Group():
+                broken = broken or atom.broken
+            case Line():
+                broken = broken or waiting
+                waiting = False
+            case Suffix():
+                waiting = True
+            case Own():
+                broken = broken or after_line
+                waiting = False
+            case Text():
+                pass
+        after_line = isinstance(atom, Line)
     return Group(body, broken)
 
 
@@ -86,18 +96,23 @@ def render(doc: Doc) -> str:
     return _Writer().write(doc)
 
 
-def _atoms(doc: Doc) -> Iterator[Text | Suffix | Own]:
-    """The words and comments of `doc` in order."""
-    match doc:
-        case Text() | Suffix() | Own():
-            yield doc
-        case Cat(parts=parts):
-            for part in parts:
-                yield from _atoms(part)
-        case Nest(body=body) | Group(body=body):
-            yield from _atoms(body)
-        case Line():
-            pass
+def _atoms(doc: Doc) -> Iterator[Text | Line | Suffix | Own | Group]:
+    """What `doc` holds, in order; of groups inside, first the group and then all but its breaks."""
+    waiting: list[tuple[Doc, bool]] = [(doc, True)]
+    while waiting:
+        match waiting.pop():
+            case (Line() as line, own):
+                if own:
+                    yield line
+            case (Text() | Suffix() | Own() as atom, _):
+                yield atom
+            case (Cat(parts=parts), own):
+                waiting.extend((part, own) for part in reversed(parts))
+            case (Nest(body=body), own):
+                waiting.append((body, own))
+            case (Group(body=body) as inner, _):
+                yield inner
+                waiting.append((body, False))
 
 
 Task = tuple[int, bool, Doc]

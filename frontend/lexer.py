@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from msgspec import Struct
@@ -61,8 +61,12 @@ class Lexer:
         self._keywords = tables.load().keywords
         self._signs = tables.load().signs
 
-    def next(self, accepts: Mapping[str, int]) -> Token:
-        """The next token, where the parser can take the kinds in `accepts`."""
+    def next(self, accepts: Mapping[str, int], takes: Callable[[str], bool]) -> Token:
+        """The next token, where the parser's state has actions for the kinds in `accepts`.
+
+        `takes` says whether the parser gets as far as to shift a kind: the actions of a state are
+        merged from all places that it serves, so some lead nowhere here.
+        """
         while True:
             match = self._master.match(self.text, self.position)
             if match is None:
@@ -74,16 +78,20 @@ class Lexer:
             start, self.position = self.position, self.position + len(text)
             if kind == "SPACE":
                 continue
-            token = Token(self._kind(kind, text, accepts), text, self.span(start, self.position))
+            kind = self._kind(kind, text, accepts, takes)
+            token = Token(kind, text, self.span(start, self.position))
             if kind != "COMMENT":
                 return token
             self.comments.append(token)
 
-    def _kind(self, kind: str, text: str, accepts: Mapping[str, int]) -> str:
+    def _kind(
+        self, kind: str, text: str, accepts: Mapping[str, int], takes: Callable[[str], bool]
+    ) -> str:
         if kind == "SIGN":
             return self._signs[text]
-        if kind == "NAME" and self._keywords.get(text) in accepts:
-            return self._keywords[text]
+        keyword = self._keywords.get(text) if kind == "NAME" else None
+        if keyword and keyword in accepts and (takes(keyword) or not takes(kind)):
+            return keyword
         return kind
 
     def span(self, start: int, end: int) -> Span:

@@ -7,25 +7,14 @@ Nothing here is consulted while a text follows the grammar.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from fllmc.frontend import tables
 from fllmc.frontend.lexer import Token
-from fllmc.frontend.syntax_errors import UnexpectedToken, UnknownKeyword, Unclosed, Unmatched
+from fllmc.frontend.machine import CLOSERS, Machine
+from fllmc.frontend.syntax_errors import Unclosed, UnexpectedToken, UnknownKeyword, Unmatched
 from fllmc.ir.diagnostics import Diagnostic, near
 
-if TYPE_CHECKING:
-    from fllmc.frontend.parser import Parser
-
-BODIES = {
-    "sections": "section",
-    "dim_items": "dim_item",
-    "block_items": "block_item",
-    "rule_items": "rule_item",
-    "schedule_items": "schedule_item",
-    "adapter_items": "adapter_item",
-    "fields": "field",
-}
 PLACES = {
     "section": "a section",
     "block_item": "an item of a block",
@@ -35,7 +24,6 @@ PLACES = {
 }
 LATER = ("over", "in", "keep")
 SECTIONS = frozenset({"BLOCK", "MODEL", "DATA", "TRAIN"})
-CLOSERS = {"(": ")", "[": "]", "{": "}"}
 HEADER = re.compile(
     r'import\s*"|dims\s*\{|(?:block|model|data|train|mesh|optimizer|rate|schedule|adapter)'
     r"[ \t]+[A-Za-z_]"
@@ -45,206 +33,127 @@ STARTS_VALUE = frozenset({"NAME", "NUMBER", "STRING"})
 CONTINUES_VALUE = frozenset({"PLUS", "MINUS", "STAR", "SLASH", "CARET", "DOT", "LPAR", "LBRACE"})
 
 
-def recover(parser: Parser, token: Token, quiet: bool) -> None:
-    """Reports that `token` can't stand here, unless `quiet`, and moves the parser on."""
-    if body_of(parser) is not None:
-        parser.item.clear()
-    if not quiet:
-        parser.found.append(_diagnose(parser, token))
-    resynchronise(parser, token)
+def diagnosis(machine: Machine, token: Token) -> Diagnostic:
+    """What is wrong where `token` can't stand."""
+    if machine.body is not None:
+        machine.item.clear()
+    return (
+        _unclosed(machine, token)
+        or _unmatched(machine, token)
+        or _unknown_keyword(machine, token)
+        or _unexpected(machine, token)
+    )
 
 
-def resynchronise(parser: Parser, token: Token) -> None:
+def resynchronise(machine: Machine, token: Token) -> None:
     """Goes on at a later line: an item of the body, its end, or the next section."""
-    lexer = parser.lexer
-    first = parser.item[0] if parser.item else token
-    line = token.span.line
-    again = strayed(parser, token) or (_leads(parser, token) and first is not token)
+    lexer = machine.lexer
+    between = machine.body is not None
+    first = token if between or not machine.item else machine.item[0]
+    again = _strayed(machine, token) or (_leads(machine, token) and first is not token)
     indent = _indent(lexer.line(first.span.line))
-    at_top = _body_depth(parser)[1] == "section"
-    for number in range(line if again else line + 1, len(lexer.starts) + 1):
-        text = lexer.line(number)
+    depth, items = machine.innermost_body()
+    line = token.span.line if again else token.span.line + 1
+    while line <= len(lexer.starts):
+        text = lexer.line(line)
         if HEADER.match(text):
-            drop_to_file(parser)
-            return lexer.seek(number)
+            break
         here = text.lstrip()
-        if not at_top and _indent(text) <= indent and (here[:1] == "}" or ITEM.match(here)):
-            drop(parser, _body_depth(parser)[0])
-            return lexer.seek(number)
-    drop_to_file(parser)
-    lexer.seek(len(lexer.starts) + 1)
+        if items != "section" and _indent(text) <= indent and (here[:1] == "}" or ITEM.match(here)):
+            machine.drop(depth)
+            return lexer.seek(line)
+        line += 1
+    machine.drop_section()
+    return lexer.seek(line)
 
 
-def drop_to_file(parser: Parser) -> None:
-    """Forgets the section being read."""
-    for depth, state in enumerate(parser.states):
-        names = parser.table.states[state]
-        if "section" in names:
-            return drop(parser, depth)
-    depth = 2 if len(parser.states) > 2 and "sections" in _row(parser, 2) else 0
-    drop(parser, depth)
-
-
-def forced(row: dict[str, int]) -> int | None:
-    """The reduction that a state makes whatever follows, so that an error shows at its place."""
-    actions = {action for symbol, action in row.items() if not symbol.islower()}
-    return actions.pop() if len(actions) == 1 and min(actions) < 0 else None
-
-
-def body_of(parser: Parser) -> str | None:
-    """What items the body holds that the parser stands in, between two of its items."""
-    return _body_at(parser, len(parser.states) - 1)
-
-
-def strayed(parser: Parser, token: Token) -> bool:
+def _strayed(machine: Machine, token: Token) -> bool:
     """Whether `token` is in the head of a section that begins inside another one."""
-    if parser.section is None or _body_depth(parser)[1] == "section" and body_of(parser):
+    if machine.section is None or machine.body == "section":
         return False
-    start = parser.lexer.starts[token.span.line - 1]
-    line = parser.lexer.line(token.span.line)
-    return HEADER.match(line) is not None and parser.section.span.start < start
-
-
-def _body_at(parser: Parser, depth: int) -> str | None:
-    row = _row(parser, depth)
-    for items, item in BODIES.items():
-        if items in row or item in row:
-            return item
-    return None
-
-
-def _body_depth(parser: Parser) -> tuple[int, str]:
-    """The innermost body: how deep in the stack, and what items it holds."""
-    for depth in range(len(parser.states) - 1, 0, -1):
-        item = _body_at(parser, depth)
-        if item is not None:
-            return depth, item
-    return 0, "section"
-
-
-def _row(parser: Parser, depth: int) -> dict[str, int]:
-    return parser.table.states[parser.states[depth]]
-
-
-def drop(parser: Parser, depth: int) -> None:
-    """Forgets all but the first `depth` values."""
-    del parser.states[depth + 1 :], parser.values[depth:]
-    del parser.spans[depth:], parser.depths[depth:]
+    start = machine.lexer.starts[token.span.line - 1]
+    line = machine.lexer.line(token.span.line)
+    return HEADER.match(line) is not None and machine.section.span.start < start
 
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _leads(parser: Parser, token: Token) -> bool:
+def _leads(machine: Machine, token: Token) -> bool:
     """Whether `token` is the first on its line."""
     span = token.span
-    return not parser.lexer.text[parser.lexer.starts[span.line - 1] : span.start].strip()
+    return not machine.lexer.text[machine.lexer.starts[span.line - 1] : span.start].strip()
 
 
-def _diagnose(parser: Parser, token: Token) -> Diagnostic:
-    return (
-        _unclosed(parser, token)
-        or _unmatched(parser, token)
-        or _unknown_keyword(parser, token)
-        or _unexpected(parser, token)
-    )
-
-
-def _openers(parser: Parser) -> list[Token]:
-    """The brackets open here, outermost first."""
-    found: list[Token] = []
-    for value in parser.values:
-        if isinstance(value, Token) and value.text in CLOSERS:
-            found.append(value)
-        elif isinstance(value, Token) and value.text in CLOSERS.values():
-            found.pop()
-    return found
-
-
-def _unclosed(parser: Parser, token: Token) -> Diagnostic | None:
-    openers = _openers(parser)
+def _unclosed(machine: Machine, token: Token) -> Diagnostic | None:
+    openers = machine.openers()
     if not openers:
         return None
-    opener, line = openers[-1], parser.lexer.line(openers[-1].span.line)
+    opener, line = openers[-1], machine.lexer.line(openers[-1].span.line)
     ended = token.kind == tables.END
     outer = [CLOSERS[o.text] for o in openers[:-1]]
     crossed = token.text in outer and CLOSERS[opener.text] != token.text
     outdented = (
         opener.text != "{"
         and opener.span.line < token.span.line
-        and _leads(parser, token)
+        and _leads(machine, token)
         and token.span.column - 1 <= _indent(line)
         and token.text != CLOSERS[opener.text]
     )
-    if not (ended or crossed or outdented or strayed(parser, token)):
+    if not (ended or crossed or outdented or _strayed(machine, token)):
         return None
     latest = token.span
-    if strayed(parser, token) and not ended:
-        start = parser.lexer.starts[token.span.line - 1]
-        latest = parser.lexer.span(start, start + len(parser.lexer.line(latest.line).split()[0]))
+    if _strayed(machine, token) and not ended:
+        start = machine.lexer.starts[token.span.line - 1]
+        latest = machine.lexer.span(start, start + len(machine.lexer.line(latest.line).split()[0]))
     return Unclosed(opener.span, opener.text, CLOSERS[opener.text], latest, ended)
 
 
-def _unmatched(parser: Parser, token: Token) -> Diagnostic | None:
-    open_now = {CLOSERS[o.text] for o in _openers(parser)}
+def _unmatched(machine: Machine, token: Token) -> Diagnostic | None:
+    open_now = {CLOSERS[o.text] for o in machine.openers()}
     if token.text in CLOSERS.values() and token.text not in open_now:
         return Unmatched(token.span, token.text)
     return None
 
 
-def _unknown_keyword(parser: Parser, token: Token) -> Diagnostic | None:
+def _unknown_keyword(machine: Machine, token: Token) -> Diagnostic | None:
     """For an item that begins with a name where a keyword is meant."""
-    depth, item = _body_depth(parser)
-    words = {kind: word for word, kind in parser.table.keywords.items()}
-    keywords = tuple(sorted(words[kind] for kind in _row(parser, depth) if kind in words))
-    word = token if not parser.item else parser.item[0]
-    if not keywords or word.kind != "NAME" or len(parser.item) > 1:
+    depth, item = machine.innermost_body()
+    words = {kind: word for word, kind in machine.table.keywords.items()}
+    keywords = tuple(
+        sorted(words[kind] for kind in machine.table.states[machine.states[depth]] if kind in words)
+    )
+    word = token if not machine.item else machine.item[0]
+    if not keywords or word.kind != "NAME" or len(machine.item) > 1:
         return None
-    guess = near(word.text.lower(), keywords) or near(word.text.lower(), LATER)
+    guess = _guess(word, keywords) or _guess(word, LATER)
     at_top = item == "section"
-    if not at_top and (guess is None or not parser.item or token.text in ("=", ":")):
+    if not at_top and (guess is None or not machine.item or token.text in ("=", ":")):
         return None
     return UnknownKeyword(word.span, word.text[:40], PLACES[item], guess, keywords)
 
 
-def _unexpected(parser: Parser, token: Token) -> Diagnostic:
-    kinds = _expected(parser)
-    words = {kind: word for word, kind in parser.table.keywords.items()}
+def _guess(token: Token, keywords: Sequence[str]) -> str | None:
+    word = token.text.lower()
+    return word if word in keywords else near(word, keywords)
+
+
+def _unexpected(machine: Machine, token: Token) -> Diagnostic:
+    kinds = machine.expected()
+    words = {kind: word for word, kind in machine.table.keywords.items()}
     guess = None
     if token.kind == "NAME" and "NAME" not in kinds:
-        guess = near(token.text.lower(), [words[kind] for kind in kinds if kind in words])
-    openers = _openers(parser)
+        guess = _guess(token, [words[kind] for kind in kinds if kind in words])
+    openers = machine.openers()
     opener = openers[-1].span if openers and openers[-1].text != "{" else None
     near_by = opener is None or opener.line == token.span.line
     return UnexpectedToken(
-        token.span, _listed(parser, kinds), _shown(token), guess, None if near_by else opener
+        token.span, _listed(machine, kinds), _shown(token), guess, None if near_by else opener
     )
 
 
-def _expected(parser: Parser) -> set[str]:
-    """The kinds of token that could stand here."""
-    row = _row(parser, len(parser.states) - 1)
-    return {kind for kind in row if not kind.islower() and _takes(parser, kind)}
-
-
-def _takes(parser: Parser, kind: str) -> bool:
-    """Whether `kind` leads on to a shift, tried on a copy of the states."""
-    states = list(parser.states)
-    while True:
-        action = parser.table.states[states[-1]].get(kind)
-        if action is None:
-            return False
-        if action >= 0 or states[-1] == parser.table.end:
-            return True
-        rule = parser.table.rules[-action - 1]
-        del states[len(states) - rule.size :]
-        states.append(parser.table.states[states[-1]][rule.origin])
-        if states[-1] == parser.table.end:
-            return True
-
-
-def _listed(parser: Parser, kinds: set[str]) -> str:
+def _listed(machine: Machine, kinds: set[str]) -> str:
     """`kinds` in words, leaving out the many ways to make a value longer."""
     named: list[str] = []
     if kinds >= SECTIONS:
@@ -254,11 +163,11 @@ def _listed(parser: Parser, kinds: set[str]) -> str:
         kinds = kinds - STARTS_VALUE - {"TRUE", "FALSE", "LPAR", "LSQB", "MINUS", "STAR"}
     elif kinds & CONTINUES_VALUE and kinds - CONTINUES_VALUE - {"LSQB"}:
         kinds = kinds - CONTINUES_VALUE - {"LSQB"}
-    texts = {kind: f"`{text}`" for text, kind in parser.table.signs.items()}
-    texts |= {kind: f"`{text}`" for text, kind in parser.table.keywords.items()}
+    texts = {kind: f"`{text}`" for text, kind in machine.table.signs.items()}
+    texts |= {kind: f"`{text}`" for text, kind in machine.table.keywords.items()}
     texts |= {"NAME": "a name", "NUMBER": "a number", "STRING": "a string"}
     texts |= {"INDEX": "a layer number", tables.END: "the end of the file"}
-    order = [*parser.table.keywords.values(), "NAME", "NUMBER", "STRING", "INDEX"]
+    order = [*machine.table.keywords.values(), "NAME", "NUMBER", "STRING", "INDEX"]
     rank = {kind: place for place, kind in enumerate(order)}
     named += [texts[kind] for kind in sorted(kinds, key=lambda k: (rank.get(k, 99), texts[k]))]
     return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " or " + named[-1]

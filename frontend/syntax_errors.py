@@ -81,15 +81,15 @@ class Unclosed(Diagnostic, frozen=True):
     ended: bool
 
     def secondary(self) -> tuple[Label, ...]:
-        where = "the file ends here" if self.ended else "before this"
-        return (Label(self.latest, f"expected `{self.closer}` {where}".replace("` the", "`, the")),)
+        where = ", the file ends here" if self.ended else " before this"
+        return (Label(self.latest, f"expected `{self.closer}`{where}"),)
 
 
 class Unmatched(Diagnostic, frozen=True):
     """A closing bracket has no opening one.
 
-        return down(x))              # one `)` too many
-        return down(x)
+    return down(x))              # one `)` too many
+    return down(x)
     """
 
     code: ClassVar[str] = "E0104"
@@ -120,7 +120,7 @@ class UnterminatedString(Diagnostic, frozen=True):
 
     code: ClassVar[str] = "E0106"
     title: ClassVar[str] = "unterminated string"
-    label: ClassVar[str] = "no closing `\"` on this line"
+    label: ClassVar[str] = 'no closing `"` on this line'
 
 
 class BadEscape(Diagnostic, frozen=True):
@@ -174,7 +174,7 @@ class TooDeep(Diagnostic, frozen=True):
 class MissingHeader(Diagnostic, frozen=True):
     """A file has to begin with the version of the language it is written in.
 
-        fllm 1
+    fllm 1
     """
 
     code: ClassVar[str] = "E0110"
@@ -194,7 +194,7 @@ class UnsupportedVersion(Diagnostic, frozen=True):
 
 
 class NotText(Diagnostic, frozen=True):
-    """The file is not UTF-8 text."""
+    """The file is not UTF-8 text, which every `.fllm` file is."""
 
     code: ClassVar[str] = "E0112"
     title: ClassVar[str] = "`{path}` is not UTF-8 text"

@@ -2,7 +2,8 @@
 
 Lark compiles the grammar, which takes a third of a second, and importing Lark alone takes a
 tenth; neither is needed to parse. The tables are therefore kept in `tables.json` beside the
-grammar. `python -m fllmc.frontend.tables` writes them anew; a test compares them with a fresh build.
+grammar. `python -m fllmc.frontend.tables` writes them anew; a test compares them with a fresh
+build.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class Rule(Struct, frozen=True, array_like=True):
 class Tables(Struct, frozen=True):
     """The parser and the lexer as data; state 0 is the start.
 
-    `states[s][symbol]` is the next state when 0 or more (a shift, or a goto for a rule's origin), and
-    rule `-n - 1` to reduce by when negative. `end` is the state reached after the whole file.
+    `states[s][symbol]`, when 0 or more, is the next state (a shift, or the goto of a rule's
+    origin); when a negative n, it is a reduction by rule `-n - 1`. `end` is the state reached
+    after the whole file.
     """
 
     end: int

@@ -1,10 +1,10 @@
 """The evaluator: what a program means, in plain numpy and float64.
 
-All floating-point values are float64 whatever their types say, and casts do nothing, so two programs
-that are equal in exact arithmetic agree here to about 1e-12. A placed program is run by all ranks
-of its mesh in lockstep on global arrays: inputs are split by their types, local ops see one rank's
-arrays and coordinates, collectives combine across ranks, and results are joined again. A result
-whose replicas differ, or that is still partial, is a fault of the compiler.
+All floating-point values are float64 whatever their types say, and casts do nothing, so two
+programs that are equal in exact arithmetic agree here to about 1e-12. A placed program is run by
+all ranks of its mesh in lockstep on global arrays: inputs are split by their types, local ops see
+one rank's arrays and coordinates, collectives combine across ranks, and results are joined again.
+A result whose replicas differ, or that is still partial, is a fault of the compiler.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ from fllmc.ir.types import Mesh, Sizes, Type
 Argument: TypeAlias = "Array | float | int"
 
 
-def evaluate(
-    program: Program, entry: str, arguments: Mapping[str, Argument]
-) -> dict[str, Array]:
+def evaluate(program: Program, entry: str, arguments: Mapping[str, Argument]) -> dict[str, Array]:
     """The results of a function on global arrays, by output name.
 
     `arguments` are keyed by input name, each of its type's global shape in layout order.
@@ -143,7 +141,11 @@ def scan(attrs: ops.Scan, site: Site, operands: Sequence[Parts]) -> tuple[Parts,
     """The function once for each position, carries handed on, other results stacked."""
     machine, function = site.machine, site.machine.functions[attrs.function]
     stop = attrs.carries + attrs.slices
-    carries, slices, shared = operands[: attrs.carries], operands[attrs.carries : stop], operands[stop:]
+    carries, slices, shared = (
+        operands[: attrs.carries],
+        operands[attrs.carries : stop],
+        operands[stop:],
+    )
     steps = range(machine.sizes.size(attrs.over))
     stacked: dict[int, tuple[Parts, ...]] = {}
     for step in reversed(steps) if attrs.reverse else steps:

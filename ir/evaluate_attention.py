@@ -15,11 +15,12 @@ def rope(attrs: Rope, here: Here, x: Array) -> Array:
     along, dim = kind.names.index(attrs.along), kind.names.index(attrs.dim)
     half = x.shape[dim] // 2
     rows = np.moveaxis(x, (along, dim), (-2, -1))
-    speed = attrs.theta ** (-2.0 * np.arange(half) / x.shape[dim])
+    speed: Array = attrs.theta ** (-2.0 * np.arange(half, dtype=np.float64) / x.shape[dim])
     angle = here.positions(kind.dim(attrs.along))[:, None] * speed
     cosine, sine = np.cos(angle), np.sin(angle) * (-1.0 if attrs.inverse else 1.0)
-    interleaved = attrs.layout == "interleaved"
-    a, b = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(half), slice(half, None))
+    a, b = slice(half), slice(half, None)
+    if attrs.layout == "interleaved":
+        a, b = slice(0, None, 2), slice(1, None, 2)
     turned = np.empty_like(rows)
     turned[..., a] = rows[..., a] * cosine - rows[..., b] * sine
     turned[..., b] = rows[..., b] * cosine + rows[..., a] * sine
@@ -63,9 +64,9 @@ class Layout:
         keys = self.arrange(k, self.k)[..., :, None, :, :]
         scores: Array = queries @ np.swapaxes(keys, -1, -2) * self.attrs.scale
         if self.attrs.mask == "causal":
-            rows, columns = scores.shape[-2:]
+            rows, columns = (np.arange(n, dtype=np.int64) for n in scores.shape[-2:])
             # Aligned bottom right: the last query sees every key.
-            seen = np.arange(columns) <= np.arange(rows)[:, None] + (columns - rows)
+            seen = columns <= rows[:, None] + (len(columns) - len(rows))
             scores = np.where(seen, scores, -np.inf)
         return scores
 

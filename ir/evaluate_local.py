@@ -49,6 +49,11 @@ def sigmoid(x: Array) -> Array:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
+def rsqrt(x: Array) -> Array:
+    """1 / sqrt(x)."""
+    return 1.0 / np.sqrt(x)
+
+
 def erf(x: Array) -> Array:
     """The error function."""
     return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), dtype=np.float64)
@@ -122,7 +127,9 @@ def take(attrs: ops.Take, here: Here, table: Array, index: Array) -> Array:
     near = index - here.first(kind.dim(attrs.dim))
     held = (near >= 0) & (near < len(rows))
     found = rows[np.where(held, near, 0)]
-    return np.where(held.reshape((*held.shape, *(1 for _ in rows.shape[1:]))), found, 0.0)
+    return np.where(
+        held.reshape((*held.shape, *(1 for _ in rows.shape[1:]))), found, np.zeros_like(found)
+    )
 
 
 def put(attrs: ops.Put, here: Here, index: Array, value: Array) -> Array:
@@ -133,9 +140,19 @@ def put(attrs: ops.Put, here: Here, index: Array, value: Array) -> Array:
     values = values.reshape((index.size, *values.shape[index.ndim :]))
     near = index.reshape(-1) - here.first(attrs.dim)
     held = (near >= 0) & (near < here.extent(attrs.dim))
-    total = np.zeros(here.sizes.local_shape(result))
+    total = np.zeros(here.sizes.local_shape(result), dtype=value.dtype)
     np.add.at(total, near[held], values[held])
     return total
+
+
+def dot_add(attrs: ops.DotAdd, here: Here, base: Array, a: Array, b: Array) -> Array:
+    """The base plus the contraction of the other two."""
+    return base + dot(attrs, here._replace(operands=here.operands[1:]), a, b)
+
+
+def put_add(attrs: ops.PutAdd, here: Here, base: Array, index: Array, value: Array) -> Array:
+    """The base plus the values put at their rows."""
+    return base + put(attrs, here._replace(operands=here.operands[1:]), index, value)
 
 
 def pick(attrs: ops.Pick, here: Here, x: Array, index: Array) -> Array:
@@ -146,14 +163,15 @@ def pick(attrs: ops.Pick, here: Here, x: Array, index: Array) -> Array:
     near = np.broadcast_to(near, last.shape[:-1])[..., None]
     held = (near >= 0) & (near < last.shape[-1])
     found = np.take_along_axis(last, np.where(held, near, 0), axis=-1)
-    return np.where(held, found, 0.0)[..., 0]
+    return np.where(held, found, np.zeros_like(found))[..., 0]
 
 
 def spread(attrs: ops.Spread, here: Here, value: Array, index: Array) -> Array:
     """The value at each index along a new last dim, zeros elsewhere."""
     kind, positions = here.operands
     at = aligned(index, positions.names, kind.names)[..., None]
-    return np.where(at == here.positions(attrs.dim), value[..., None], 0.0)
+    rows = value[..., None]
+    return np.where(at == here.positions(attrs.dim), rows, np.zeros_like(rows))
 
 
 LOCAL: dict[type[ops.Attrs], LocalRule] = {
@@ -165,6 +183,8 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Cos: elementwise(np.cos),
     ops.Div: elementwise(np.true_divide),
     ops.Dot: dot,
+    ops.DotAdd: dot_add,
+    ops.DotAdd: dot_add,
     ops.Erf: elementwise(erf),
     ops.Exp: elementwise(np.exp),
     ops.Fill: fill,
@@ -178,12 +198,14 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Pick: pick,
     ops.Pow: elementwise(np.power),
     ops.Put: put,
+    ops.PutAdd: put_add,
+    ops.PutAdd: put_add,
     ops.Random: random,
     ops.ReduceMax: reduce_max,
     ops.ReduceSum: reduce_sum,
     ops.Rename: identity,
     ops.Rope: rope,
-    ops.Rsqrt: elementwise(lambda x: 1.0 / np.sqrt(x)),
+    ops.Rsqrt: elementwise(rsqrt),
     ops.Sigmoid: elementwise(sigmoid),
     ops.Sin: elementwise(np.sin),
     ops.Spread: spread,

@@ -15,11 +15,13 @@ from fllmc.ir.ops import (
 )
 from fllmc.ir.program import Level
 
-_UNPLACED: Final = dict.fromkeys(
+_UNPLACED: Final[Mapping[type[Attrs], str]] = dict.fromkeys(
     (*COLLECTIVES, LocalSlice), "values are not placed yet, so there is nothing to move"
 )
-_FUSED_LATER: Final = {Fused: "groups are formed when the plan is made"}
-_INLINED: Final = {Call: "calls are inlined, so that passes see a block's ops"}
+_FUSED_LATER: Final[Mapping[type[Attrs], str]] = {Fused: "groups are formed with the plan"}
+_INLINED: Final[Mapping[type[Attrs], str]] = {
+    Call: "calls are inlined, so that passes see a block's ops"
+}
 
 FORBIDDEN: Final[Mapping[Level, Mapping[type[Attrs], str]]] = {
     "model": {

@@ -61,7 +61,8 @@ class Collective(msgspec.Struct, frozen=True):
     """One collective of the program: `bytes` per call and rank, `calls` per step of its entry.
 
     Bytes are those of the tensor (all_reduce), of the result (all_gather) or of the operand
-    (reduce_scatter). `site` is the number by which the generated code names it.
+    (reduce_scatter). `site` is the number by which the generated code names it; it stands at
+    position `op` of `function`.
     """
 
     site: int
@@ -72,6 +73,8 @@ class Collective(msgspec.Struct, frozen=True):
     entry: str
     path: str
     dtype: str
+    function: str
+    op: int
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -180,9 +180,10 @@ def _line(
     paint: Paint,
 ) -> list[str]:
     """One line of source, and beneath it a line for each mark in it."""
-    cells = _cells(source)
     here = [m for m in marks if m.span.line <= number <= _last_line(m.span)]
-    spans = [(m, *_columns(m.span, number, cells)) for m in here]
+    cut = max(0, min(m.span.column for m in here) - WINDOW) if len(source) > 4 * WINDOW else 0
+    cells = _cells(source[cut : cut + 4 * WINDOW])
+    spans = [(m, *_columns(m.span, number, cut, cells)) for m in here]
     start, shown = _window(cells, min((left for _, left, _ in spans), default=0))
     lines = [f"{paint(BLUE, f'{number:>{width}} |')} {shown}".rstrip()]
     for mark, left, right in sorted(spans, key=lambda s: (-s[1], not s[0].main)):
@@ -201,7 +202,7 @@ def _cells(source: str) -> list[str]:
         if character == "\t":
             cells.append(" " * TAB)
         else:
-            cells.append("\ufffd" if category(character)[0] == "C" else character)
+            cells.append(_printable(character))
     return cells
 
 
@@ -212,11 +213,14 @@ def _size(cell: str) -> int:
     return sum(2 if east_asian_width(c) in "WF" else 1 for c in cell)
 
 
-def _columns(span: Span, number: int, cells: list[str]) -> tuple[int, int]:
-    """The columns, from 0, of the part of `span` in line `number`; blank ends left out."""
-    first = span.column - 1 if number == span.line else 0
-    last = span.end_column - 1 if number == span.end_line else len(cells)
-    while number != span.line and first < last and cells[first].isspace():
+def _columns(span: Span, number: int, cut: int, cells: list[str]) -> tuple[int, int]:
+    """The columns, from 0, of the part of `span` in line `number`; blank ends left out.
+
+    `cells` are those of the line without its first `cut` characters.
+    """
+    first = max(0, span.column - 1 - cut) if number == span.line else 0
+    last = max(0, span.end_column - 1 - cut) if number == span.end_line else len(cells)
+    while number != span.line and first < min(last, len(cells)) and cells[first].isspace():
         first += 1
     return _sum(cells[:first]) + max(0, first - len(cells)), _sum(cells[:last])
 
@@ -242,4 +246,9 @@ def _window(cells: list[str], left: int) -> tuple[int, str]:
 
 def _clean(text: str) -> str:
     """`text` without control characters, which could act on the terminal."""
-    return "".join(c if c == "\n" or category(c)[0] != "C" else "\ufffd" for c in text)
+    return "".join(c if c == "\n" else _printable(c) for c in text)
+
+
+def _printable(character: str) -> str:
+    unsafe = category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return "\ufffd" if unsafe else character

@@ -22,12 +22,12 @@ Line breaks mean nothing, and `//` begins a comment.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import msgspec
 
 from fllmc.ir.diagnostics import DiagnosticError
-from fllmc.ir.errors import InvalidProgram, Misnumbered, MissingAttribute, Repeated, UnknownWord
+from fllmc.ir.errors import InvalidProgram, Misnumbered, Repeated, UnknownWord
 from fllmc.ir.ops import OPS, AnyAttrs
 from fllmc.ir.program import (
     LEVELS,
@@ -73,47 +73,168 @@ def load_program(text: str, file: str = "text") -> Program:
     return program
 
 
-class _Values(NamedTuple):
-    """A function's values while it is read: the types by number."""
-
-    types: list[Type]
-
-
 class _Parser(Reader):
-    """Reads a whole program. The spans' table comes last, so it is looked up first."""
+    """Reads a whole program. `places` tells where each function and op stands in the text."""
 
     def __init__(self, text: str, file: str) -> None:
         super().__init__(text, file)
         self.spans: dict[int, Span] = {}
+        self.names: set[str] = set()
         self.places: dict[tuple[str, int | None], Span] = {}
 
     def program(self) -> Program:
         self.footer()
-        start = self.here()
+        self.places["", None] = self.here()
         self.expect("program")
         level: Any = self.word("level", LEVELS)
-        head = self.head()
-        if any(dim.size < 1 for dim in (*head.dims, *head.axes)):
-            self.unlike("sizes of at least 1")
+        axes = self.listed(lambda: Axis(*self.sized())) if self.skip("mesh") else ()
+        dims = self.listed(lambda: DimSize(*self.sized())) if self.skip("dims") else ()
+        entries = self.listed(self.name) if self.skip("entries") else ()
         parameters: list[Parameter] = []
-        while self.sees("param"):
+        while self.skip("param"):
             parameters.append(self.parameter())
         functions: list[Function] = []
-        while self.sees("func"):
+        while self.skip("func"):
             functions.append(self.function())
         if self.next.kind != "end" and not self.sees("spans"):
             self.unlike("`func`, `spans` or the end of the text")
-        self.places[("", None)] = start
-        mesh = Mesh(head.axes)
-        return Program(level, head.dims, tuple(functions), head.entries, tuple(parameters), mesh)
+        return Program(level, dims, tuple(functions), entries, tuple(parameters), Mesh(axes))
 
-    def head(self) -> _Head:
-        axes = dims = ()
-        entries: tuple[str, ...] = ()
-        if self.skip("mesh"):
-            axes = self.listed(lambda: Axis(*self.sized()))
-        if self.skip("dims"):
-            dims = self.listed(lambda: DimSize(*self.sized()))
-        if self.skip("entries"):
-            entries = self.listed(self.name)
-        return _Head(axes, dims, entries)
+    def sized(self) -> tuple[str, int]:
+        """`batch=8`."""
+        name = self.name()
+        self.expect("=")
+        return name, self.integer()
+
+    def footer(self) -> None:
+        """The table of spans. It comes last but is read first."""
+        pairs = zip(self.tokens, self.tokens[1:], strict=False)
+        starts = [i for i, (a, b) in enumerate(pairs) if (a.text, b.text) == ("spans", "{")]
+        if not starts:
+            return
+        self.at = starts[0] + 2
+        self.items_of_table()
+        if self.next.kind != "end":
+            self.unlike("the end of the text")
+        self.at = 0
+
+    def items_of_table(self) -> None:
+        """`!1 = "file" 120 140 3:5 3:25`, up to and with the closing brace."""
+        while not self.skip("}"):
+            place = self.here()
+            number = self.integer("mark", "a mark such as `!1`")
+            if number in self.spans:
+                self.wrong(Repeated(place, "mark", f"!{number}"))
+            self.expect("=")
+            file, start, end = self.name("a file"), self.integer(), self.integer()
+            self.spans[number] = Span(file, start, end, *self.line_column(), *self.line_column())
+
+    def line_column(self) -> tuple[int, int]:
+        """`3:5`."""
+        line = self.integer()
+        self.expect(":")
+        return line, self.integer()
+
+    def mark(self) -> Span:
+        """`!3` as the span it stands for; no mark is no place."""
+        if self.next.kind != "mark":
+            return NOWHERE
+        place = self.here()
+        number = self.integer("mark")
+        if number not in self.spans:
+            known = tuple(f"!{n}" for n in self.spans)
+            self.wrong(UnknownWord(place, "mark", f"!{number}", known))
+        return self.spans[number]
+
+    def parameter(self) -> Parameter:
+        """`wq: f32[embed] = normal(std=0.125) {trainable=false} !1`, behind `param`."""
+        name = self.name()
+        self.expect(":")
+        kind = self.type()
+        self.expect("=")
+        init: Any = self.word("initial value", INITS)
+        self.expect("(")
+        begins = Init(init, **self.fields(Init, ")", init, ("kind",)))
+        own = ("name", "type", "init", "span")
+        rest = self.fields(Parameter, "}", "a parameter", own) if self.skip("{") else {}
+        return Parameter(name, kind, begins, **rest, span=self.mark())
+
+    def function(self) -> Function:
+        """`layer(%0 x: type, ...) -> (y) !3 { ops return %5 }`, behind `func`."""
+        first = self.at - 1
+        name = self.name("the name of a function")
+        types: list[Type] = []
+        self.expect("(")
+        inputs = self.items(")", lambda: self.input(types))
+        self.expect("->")
+        self.expect("(")
+        outputs = self.items(")", lambda: self.name("the name of an output"))
+        span = self.mark()
+        if name in self.names:
+            self.wrong(Repeated(self.span(first), "function", name))
+        self.names.add(name)
+        self.places[name, None] = self.span(first)
+        self.expect("{")
+        ops: list[Op] = []
+        while not self.skip("return"):
+            start = self.at
+            ops.append(self.op(types))
+            self.places[name, len(ops) - 1] = self.span(start)
+        results = () if self.sees("}") else self.listed(lambda: self.operand(len(types)))
+        self.expect("}")
+        return Function(name, inputs, tuple(ops), results, outputs, tuple(types), span)
+
+    def input(self, types: list[Type]) -> Input:
+        """`%0 x: type role`."""
+        self.defined(types)
+        name = self.name("the name of an input")
+        self.expect(":")
+        types.append(self.type())
+        role: Any = self.word("role", ROLES) if self.next.kind == "name" else "value"
+        return Input(name, role)
+
+    def defined(self, types: list[Type]) -> int:
+        """The number of a value that begins here: the next one."""
+        place = self.here()
+        number = self.integer("value", "a value such as `%0`")
+        if number != len(types):
+            self.wrong(Misnumbered(place, number, len(types)))
+        return number
+
+    def operand(self, before: int) -> int:
+        """The number of one of the `before` values made before."""
+        number = self.integer("value", "a value such as `%0`")
+        if number >= before:
+            self.at -= 1
+            self.unlike("a value made before")
+        return number
+
+    def op(self, types: list[Type]) -> Op:
+        """`%2: type = dot{contract=[embed]}(%0, %1)  # path !2`."""
+        before = len(types)
+        results: tuple[int, ...] = ()
+        if self.next.kind == "value":
+            results = self.listed(lambda: self.result(types))
+            self.expect("=")
+        attrs = self.attributes()
+        self.expect("(")
+        operands = self.items(")", lambda: self.operand(before))
+        path = self.name("a path") if self.skip("#") else ""
+        return Op(attrs, operands, results, path, self.mark())
+
+    def result(self, types: list[Type]) -> int:
+        """`%2: type`."""
+        number = self.defined(types)
+        self.expect(":")
+        types.append(self.type())
+        return number
+
+    def attributes(self) -> AnyAttrs:
+        """`dot{contract=[embed]}`."""
+        first = self.at
+        kind = self.word("op", tuple(OPS))
+        cls: Any = OPS[kind]
+        if self.skip("{"):
+            return cls(**self.fields(cls, "}", kind))
+        self.complete(cls, {}, kind, self.span(first))
+        return cls()

@@ -13,8 +13,8 @@ from fllmc.ir.text_words import NAME
 
 _TOKEN = re.compile(
     rf"""(?P<space>\s+|//[^\n]*)
-    |(?P<number>-?(?:[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|inf\b)|nan\b|inf\b)
     |(?P<name>{NAME})
+    |(?P<number>-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|-inf\b)
     |(?P<string>"(?:[^"\\\n]|\\.)*")
     |(?P<value>%[0-9]+)
     |(?P<mark>![0-9]+)
@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 
 
 class Token(NamedTuple):
-    """A piece of the text: its kind (`end` behind the last one), its characters, and where it is."""
+    """A piece of the text: its kind (`end` behind the last), its characters, and where it is."""
 
     kind: str
     text: str

@@ -74,10 +74,8 @@ class Reader:
 
     def name(self, wanted: str = "a name") -> str:
         """A bare or quoted string."""
-        # `inf` and `nan` lex as numbers but are fine names.
-        if self.next.kind in ("name", "number") and self.next.text[0].isalpha():
-            self.at += 1
-            return self.tokens[self.at - 1].text
+        if self.next.kind == "name":
+            return self.take("name", wanted)
         text = self.take("string", wanted)
         try:
             return str(json.loads(text))
@@ -100,6 +98,13 @@ class Reader:
             self.at -= 1
             self.unlike(wanted)
         return int(text)
+
+    def listed(self, item: Callable[[], Item]) -> tuple[Item, ...]:
+        """One or more items with commas between."""
+        found = [item()]
+        while self.skip(","):
+            found.append(item())
+        return tuple(found)
 
     def items(self, end: str, item: Callable[[], Item]) -> tuple[Item, ...]:
         """Items with commas between and maybe behind, up to and with the end sign."""
@@ -131,10 +136,12 @@ class Reader:
         self.expect("[")
         dims = self.items("]", self.dim)
         combine, open_axes = "sum", list[str]()
-        while self.next.text in ("+", "^") and self.next.kind == "sign":
-            combine = "sum" if self.next.text == "+" else "max"
-            self.at += 1
-            if self.next.kind in ("name", "string"):
+        while self.sees("+") or self.sees("^"):
+            combine = "sum" if self.skip("+") else "max"
+            self.skip("^")
+            if self.skip("("):
+                self.expect(")")
+            else:
                 open_axes.append(self.name("an axis"))
         return Type(dtype, dims, tuple(open_axes), combine, index)
 
@@ -154,7 +161,8 @@ class Reader:
         if hint is int:
             return self.integer()
         if hint is float:
-            return float(self.take("number", "a number"))
+            infinite = self.sees("inf") or self.sees("nan")
+            return float(self.take("name" if infinite else "number", "a number"))
         return self.encoded(hint)
 
     def encoded(self, hint: Any) -> Any:
@@ -170,7 +178,9 @@ class Reader:
             self.at -= 1
             self.unlike(f"a value of {getattr(hint, '__name__', hint)}")
 
-    def fields(self, cls: type[msgspec.Struct], end: str, owner: str, skip: tuple[str, ...] = ()) -> Any:
+    def fields(
+        self, cls: type[msgspec.Struct], end: str, owner: str, skip: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
         """Named fields up to the end sign, checked to be all that have no default."""
         known = {f.name: f for f in msgspec.structs.fields(cls) if f.name not in skip}
         found: dict[str, Any] = {}
@@ -185,11 +195,18 @@ class Reader:
             found[name] = self.value(known[name].type)
 
         self.items(end, one)
-        self.lacks(known, found, owner, first)
+        self.complete(cls, found, owner, self.span(first), skip)
         return found
 
-    def lacks(self, known: dict[str, Any], found: dict[str, Any], owner: str, first: int) -> None:
+    def complete(
+        self,
+        cls: type[msgspec.Struct],
+        found: dict[str, Any],
+        owner: str,
+        span: Span,
+        skip: tuple[str, ...] = (),
+    ) -> None:
         """Give up when a field without a default was not given."""
-        for name, field in known.items():
-            if field.required and name not in found:
-                self.wrong(MissingAttribute(self.span(max(first - 1, 0)), owner, name))
+        for field in msgspec.structs.fields(cls):
+            if field.required and field.name not in found and field.name not in skip:
+                self.wrong(MissingAttribute(span, owner, field.name))

@@ -1,4 +1,4 @@
-"""Printing programs: the text form that `inspect` shows, that tests compare and that parses back."""
+"""Printing programs: the text form that `inspect` shows and tests compare, and that parses back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fllmc.ir.types import DTYPE_BYTES, Type
 
 
 def print_program(program: Program) -> str:
-    """The whole program. Equal programs print equal text, and it parses back to an equal program."""
+    """The whole program. Equal programs print alike, and the text parses back to an equal one."""
     marks = _Marks()
     lines = [f"program {program.level}"]
     for word, listed in (
@@ -36,7 +36,7 @@ def print_type(kind: Type) -> str:
     mark = "+" if kind.combine == "sum" else "^"
     open_axes = "".join(mark + words.name(axis) for axis in kind.partial)
     if kind.combine != "sum" and not kind.partial:
-        open_axes = mark
+        open_axes = f"{mark}()"
     return f"{_element(kind)}{dims}{open_axes}"
 
 
@@ -85,15 +85,16 @@ def _parameter(parameter: Parameter, marks: _Marks) -> str:
     braces = f" {{{rest}}}" if rest else ""
     settings = words.fields(parameter.init, skip=("kind",))
     init = f"{words.name(parameter.init.kind)}({settings})"
-    kind = print_type(parameter.type)
-    return f"param {words.name(parameter.name)}: {kind} = {init}{braces}{marks.mark(parameter.span)}"
+    head = f"param {words.name(parameter.name)}: {print_type(parameter.type)}"
+    return f"{head} = {init}{braces}{marks.mark(parameter.span)}"
 
 
 def _function(function: Function, marks: _Marks) -> Iterator[str]:
     pairs = zip(function.inputs, function.types, strict=False)
     inputs = [f"%{n} {_input(given, kind)}" for n, (given, kind) in enumerate(pairs)]
     outputs = ", ".join(words.name(output) for output in function.outputs)
-    head, tail = f"func {words.name(function.name)}(", f") -> ({outputs}){marks.mark(function.span)} {{"
+    head = f"func {words.name(function.name)}("
+    tail = f") -> ({outputs}){marks.mark(function.span)} {{"
     line = head + ", ".join(inputs) + tail
     if len(line) <= 100:
         yield line

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.legality import objection
-from fllmc.ir.ops import Env, TypeRuleError
-from fllmc.ir.program import Function, Op, Program, callees
+from fllmc.ir.ops import COLLECTIVES, Env, TypeRuleError
+from fllmc.ir.program import Function, Level, Op, Program, callees
 from fllmc.ir.text_print import print_op
 from fllmc.ir.types import DTYPE_BYTES, Sizes, Type, base_dim
 
@@ -45,8 +45,11 @@ def describe(program: Program, fault: Fault) -> str:
 
 
 def faults(program: Program) -> Iterator[Fault]:
-    """Every broken rule, the structural ones first; the first may be the cause of the rest."""
-    yield from _program_faults(program)
+    """The broken rules of the program as a whole; when it has none, those of its functions."""
+    broken = list(_program_faults(program))
+    yield from broken
+    if broken:
+        return
     known = _Known(program)
     for parameter in program.parameters:
         for text in (*known.type_faults(parameter.type), *_stored_faults(parameter.type)):
@@ -54,8 +57,8 @@ def faults(program: Program) -> Iterator[Fault]:
     for function in program.functions:
         yield from _function_faults(function, known)
     for name in program.entries:
-        function = next((f for f in program.functions if f.name == name), None)
-        if function is not None and _structure(function) is None:
+        function = program.function(name)
+        if _structure(function) is None:
             yield from _entry_faults(function)
     yield from _storage_faults(program)
 
@@ -64,7 +67,7 @@ class _Known:
     """What op rules look up, with the types found good so far."""
 
     def __init__(self, program: Program) -> None:
-        self.level = program.level
+        self.level: Level = program.level
         self.sizes: Sizes = program.sizes
         whole = {f.name: f.signature for f in program.functions if _structure(f) is None}
         self.env = Env(self.sizes, whole)
@@ -159,29 +162,29 @@ def _stored_faults(kind: Type) -> tuple[str, ...]:
     return (f"{kind} is still partial over {', '.join(kind.partial)}",) if kind.partial else ()
 
 
-def _structure(function: Function) -> str | None:
+def _structure(function: Function) -> Fault | None:
     """What is wrong with the numbering of values, if anything."""
-    count = len(function.inputs)
-    for op in function.ops:
+    count, name = len(function.inputs), function.name
+    for position, op in enumerate(function.ops):
         if op.results != tuple(range(count, count + len(op.results))):
-            return f"{op.kind}: results are numbered {op.results}, next is {count}"
+            return Fault(name, position, f"results are numbered {op.results}, next is {count}")
         if any(not 0 <= number < count for number in op.operands):
-            return f"{op.kind}: operands {op.operands} are not all defined before %{count}"
+            return Fault(name, position, f"operands {op.operands} are not all made before")
         count += len(op.results)
     if len(function.types) != count:
-        return f"{len(function.types)} types for {count} values"
+        return Fault(name, None, f"{len(function.types)} types for {count} values")
     if any(not 0 <= number < count for number in function.results):
-        return f"results {function.results} are not all defined"
+        return Fault(name, None, f"results {function.results} are not all made")
     if len(function.outputs) != len(function.results):
-        return f"{len(function.outputs)} output names for {len(function.results)} results"
+        text = f"{len(function.outputs)} output names for {len(function.results)} results"
+        return Fault(name, None, text)
     return None
 
 
 def _function_faults(function: Function, known: _Known) -> Iterator[Fault]:
     broken = _structure(function)
     if broken is not None:
-        position = next((i for i, op in enumerate(function.ops) if broken.startswith(op.kind)), None)
-        yield Fault(function.name, position, broken)
+        yield broken
         return
     for what, names in (
         ("input", [given.name for given in function.inputs]),
@@ -221,7 +224,7 @@ def _op_faults(op: Op, types: Sequence[Type], known: _Known) -> Iterator[str]:
             if name in kind.names and kind.axes_of(name):
                 yield f"{op.kind} needs {name} whole: {kind}"
     for kind in operands:
-        if kind.index and kind.partial:
+        if kind.index and kind.partial and not isinstance(op.attrs, COLLECTIVES):
             yield f"an index can't be a partial value: {kind}"
 
 

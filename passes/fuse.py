@@ -20,7 +20,8 @@ import msgspec
 from fllmc.ir.build import Builder
 from fllmc.ir.ops import Elementwise, Fused, Pick, ReduceMax, ReduceSum, Spread
 from fllmc.ir.program import Function, Level, Op, Program
-from fllmc.ir.types import HOST_SCALAR, Type
+from fllmc.ir.types import Type
+from fllmc.ir.walk import host_values
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.clusters import Clusters
 
@@ -38,16 +39,6 @@ class Group(msgspec.Struct):
 def fusable(op: Op) -> bool:
     """Whether the op can be part of a group at all."""
     return isinstance(op.attrs, Elementwise | ReduceSum | ReduceMax | Pick | Spread)
-
-
-def host_values(function: Function) -> set[int]:
-    """Values that are Python floats at run time: host inputs, constants and what follows from them."""
-    found = {number for number, given in enumerate(function.inputs) if given.role == "host"}
-    for op in function.ops:
-        scalar = all(function.types[value] == HOST_SCALAR for value in op.results)
-        if scalar and op.kind != "all_reduce" and all(value in found for value in op.operands):
-            found.update(op.results)
-    return found
 
 
 def prefix(a: Sequence[str], b: Sequence[str]) -> tuple[str, ...]:

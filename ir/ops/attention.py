@@ -28,7 +28,9 @@ class Rope(Attrs, frozen=True, tag="rope"):
         (kind,) = operands
         require(self.along in kind.names, f"{kind} has no dim {self.along}")
         require(self.dim in kind.names, f"{kind} has no dim {self.dim}")
+        require(self.along != self.dim, f"{self.dim} can't be turned along itself")
         require(env.sizes.size(self.dim) % 2 == 0, f"{self.dim} must be even")
+        require(self.layout in ("half", "interleaved"), f"no layout {self.layout}")
         linear_in_one(operands, (0,))
         return (kind,)
 
@@ -55,6 +57,9 @@ class Attend(Attrs, frozen=True, tag="attend"):
 
     def check(self, q: Type, k: Type, v: Type, env: Env) -> None:
         """The operands' rule, shared with the gradient op."""
+        require(self.mask in ("causal", "none"), f"no mask {self.mask}")
+        special = {self.along, self.heads, self.kv_heads, self.dim}
+        require(len(special) == 3 + (self.heads != self.kv_heads), f"attend over {sorted(special)}")
         for name in (self.along, self.heads, self.dim):
             require(name in q.names, f"{q} has no dim {name}")
         for name in (self.along, self.kv_heads, self.dim):

@@ -132,6 +132,7 @@ class Pick(Attrs, frozen=True, tag="pick"):
         index_operand(index, self.dim)
         require(self.dim in x.names, f"{x} has no dim {self.dim}")
         require(not x.partial, "pick needs a resolved operand")
+        require(self.dim not in index.names, f"{index} still has {self.dim}")
         for dim in index.dims:
             require(dim in x.dims, f"{x} lacks {dim}")
         divided = merged(x.axes_of(self.dim))

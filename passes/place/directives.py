@@ -8,7 +8,7 @@ gradients and optimizer states are divided as they are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import gcd
+from math import gcd, isqrt
 
 from msgspec import Struct
 
@@ -201,14 +201,11 @@ def _misfit(layout: Layout, sizes: Sizes, parameter: str, dim: str, axis: str) -
         common = gcd(common, share)
     shown = tuple(dict.fromkeys(f"{other}={sizes.size(other)}" for other, _ in shares))
     extent = layout.mesh.extent((axis,))
-    return Indivisible(
-        reason.span, dim, sizes.size(dim), axis, extent, shown, divisors(common)
-    )
+    works = tuple(size for size in divisors(common) if size <= 4 * extent)
+    return Indivisible(reason.span, dim, sizes.size(dim), axis, extent, shown, works)
 
 
-def _share(
-    layout: Layout, sizes: Sizes, dim: str, axis: str, axes: tuple[str, ...]
-) -> int:
+def _share(layout: Layout, sizes: Sizes, dim: str, axis: str, axes: tuple[str, ...]) -> int:
     """The dim's size after the other axes that divide it."""
     size = sizes.size(dim)
     return size // gcd(size, layout.mesh.extent(other for other in axes if other != axis))
@@ -216,4 +213,5 @@ def _share(
 
 def divisors(number: int) -> tuple[int, ...]:
     """All divisors, ascending."""
-    return tuple(size for size in range(1, number + 1) if number % size == 0)
+    low = [size for size in range(1, isqrt(number) + 1) if number % size == 0]
+    return tuple(sorted({*low, *(number // size for size in low)}))

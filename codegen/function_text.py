@@ -1,0 +1,102 @@
+"""The text of one generated function: what is bound once, and what runs in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fllmc.codegen.torch_elementwise import Operand, host_text
+from fllmc.codegen.views import aligned, shape_text
+from fllmc.ir.ops import Elementwise
+from fllmc.ir.plan import Frame, Plan
+from fllmc.ir.program import Function, Op
+from fllmc.ir.types import Type
+from fllmc.ir.walk import host_values
+
+
+def identifier(name: str) -> str:
+    """A function's name as Python."""
+    return name.replace(".", "_")
+
+
+class FunctionText:
+    """Collects `bind` lines (views, made once) and `body` lines (the work of each call).
+
+    Names: `a0, a1, ...` inputs, `r0, ...` result buffers of the caller, `v12` a value in the frame,
+    `t3` another view of something, `s12` a Python float.
+    """
+
+    def __init__(self, plan: Plan, function: Function):
+        self.plan = plan
+        self.program = plan.program
+        self.sizes = plan.program.sizes
+        self.function = function
+        self.frame: Frame = plan.frame(function.name)
+        self.host = host_values(function)
+        self.bind: list[str] = []
+        self.body: list[str] = []
+        self.views: dict[str, str] = {}
+        self.numbers: dict[int, str] = {}
+        self.sites: dict[tuple[str, int], int] = {}
+
+    def tensor(self, value: int) -> str:
+        """The name of a value's tensor, bound on first use."""
+        place = self.frame.places[value]
+        if place.kind == "argument":
+            return f"a{place.number}"
+        if place.kind == "result":
+            return f"r{place.number}"
+        kind = self.function.types[value]
+        return self.view(self.arena(kind, f"base + {place.number}"), f"v{value}")
+
+    def arena(self, kind: Type, offset: str, shape: Sequence[int] | None = None) -> str:
+        """The text of a view of the arena."""
+        extents = self.sizes.local_shape(kind) if shape is None else shape
+        return f'rt.view("{kind.dtype}", {offset}, {shape_text(extents)})'
+
+    def view(self, text: str, name: str = "") -> str:
+        """The name bound to this text; the same text is bound once."""
+        if text.isidentifier():
+            return text
+        if text not in self.views:
+            chosen = name if name and name not in self.views.values() else f"t{len(self.views)}"
+            self.views[text] = chosen
+            self.bind.append(f"{chosen} = {text}")
+        return self.views[text]
+
+    def number(self, value: int) -> str:
+        """The text of a host scalar: a number or a name."""
+        return self.numbers[value]
+
+    def operand(self, value: int, result: Type) -> Operand:
+        """An operand aligned to the dims of an elementwise result."""
+        if value in self.host:
+            return Operand(self.number(value), True)
+        kind = self.function.types[value]
+        text = aligned(
+            self.tensor(value), kind.names, self.sizes.local_shape(kind), result.names
+        )
+        return Operand(self.view(text), False)
+
+    def host_op(self, op: Op) -> None:
+        """A scalar computed in Python; constants are folded."""
+        value = op.results[0]
+        if op.kind == "fill":
+            self.numbers[value] = repr(float(op.attrs.value))  # type: ignore[union-attr]
+            return
+        assert isinstance(op.attrs, Elementwise)
+        text = host_text(op.attrs, [self.number(v) for v in op.operands])
+        if text[0].isdigit() or text[0] == "-":
+            self.numbers[value] = text
+            return
+        self.numbers[value] = f"s{value}"
+        self.body.append(f"s{value} = {text}")
+
+    def comment(self, op: Op) -> None:
+        """One line that says what the following lines compute, and where it was written."""
+        kinds = ", ".join(str(self.function.types[value]) for value in op.results)
+        place = f"  {op.span.file}:{op.span.line}" if op.span.file else ""
+        self.body.append(f"# {op.path or op.kind}: {op.kind} -> {kinds}{place}")
+
+    def offset(self, op_at: int, number: int) -> str:
+        """The arena offset of an op's scratch buffer."""
+        return f"base + {self.frame.ops[op_at].scratch[number]}"

@@ -1,0 +1,101 @@
+"""Checking a spec: files read, names resolved, every equation of every block typed.
+
+Nothing here depends on sizes, on data or on the mesh, so blocks of a library are checked like any
+other, used or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct
+
+from fllmc.frontend import ast
+from fllmc.frontend.errors import Unused
+from fllmc.frontend.library import Library, Module, named_sections, read_all
+from fllmc.frontend.semantics.blocks import recursions, typed_block
+from fllmc.frontend.semantics.rules import typed_rule
+from fllmc.frontend.semantics.typed import Block, Key, Rule
+from fllmc.ir.diagnostics import Diagnostic
+
+
+class Checked(Struct, frozen=True):
+    """A spec whose equations are typed. `blocks` and `rules` are of all files that were read."""
+
+    library: Library
+    blocks: Mapping[Key, Block]
+    rules: Mapping[Key, Rule]
+    found: tuple[Diagnostic, ...]
+
+    @property
+    def module(self) -> Module:
+        """The main file. KeyError if it could not be read."""
+        return self.library.modules[self.library.main]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no error was found; warnings don't count."""
+        return not any(found.severity == "error" for found in self.found)
+
+
+def check(path: str, text: str | None = None) -> Checked:
+    """The spec in a file, or in `text` as if it stood there, typed; never raises on bad input."""
+    return check_library(read_all(path, text))
+
+
+def check_library(library: Library) -> Checked:
+    """Everything in files already read, typed. After a syntax error nothing more is checked."""
+    if library.found and any(found.code.startswith("E01") for found in library.found):
+        return Checked(library, {}, {}, library.found)
+    found = list(library.found)
+    blocks: dict[Key, Block] = {}
+    rules: dict[Key, Rule] = {}
+    for file, module in library.modules.items():
+        for section in named_sections(module.tree):
+            key = Key(file, section.name.text)
+            if isinstance(section, ast.Block):
+                blocks[key], mistakes = typed_block(section, module, library.modules)
+                found.extend(mistakes)
+            elif isinstance(section, ast.Optimizer | ast.Rate):
+                rules[key], mistakes = typed_rule(section)
+                found.extend(mistakes)
+    found.extend(recursions(blocks))
+    if not any(each.severity == "error" for each in found):
+        found.extend(_unused_imports(library.modules[library.main]))
+    return Checked(library, blocks, rules, tuple(found))
+
+
+def _unused_imports(module: Module) -> Iterator[Diagnostic]:
+    """Imported names that no section mentions."""
+    mentioned = frozenset(_mentioned(module.tree))
+    for section in module.tree.sections:
+        if isinstance(section, ast.Import):
+            for name in section.names:
+                if name.text not in mentioned:
+                    yield Unused(name.span, name.text, "import")
+
+
+def _mentioned(tree: ast.File) -> Iterator[str]:
+    for section in tree.sections:
+        match section:
+            case ast.Block(items=items):
+                yield from (i.block.text for i in items if isinstance(i, ast.Sub | ast.Stack))
+            case ast.Train(subject=subject, fields=fields):
+                yield subject.text
+                yield from (name for field in fields for name in _words(field.value))
+            case ast.Adapter(model=model):
+                yield model.text
+            case ast.Schedule(train=train, mesh=mesh):
+                yield from (name.text for name in (train, mesh) if name)
+            case _:
+                pass
+
+
+def _words(value: ast.Expr) -> Iterator[str]:
+    match value:
+        case ast.Ref(name=name) | ast.Call(function=ast.Ref(name=name)):
+            yield name
+        case _:
+            return
+
+

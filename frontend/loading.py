@@ -1,0 +1,42 @@
+"""From a path to the `Spec` of a run: read, check, lower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fllmc.frontend.checking import check_library
+from fllmc.frontend.library import read_all, spec_path
+from fllmc.frontend.lowering.spec import lower, needed
+from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.settings import Spec
+
+Sources = Mapping[str, str]
+
+
+def load(
+    path: str,
+    overrides: Mapping[str, str] | None = None,
+    text: str | None = None,
+    needs_run: bool = True,
+) -> tuple[Spec | None, tuple[Diagnostic, ...], Sources]:
+    """The spec in a file, or in `text` as if it stood at `path`; also the name of a shipped spec.
+
+    Gives no spec exactly if an error is among the diagnostics, except for a file without `train`
+    section when no run is needed. Every mistake comes as a diagnostic whose place is in `sources`.
+    `overrides` are the options `--set KEY=VALUE`.
+    """
+    file = path if text is not None else spec_path(path)
+    library = read_all(file, text)
+    if file not in library.modules:
+        return None, library.found, library.sources
+    runs = bool(library.modules[file].own("train"))
+    if runs or needs_run:
+        library = needed(library)
+    checked = check_library(library)
+    sources = dict(library.sources)
+    if overrides:
+        sources["--set"] = "\n".join(f"{key}={value}" for key, value in overrides.items())
+    if not checked.ok or not (runs or needs_run):
+        return None, checked.found, sources
+    spec, found = lower(checked, overrides=overrides)
+    return spec, (*checked.found, *found), sources

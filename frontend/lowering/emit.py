@@ -1,0 +1,182 @@
+"""Typed expressions to ops, for the equations of one block or rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from fllmc.frontend.semantics.typed import (
+    Apply,
+    Attend,
+    Composite,
+    Constant,
+    Contract,
+    Local,
+    Param,
+    Plain,
+    Positions,
+    Prim,
+    Reduce,
+    Renamed,
+    Rope,
+    Size,
+    Typed,
+    Use,
+    primed,
+)
+from fllmc.ir import ops
+from fllmc.ir.build import Builder
+from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.types import Dim
+
+UNARY: Mapping[str, ops.AnyAttrs] = {
+    "cos": ops.Cos(),
+    "erf": ops.Erf(),
+    "exp": ops.Exp(),
+    "log": ops.Log(),
+    "neg": ops.Neg(),
+    "rsqrt": ops.Rsqrt(),
+    "sigmoid": ops.Sigmoid(),
+    "sin": ops.Sin(),
+    "sqrt": ops.Sqrt(),
+    "stop": ops.Stop(),
+    "tanh": ops.Tanh(),
+}
+PLAIN: Mapping[str, ops.AnyAttrs] = {
+    **UNARY,
+    "add": ops.Add(),
+    "sub": ops.Sub(),
+    "mul": ops.Mul(),
+    "div": ops.Div(),
+    "pow": ops.Pow(),
+    "min": ops.Minimum(),
+    "max": ops.Maximum(),
+    "less": ops.Less(),
+    "where": ops.Where(),
+}
+SYMBOLS = frozenset({"add", "sub", "mul", "div", "pow", "neg"})
+"""Written with signs, so they have no name that could be a path."""
+
+Values = dict[str, int]
+Composer = Callable[[Composite, Builder, tuple[int, ...]], int]
+User = Callable[[Use, Builder, tuple[int, ...]], int]
+
+
+class Emitter:
+    """Adds the ops of typed expressions to a builder.
+
+    `values` maps names to value numbers, `params` the names of parameters to theirs. `compute` is
+    the dtype that parameters are cast to at each use.
+    """
+
+    def __init__(
+        self,
+        builder: Builder,
+        values: Values,
+        params: Mapping[str, Param],
+        compute: str,
+        composer: Composer,
+        user: User,
+    ) -> None:
+        self.b = builder
+        self.values = values
+        self.params = params
+        self.compute = compute
+        self.composer = composer
+        self.user = user
+
+    def expr(self, typed: Typed) -> int:
+        """The value number of an expression."""
+        args = tuple(self.expr(arg) for arg in typed.args)
+        self.b.span = typed.span
+        self.b.path = ""
+        value = self._value(typed, args)
+        self.b.path = ""
+        return value
+
+    def _value(self, typed: Typed, args: tuple[int, ...]) -> int:
+        b = self.b
+        match typed.op:
+            case Local(name=name):
+                return self.values[name]
+            case Constant(value=value):
+                return b.constant(value)
+            case Size(dim=dim):
+                return b.constant(float(b.sizes.size(dim)))
+            case Prim(name=name):
+                return self._prim(name, typed, args)
+            case Reduce(name=name, dims=dims):
+                b.path = name
+                return b.one((ops.ReduceSum if name == "sum" else ops.ReduceMax)(dims), *args)
+            case Contract(dims=dims):
+                b.path = "dot"
+                return b.one(ops.Dot(dims), *args)
+            case Renamed(pairs=pairs):
+                return b.one(ops.Rename(pairs), *args)
+            case Plain(param=param):
+                b.path = param
+                return b.cast(self.values[param], self.compute)
+            case Apply():
+                return self._apply(typed.op, args[0])
+            case Use():
+                return self.user(typed.op, b, args)
+            case Composite(name=name):
+                b.path = name
+                return self.composer(typed.op, b, args)
+            case Rope(along=along, dim=dim, theta=theta, layout=layout):
+                b.path = "rope"
+                return b.one(ops.Rope(along, dim, theta, layout), *args)
+            case Attend():
+                return self._attend(typed.op, args)
+            case Positions(dim=dim):
+                b.path = "positions"
+                return b.one(ops.Iota(Dim(dim)))
+
+    def _prim(self, name: str, typed: Typed, args: tuple[int, ...]) -> int:
+        b = self.b
+        if name not in SYMBOLS:
+            b.path = name
+        if name == "abs":
+            return b.one(ops.Maximum(), args[0], b.neg(args[0]))
+        if name == "sign":
+            zero = b.constant(0.0)
+            below = b.one(ops.Less(), args[0], zero)
+            above = b.one(ops.Less(), zero, args[0])
+            rest = b.one(ops.Where(), below, b.constant(-1.0), zero)
+            return b.one(ops.Where(), above, b.constant(1.0), rest)
+        exponent = typed.args[1].op if name == "pow" else None
+        if exponent == Constant(2.0):
+            return b.mul(args[0], args[0])
+        return b.one(PLAIN[name], *args)
+
+    def _apply(self, op: Apply, arg: int) -> int:
+        """A contraction with the parameter, or a lookup; shared dims pass through primed names."""
+        b, param = self.b, self.params[op.param]
+        b.path = op.param
+        weight = b.cast(self.values[op.param], self.compute)
+        stored = tuple(primed(name, param.source) for name in param.target)
+        back = {new: old for old, new in zip(param.target, stored, strict=True)}
+        source = stored if op.transposed else param.source
+        if b.types[arg].index:
+            return b.rename(b.one(ops.Take(source[0]), weight, arg), back)
+        if op.transposed:
+            arg = b.rename(arg, dict(zip(param.target, stored, strict=True)))
+            return b.one(ops.Dot(source), arg, weight)
+        return b.rename(b.one(ops.Dot(source), arg, weight), back)
+
+    def _attend(self, op: Attend, args: tuple[int, ...]) -> int:
+        b = self.b
+        q, k, v = args
+        b.path = "attend"
+        scale = op.scale if op.scale is not None else 1 / math.sqrt(b.sizes.size(op.dim))
+        v = arranged(b, v, b.types[k].names)
+        attrs = ops.Attend(op.along, op.heads, op.kv_heads, op.dim, scale, op.mask)
+        return b.emit(attrs, q, k, v)[0]
+
+
+def arranged(builder: Builder, value: int, order: tuple[str, ...]) -> int:
+    """The value with its dims laid out in this order."""
+    have = builder.types[value].names
+    if sorted(have) != sorted(order):
+        raise InternalError(f"{builder.name}: {have} can't be laid out as {order}")
+    return value if have == order else builder.one(ops.Transpose(order), value)

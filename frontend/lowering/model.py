@@ -1,0 +1,240 @@
+"""Typed blocks to functions: one for each used block, and the entry `model`.
+
+A block's function takes its tensor inputs, then all parameters under it by relative path, in the
+order of declaration. A stacked block with several inputs has a second form, `NAME.stacked`, that
+takes its first input, the parameters, then the other inputs, as `scan` hands them out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct, structs
+
+from fllmc.frontend import ast
+from fllmc.frontend.lowering.composites import composite
+from fllmc.frontend.lowering.emit import Emitter, arranged
+from fllmc.frontend.semantics.sizes import SizeTable
+from fllmc.frontend.semantics.typed import Block, Composite, Key, Kind, Nested, Param, Use
+from fllmc.ir.build import Builder
+from fllmc.ir.ops import Call, Scan, Signature
+from fllmc.ir.ops.structure import stack_of
+from fllmc.ir.program import Function, Init, Parameter, Role
+from fllmc.ir.settings import Precision
+from fllmc.ir.types import Sizes, Type, indices, tensor
+
+LOOKUP_STD = 0.02
+RESERVED = ("model", "optimizer", "optimizer.no_decay", "optimizer.states", "rate")
+
+
+class Model(Struct, frozen=True):
+    """The functions of a model, callees first and `model` last, and its parameters.
+
+    `arrows` names the parameters that are linear maps.
+    """
+
+    functions: tuple[Function, ...]
+    parameters: tuple[Parameter, ...]
+    arrows: frozenset[str]
+
+
+def lower_model(
+    key: Key, blocks: Mapping[Key, Block], sizes: Sizes, table: SizeTable, precision: Precision
+) -> Model:
+    """The model as functions. All dims that it uses must have sizes."""
+    lowering = _Lowering(blocks, sizes, table, precision)
+    entry = lowering.function(key, "model")
+    functions = (*lowering.functions.values(), entry)
+    return Model(functions, lowering.parameters(key), frozenset(_arrows(key, blocks)))
+
+
+def _arrows(key: Key, blocks: Mapping[Key, Block]) -> Iterator[str]:
+    """Paths of all arrows under a block."""
+    for member in blocks[key].members:
+        if isinstance(member, Nested):
+            yield from (f"{member.name}.{path}" for path in _arrows(member.block, blocks))
+        elif member.arrow:
+            yield member.name
+
+
+class _Lowering:
+    """Lowers blocks once each and names their functions."""
+
+    def __init__(
+        self, blocks: Mapping[Key, Block], sizes: Sizes, table: SizeTable, precision: Precision
+    ) -> None:
+        self.blocks = blocks
+        self.sizes = sizes
+        self.table = table
+        self.precision = precision
+        self.functions: dict[str, Function] = {}
+        self.names: dict[object, str] = {}
+        self.known: dict[Key, tuple[Parameter, ...]] = {}
+
+    def name(self, what: object, wish: str) -> tuple[str, bool]:
+        """The function name of a thing, and whether it is new.
+
+        A taken name gets a number behind it; no composite takes the name of a block.
+        """
+        if what in self.names:
+            return self.names[what], False
+        taken = {*self.names.values(), *RESERVED}
+        if isinstance(what, tuple):
+            taken.update(key.name for key in self.blocks)
+        count, name = 1, wish
+        while name in taken:
+            count += 1
+            name = f"{wish}.{count}"
+        self.names[what] = name
+        return name, True
+
+    # Parameters.
+
+    def parameters(self, key: Key) -> tuple[Parameter, ...]:
+        """All parameters under a block by relative path, in order of declaration."""
+        if key not in self.known:
+            found: list[Parameter] = []
+            for member in self.blocks[key].members:
+                if isinstance(member, Param):
+                    found.append(self.own(member))
+                else:
+                    found.extend(self.under(member))
+            self.known[key] = tuple(found)
+        return self.known[key]
+
+    def own(self, param: Param) -> Parameter:
+        """A block's own parameter."""
+        kind = tensor(self.precision.params, *param.stored)
+        return Parameter(param.name, kind, self.init(param), span=param.span)
+
+    def under(self, nested: Nested) -> tuple[Parameter, ...]:
+        """The parameters of a sub-block, or those of a stack as one tensor for all layers."""
+        found: list[Parameter] = []
+        for parameter in self.parameters(nested.block):
+            name = f"{nested.name}.{parameter.name}"
+            changed = structs.replace(parameter, name=name)
+            if nested.over:
+                kind = stack_of(parameter.type, nested.over)
+                changed = structs.replace(changed, type=kind, stack=nested.over, depth=1)
+            elif parameter.stack:
+                changed = structs.replace(changed, depth=parameter.depth + 1)
+            found.append(changed)
+        return tuple(found)
+
+    def init(self, param: Param) -> Init:
+        """How a parameter begins: as stated, else normal by fan-in, or as a lookup table."""
+        match param.init:
+            case ast.Call(function=ast.Ref(name="zeros")):
+                return Init("zeros")
+            case ast.Call(function=ast.Ref(name="ones")):
+                return Init("ones")
+            case ast.Call(arguments=(ast.Argument(value=value),)):
+                std = self.table.number(value, f"the start of `{param.name}`")
+                return Init("normal", float(std or 0.0))
+            case _ if param.lookup:
+                return Init("normal", LOOKUP_STD)
+            case _:
+                fan_in = math.prod(self.sizes.size(name) for name in param.source)
+                return Init("normal", 1 / math.sqrt(fan_in))
+
+    # Functions.
+
+    def block(self, key: Key, stacked: bool = False) -> str:
+        """The name of a block's function, lowered on first use."""
+        several = stacked and len(self.blocks[key].signature.inputs) > 1
+        name, new = self.name(
+            (key, "stacked") if several else key, key.name + ".stacked" * several
+        )
+        if new:
+            self.functions[name] = self.function(key, name, several)
+        return name
+
+    def function(self, key: Key, name: str, stacked: bool = False) -> Function:
+        """A block as a function; the entry takes its parameters first, as a model does."""
+        block = self.blocks[key]
+        entry = name == "model"
+        builder = Builder(name, self.sizes, self.signatures())
+        values: dict[str, int] = {}
+        first = 0 if entry else 1 if stacked else len(block.signature.inputs)
+        for given in block.signature.inputs[:first]:
+            values[given.name] = builder.input(given.name, self.type(given.kind))
+        for parameter in self.parameters(key):
+            values[parameter.name] = builder.input(parameter.name, parameter.type, "param")
+        role: Role = "data" if entry else "value"
+        for given in block.signature.inputs[first:]:
+            values[given.name] = builder.input(given.name, self.type(given.kind), role)
+        emitter = _BlockEmitter(self, block, builder, values).emitter()
+        for step in block.steps:
+            values[step.name] = emitter.expr(step.value)
+        result = emitter.expr(block.returned)
+        builder.span = block.returned.span
+        wanted = self.type(block.signature.result)
+        result = arranged(builder, builder.cast(result, wanted.dtype), wanted.names)
+        return builder.finish((result,), ("out",), block.signature.span)
+
+    def type(self, kind: Kind) -> Type:
+        """The type of a tensor at a block's border: indices, or numbers in the compute dtype."""
+        if kind.form == "index":
+            return indices(kind.index, *kind.dims)
+        return tensor(self.precision.compute, *kind.dims)
+
+    def signatures(self) -> dict[str, Signature]:
+        """Signatures of all functions so far."""
+        return {name: function.signature for name, function in self.functions.items()}
+
+    def composite(self, op: Composite, builder: Builder, args: tuple[int, ...]) -> int:
+        """A call of a composite on these values."""
+        kinds = tuple(builder.types[arg] for arg in args)
+        name, new = self.name((op, kinds), op.name)
+        if new:
+            made = composite(op.name, name, kinds, op.over, dict(op.options), self.sizes)
+            self.functions[name] = made
+        builder.functions[name] = self.functions[name].signature
+        return builder.one(Call(name), *args)
+
+
+class _BlockEmitter:
+    """How the equations of one block reach its nested blocks."""
+
+    def __init__(
+        self, lowering: _Lowering, block: Block, builder: Builder, values: dict[str, int]
+    ) -> None:
+        self.lowering = lowering
+        self.block = block
+        self.builder = builder
+        self.values = values
+
+    def emitter(self) -> Emitter:
+        """The emitter of the block's equations."""
+        lowering = self.lowering
+        return Emitter(
+            self.builder,
+            self.values,
+            self.block.params,
+            lowering.precision.compute,
+            lowering.composite,
+            self.use,
+        )
+
+    def use(self, op: Use, builder: Builder, args: tuple[int, ...]) -> int:
+        """A call of a sub-block, or a scan over a stack."""
+        lowering, nested = self.lowering, self.block.nested[op.name]
+        name = lowering.block(nested.block, bool(nested.over))
+        builder.functions[name] = lowering.functions[name].signature
+        builder.path = op.name
+        wanted = lowering.blocks[nested.block].signature.inputs
+        fitted = tuple(
+            self.fitted(arg, lowering.type(given.kind))
+            for arg, given in zip(args, wanted, strict=True)
+        )
+        params = tuple(self.values[p.name] for p in lowering.under(nested))
+        if not nested.over:
+            return builder.one(Call(name), *fitted, *params)
+        scan = Scan(name, nested.over, 1, len(params))
+        return builder.one(scan, fitted[0], *params, *fitted[1:])
+
+    def fitted(self, value: int, wanted: Type) -> int:
+        """The value as a block takes it: its dims in order, numbers in the compute dtype."""
+        value = self.builder.cast(value, wanted.dtype)
+        return arranged(self.builder, value, wanted.names)

@@ -1,0 +1,142 @@
+"""Sizes of all dims of a run, and what they and the data must fulfil for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct
+
+from fllmc.frontend import ast
+from fllmc.frontend.checking import Checked
+from fllmc.frontend.errors import NoSize, SizesDisagree, SizeTwice
+from fllmc.frontend.library import Module
+from fllmc.frontend.section_errors import LossDoesNotFit, VocabTooSmall
+from fllmc.frontend.sections.data import DataSection
+from fllmc.frontend.sections.overrides import Overrides
+from fllmc.frontend.semantics.sizes import SizeTable
+from fllmc.frontend.semantics.typed import Block, Key, Requirement
+from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.span import Span
+from fllmc.ir.types import Sizes
+
+BOUND = ("batch", "seq")
+"""The dims that the data section gives their sizes."""
+
+
+class Sized(Struct, frozen=True):
+    """The sizes of the dims that a model uses, in order of declaration.
+
+    `vocab` is the number of different tokens. With mistakes in `found`, sizes are missing.
+    """
+
+    table: SizeTable
+    sizes: Sizes
+    vocab: int
+    found: tuple[Diagnostic, ...]
+
+
+def check_fit(block: Block, train: ast.Train) -> Iterator[Diagnostic]:
+    """What keeps a model from being trained with `cross_entropy` on batches of tokens."""
+    seen, reason = block.signature, ""
+    first = seen.inputs[0].kind if seen.inputs else None
+    if first is None or len(seen.inputs) != 1:
+        reason = f"it takes {len(seen.inputs)} inputs instead of one, the tokens"
+    elif first.form != "index":
+        reason = f"it takes {first}, not indices"
+    elif set(first.dims) != set(BOUND):
+        reason = f"it takes {first}, not {first.index}[batch, seq]"
+    elif set(seen.result.dims) != {*first.dims, first.index}:
+        reason = f"it returns {seen.result}, not [batch, seq, {first.index}]"
+    if reason:
+        yield LossDoesNotFit(train.subject.span, seen.key.name, reason, seen.span)
+
+
+def sized(
+    checked: Checked, module: Module, model: Key, data: DataSection, overrides: Overrides
+) -> Sized:
+    """Sizes for everything under a model."""
+    blocks = list(_under(model, checked.blocks, set()))
+    declared = dict(module.dims)
+    for name, dim in overrides.dims().items():
+        declared[name] = (dim, *declared.get(name, ()))
+    bound = {name: size for name, size in _given(data).items() if size and name in declared}
+    table = SizeTable(declared, bound)
+    found = list(_twice(table, data))
+    inputs = checked.blocks[model].signature.inputs
+    vocab = inputs[0].kind.index if inputs else ""
+    tokens = data.data.vocab
+    if vocab and tokens and table.declaration(vocab) is None:
+        table.known[vocab] = tokens
+    used = {name: place for block in reversed(blocks) for name, place in block.dims}
+    sizes = {name: table.size(name) for name in declared if name in used}
+    found += table.found
+    if not found:
+        found += _unsized(sizes, declared, data, vocab)
+    known = {name: size for name, size in sizes.items() if size is not None}
+    if not found:
+        for block in blocks:
+            found += _checked(block.requirements, known)
+        found += _vocab(table, vocab, known.get(vocab, 0), data)
+    return Sized(table, Sizes(known), tokens or known.get(vocab, 0), tuple(found))
+
+
+def _under(key: Key, blocks: Mapping[Key, Block], seen: set[Key]) -> Iterator[Block]:
+    """The block and all blocks that it contains, each once."""
+    if key not in seen:
+        seen.add(key)
+        yield blocks[key]
+        for nested in blocks[key].nested.values():
+            yield from _under(nested.block, blocks, seen)
+
+
+def _given(data: DataSection) -> dict[str, int]:
+    return {"batch": data.data.batch, "seq": data.data.seq}
+
+
+def _twice(table: SizeTable, data: DataSection) -> Iterator[Diagnostic]:
+    places = {"batch": data.batch, "seq": data.seq}
+    for name, size in _given(data).items():
+        declaration = table.declaration(name)
+        if size and declaration is not None:
+            reason = f"data `{data.data.name}` gives it {size}"
+            yield SizeTwice(places[name], name, reason, declaration.span)
+
+
+def _unsized(
+    sizes: Mapping[str, int | None],
+    declared: Mapping[str, tuple[ast.Dim, ...]],
+    data: DataSection,
+    vocab: str,
+) -> Iterator[Diagnostic]:
+    for name, size in sizes.items():
+        if size is not None:
+            continue
+        place: Span = declared[name][0].span
+        reason, way = "`dims` declares it without a size", f"{name} = SIZE"
+        if name in BOUND:
+            reason = f"neither `dims` nor data `{data.data.name}` gives one"
+            place, way = data.data.span, f"{name}: SIZE"
+        elif name == vocab:
+            reason = f"the tokenizer {data.data.tokenizer} doesn't tell it here"
+        yield NoSize(place, name, reason, way)
+
+
+def _checked(requirements: tuple[Requirement, ...], sizes: Mapping[str, int]) -> Iterator[Diagnostic]:
+    for need in requirements:
+        a, b = sizes[need.a], sizes.get(need.b, 0)
+        if need.rule == "divides" and b % a:
+            what = f"`{need.a}` must divide `{need.b}`"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
+        elif need.rule == "even" and a % 2:
+            what = f"`rope` turns pairs, so `{need.a}` must be even"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}")
+        elif need.rule == "same" and a != b:
+            what = f"`{need.a}` and `{need.b}` must have one size"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
+
+
+def _vocab(table: SizeTable, vocab: str, size: int, data: DataSection) -> Iterator[Diagnostic]:
+    declaration = table.declaration(vocab)
+    if declaration is not None and 0 < size < data.data.vocab:
+        tokens = data.data.vocab
+        yield VocabTooSmall(data.tokenizer, vocab, size, tokens, declaration.span)

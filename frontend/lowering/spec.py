@@ -1,0 +1,308 @@
+"""A checked spec to the `Spec` of one run: sections chosen and read, dims sized, model lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from msgspec import structs
+
+from fllmc.frontend import ast
+from fllmc.frontend.checking import Checked
+from fllmc.frontend.errors import UnknownBlock
+from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, extended
+from fllmc.frontend.lowering.model import Model, lower_model
+from fllmc.frontend.lowering.rules import lower_optimizer, lower_rate, lower_states
+from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
+from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
+from fllmc.frontend.sections.data import DataSection, read_data
+from fllmc.frontend.sections.overrides import FILE, Overrides, read_overrides
+from fllmc.frontend.sections.schedule import read_adapter, read_mesh, read_schedule
+from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
+from fllmc.frontend.sections.train import Choice, TrainSection, read_train
+from fllmc.frontend.semantics.typed import Key, Rule
+from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
+from fllmc.ir.program import DimSize, Function, Program
+from fllmc.ir.settings import Adapter, Data, Schedule, Spec
+from fllmc.ir.span import NOWHERE
+from fllmc.ir.types import Mesh
+
+OPTIMIZERS = f"{SHIPPED}library/optimizers.fllm"
+RATES = f"{SHIPPED}library/rates.fllm"
+SCHEDULES = f"{SHIPPED}library/schedules.fllm"
+
+
+def lower(
+    checked: Checked, train: str | None = None, overrides: Mapping[str, str] | None = None
+) -> tuple[Spec | None, tuple[Diagnostic, ...]]:
+    """The spec of the run called `train` (or the only one) with fields overridden.
+
+    None with at least one error, never raising on bad input; the warnings of the check are not
+    repeated. `checked` must be without errors.
+    """
+    given = dict(overrides or {})
+    if train is not None:
+        given.setdefault("train", train)
+    lowering = Lowering(checked, read_overrides(given, checked.module.dims))
+    try:
+        spec = lowering.run()
+    except DiagnosticError as error:
+        return None, (*lowering.found, *error.diagnostics)
+    broken = any(found.severity == "error" for found in lowering.found)
+    return (None if broken else spec), tuple(lowering.found)
+
+
+def needed(library: Library) -> Library:
+    """The library with the shipped files that a run needs beside what is imported."""
+    for file in (OPTIMIZERS, RATES, SCHEDULES):
+        library = extended(library, file)
+    return library
+
+
+class Lowering:
+    """Lowers one spec. A mistake that leaves nothing to go on with is raised."""
+
+    def __init__(self, checked: Checked, overrides: Overrides) -> None:
+        self.checked = checked
+        self.module: Module = checked.module
+        self.overrides = overrides
+        self.found: list[Diagnostic] = list(overrides.found)
+
+    def run(self) -> Spec:
+        """The spec; its mistakes are in `found`."""
+        train_node = self.overrides.applied("train", self.chosen_train())
+        train, found = read_train(train_node, self.rules("optimizer"), self.rules("rate"))
+        self.found += found
+        model_key, adapter_node = self.subject(train_node)
+        data = self.data(train, train_node)
+        block = self.checked.blocks[model_key]
+        self.found += check_fit(block, train_node)
+        table = sized(self.checked, self.module, model_key, data, self.overrides)
+        self.found += table.found
+        self.stop()
+        model = lower_model(
+            model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
+        )
+        program = self.program(model, table, train)
+        paths = paths_of(program, model.arrows)
+        program = self.decayed(program, paths, train)
+        schedule, mesh = self.schedule(train, program, paths)
+        adapter = self.adapter(adapter_node, paths)
+        self.stop()
+        settings = structs.replace(train.train, model=model_key.name)
+        sources = self.sources()
+        name = self.module.file.rsplit("/", 1)[-1].removesuffix(".fllm")
+        whole = self.whole_data(data.data, table)
+        return Spec(name, program, whole, settings, schedule, mesh, adapter, sources)
+
+    def stop(self) -> None:
+        """Give up if an error was found."""
+        if any(found.severity == "error" for found in self.found):
+            raise DiagnosticError()
+
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """All text that the spec was made from, by file."""
+        extra = ((FILE, self.overrides.text),) if self.overrides.text else ()
+        return (*self.checked.library.sources.items(), *extra)
+
+    # Choosing sections.
+
+    def chosen_train(self) -> ast.Train:
+        """The `train` section that was asked for, or the only one."""
+        own = [s for s in self.module.own("train") if isinstance(s, ast.Train)]
+        if not own:
+            raise DiagnosticError(NothingToTrain(NOWHERE, self.module.file))
+        name = self.overrides.choice("train")
+        if name is None and len(own) > 1:
+            raise DiagnosticError(_ambiguous("train", own))
+        if name is None:
+            return own[0]
+        for section in own:
+            if section.name.text == name.text:
+                return section
+        known = tuple(section.name.text for section in own)
+        raise DiagnosticError(UnknownSection(name.span, name.text, known, "train"))
+
+    def find(self, group: Group, name: ast.Name) -> Bound:
+        """The section of that name."""
+        bound = self.module.find(group, name.text)
+        if bound is None:
+            known = self.module.known(group)
+            raise DiagnosticError(UnknownSection(name.span, name.text, known, group))
+        return bound
+
+    def rules(self, group: Group) -> dict[str, Rule]:
+        """The optimizers or rates that the file may use; its own before those that ship."""
+        library = self.checked.library.modules[OPTIMIZERS if group == "optimizer" else RATES]
+        found: dict[str, Rule] = {}
+        for module in (self.module, library):
+            for name in module.known(group):
+                bound = module.find(group, name)
+                if bound:
+                    found.setdefault(name, self.checked.rules[Key(bound.file, name)])
+        return found
+
+    def subject(self, train: ast.Train) -> tuple[Key, Bound | None]:
+        """The model that is trained, and the adapter on it, if any."""
+        bound = self.module.find("block", train.subject.text)
+        adapter = None
+        name = train.subject
+        if bound and isinstance(bound.section, ast.Adapter):
+            adapter, name = bound, bound.section.model
+            bound = self.checked.library.modules[bound.file].find("block", name.text)
+        if not bound or not isinstance(bound.section, ast.Block) or bound.section.kind != "model":
+            known = tuple(
+                text for text in self.module.known("block") if self.is_subject(text)
+            )
+            raise DiagnosticError(UnknownBlock(name.span, name.text, known, "model"))
+        return Key(bound.file, bound.section.name.text), adapter
+
+    def is_subject(self, name: str) -> bool:
+        """Whether the name is a model's or an adapter's."""
+        bound = self.module.find("block", name)
+        section = bound.section if bound else None
+        return isinstance(section, ast.Adapter) or getattr(section, "kind", "") == "model"
+
+    # Reading sections.
+
+    def data(self, train: TrainSection, node: ast.Train) -> DataSection:
+        """The data section that the run uses."""
+        name = self.overrides.choice("data") or train.data
+        if name is None:
+            known = self.module.known("data")
+            if len(known) != 1:
+                example = known[0] if known else "NAME"
+                what = f"train `{node.name.text}`"
+                raise DiagnosticError(MissingKey(node.name.span, what, "data", example))
+            name = ast.Name(node.name.span, known[0])
+        bound = self.find("data", name)
+        assert isinstance(bound.section, ast.Data)
+        section = self.overrides.applied("data", bound.section)
+        data, found = read_data(section, bound.file)
+        self.found += found
+        return data
+
+    def whole_data(self, data: Data, table: Sized) -> Data:
+        """The data settings with what the dims say."""
+        dims = table.sizes.dims
+        batch, seq = dims.get("batch", data.batch), dims.get("seq", data.seq)
+        return structs.replace(data, batch=batch, seq=seq, vocab=table.vocab)
+
+    def schedule(
+        self, train: TrainSection, program: Program, paths: Paths
+    ) -> tuple[Schedule, Mesh]:
+        """The schedule for the run and the mesh that goes with it."""
+        node = self.chosen_schedule(train.train.name)
+        mesh = self.mesh(node)
+        dims = tuple(dim.name for dim in program.dims)
+        if node is None:
+            node = self.default_schedule(dims)
+            node = self.overrides.applied("schedule", node)
+            schedule, found = read_schedule(node, dims, None, paths)
+        else:
+            node = self.overrides.applied("schedule", node)
+            known = (*dims, *self.module.dims)
+            schedule, found = read_schedule(node, known, mesh if node.mesh else None, paths)
+        self.found += found
+        return schedule, mesh or Mesh()
+
+    def chosen_schedule(self, train: str) -> ast.Schedule | None:
+        """The schedule that was asked for, or the only one that is for this run."""
+        own = [s for s in self.module.own("schedule") if isinstance(s, ast.Schedule)]
+        name = self.overrides.choice("schedule")
+        if name is not None:
+            section = self.find("schedule", name).section
+            assert isinstance(section, ast.Schedule)
+            return section
+        for section in own:
+            if section.train and self.module.find("train", section.train.text) is None:
+                known, where = self.module.known("train"), section.train
+                self.found.append(UnknownSection(where.span, where.text, known, "train"))
+        fitting = [s for s in own if s.train and s.train.text == train]
+        fitting = fitting or [s for s in own if s.train is None]
+        if len(fitting) > 1:
+            raise DiagnosticError(_ambiguous("schedule", fitting))
+        return fitting[0] if fitting else None
+
+    def default_schedule(self, dims: Iterable[str]) -> ast.Schedule:
+        """The library's default, less the dims that this model doesn't have."""
+        known = frozenset(dims)
+        bound = self.checked.library.modules[SCHEDULES].find("schedule", "default")
+        assert bound and isinstance(bound.section, ast.Schedule)
+        items: list[ast.ScheduleItem] = []
+        for item in bound.section.items:
+            if isinstance(item, ast.Shard):
+                left = tuple(dim for dim in item.dims if dim.text in known)
+                if left:
+                    items.append(structs.replace(item, dims=left))
+            else:
+                items.append(item)
+        return structs.replace(bound.section, items=tuple(items))
+
+    def mesh(self, schedule: ast.Schedule | None) -> Mesh | None:
+        """The mesh that was asked for, else the schedule's, else the only one of the file."""
+        name = self.overrides.choice("mesh")
+        if name is None and schedule is not None:
+            name = schedule.mesh
+        if name is not None:
+            section = self.find("mesh", name).section
+        else:
+            own = self.module.own("mesh")
+            if len(own) != 1 or schedule is not None:
+                return None
+            section = own[0]
+        assert isinstance(section, ast.Mesh)
+        mesh, found = read_mesh(section)
+        self.found += found
+        return mesh
+
+    def adapter(self, bound: Bound | None, paths: Paths) -> Adapter | None:
+        """The adapter's settings."""
+        if bound is None:
+            return None
+        assert isinstance(bound.section, ast.Adapter)
+        adapter, found = read_adapter(bound.section, paths)
+        self.found += found
+        return adapter
+
+    # The program.
+
+    def program(self, model: Model, table: Sized, train: TrainSection) -> Program:
+        """The program of the model level, with the rules' functions."""
+        dims = tuple(DimSize(name, size) for name, size in table.sizes.dims.items())
+        rules = _rules(train.optimizer, train.rate)
+        functions = (*model.functions, *rules)
+        return Program("model", dims, functions, ("model",), model.parameters)
+
+    def decayed(self, program: Program, paths: Paths, train: TrainSection) -> Program:
+        """The program with `decays` off for what `no_decay` selects."""
+        off: set[str] = set()
+        for selector in train.no_decay:
+            self.found += paths.parameters(selector)
+            off.update(paths.selected(selector_text(selector)))
+        parameters = tuple(
+            structs.replace(each, decays=False) if each.name in off else each
+            for each in program.parameters
+        )
+        return structs.replace(program, parameters=parameters)
+
+
+def _rules(optimizer: Choice | None, rate: Choice | None) -> tuple[Function, ...]:
+    if optimizer is None or rate is None:
+        return ()
+    plain = {**optimizer.arguments}
+    if "weight_decay" in plain:
+        plain["weight_decay"] = 0.0
+    return (
+        lower_optimizer(optimizer.rule, optimizer.arguments, "optimizer"),
+        lower_optimizer(optimizer.rule, plain, "optimizer.no_decay"),
+        lower_states(optimizer.rule),
+        lower_rate(rate.rule, rate.arguments),
+    )
+
+
+def _ambiguous(what: str, sections: list[ast.Train] | list[ast.Schedule]) -> Diagnostic:
+    names = [section.name.text for section in sections]
+    shown = ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
+    return Ambiguous(sections[-1].name.span, what, shown, names[-1])
+
+

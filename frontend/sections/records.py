@@ -1,0 +1,149 @@
+"""Records read field by field: what is asked for is what may stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fllmc.frontend import ast
+from fllmc.frontend.errors import Duplicate, WrongValue
+from fllmc.frontend.section_errors import MissingKey, OutOfRange, UnknownKey
+from fllmc.frontend.semantics.calls import shown
+from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.span import Span
+
+LARGEST = 2**62
+
+
+class Record:
+    """The fields of one record, each read by the kind of value that it must have.
+
+    Every reading returns the default when the field is missing or, after a report, wrong. `done`
+    reports the fields that nothing asked for.
+    """
+
+    def __init__(self, what: str, place: Span, fields: Iterable[ast.Field]) -> None:
+        self.what = what
+        self.place = place
+        self.asked: list[str] = []
+        self.found: list[Diagnostic] = []
+        self.fields: dict[str, ast.Field] = {}
+        for field in fields:
+            first = self.fields.setdefault(field.key.text, field)
+            if first is not field:
+                where, name = field.key.span, field.key.text
+                self.found.append(Duplicate(where, name, "field", first.key.span))
+
+    def value(self, key: str, example: str = "") -> ast.Expr | None:
+        """The field's value as written; reported missing if an example says that it is needed."""
+        self.asked.append(key)
+        field = self.fields.get(key)
+        if field is None and example:
+            self.found.append(MissingKey(self.place, self.what, key, example))
+        return None if field is None else field.value
+
+    def place_of(self, key: str) -> Span:
+        """Where the field's value stands, or the record's own place."""
+        field = self.fields.get(key)
+        return self.place if field is None else field.value.span
+
+    def wrong(self, key: str, value: ast.Expr, wanted: str, words: Sequence[str] = ()) -> None:
+        """Report a value of the wrong kind."""
+        word = value.name if isinstance(value, ast.Ref) else ""
+        where, found = f"`{key}` of {self.what}", shown(value)
+        self.found.append(WrongValue(value.span, where, wanted, found, tuple(words), word))
+
+    def text(self, key: str, default: str = "", example: str = "") -> str:
+        """A string."""
+        value = self.value(key, example)
+        if value is None:
+            return default
+        if isinstance(value, ast.String):
+            return value.value
+        self.wrong(key, value, "a text in quotes")
+        return default
+
+    def number(
+        self, key: str, default: float = 0.0, low: float = 0.0, high: float = float("inf")
+    ) -> float:
+        """A number from `low` to `high`."""
+        value = self.value(key)
+        if value is None:
+            return default
+        if not isinstance(value, ast.Number):
+            self.wrong(key, value, "a number")
+            return default
+        if not low <= value.value <= high:
+            wanted = f"{low:g} to {high:g}" if high < float("inf") else f"{low:g} or more"
+            self.out_of_range(key, value, wanted)
+            return default
+        return float(value.value)
+
+    def count(self, key: str, default: int = 0, low: int = 0, example: str = "") -> int:
+        """A whole number, `low` or more."""
+        value = self.value(key, example)
+        if value is None:
+            return default
+        if not isinstance(value, ast.Number) or not isinstance(value.value, int):
+            if not (isinstance(value, ast.Number) and value.value == int(value.value)):
+                self.wrong(key, value, "a whole number")
+                return default
+        number = int(value.value)
+        if not low <= number <= LARGEST:
+            self.out_of_range(key, value, f"{low} or more")
+            return default
+        return number
+
+    def out_of_range(self, key: str, value: ast.Number, wanted: str) -> None:
+        """Report a number that makes no sense."""
+        where = f"`{key}` of {self.what}"
+        self.found.append(OutOfRange(value.span, where, wanted, value.text))
+
+    def word(self, key: str, words: Sequence[str], default: str) -> str:
+        """One of some words."""
+        value = self.value(key)
+        if value is None:
+            return default
+        if isinstance(value, ast.Ref) and value.name in words:
+            return value.name
+        self.wrong(key, value, " or ".join(f"`{word}`" for word in words), words)
+        return default
+
+    def call(self, key: str, names: Sequence[str], example: str = "") -> Record | None:
+        """`NAME(key: value, ...)` as a record of its own; None if missing or wrong."""
+        value = self.value(key, example)
+        if value is None:
+            return None
+        if isinstance(value, ast.Ref) and value.name in names:
+            return Record(f"`{value.name}`", value.span, ())
+        if isinstance(value, ast.Call) and isinstance(value.function, ast.Ref):
+            name = value.function.name
+            if name in names:
+                return self.arguments(value, name)
+        word = value.function if isinstance(value, ast.Call) else value
+        wanted = " or ".join(f"`{name}(...)`" for name in names)
+        where = f"`{key}` of {self.what}"
+        near = word.name if isinstance(word, ast.Ref) else ""
+        found = WrongValue(value.span, where, wanted, shown(value), tuple(names), near)
+        self.found.append(found)
+        return None
+
+    def arguments(self, value: ast.Call, name: str) -> Record:
+        """The named arguments of a call as a record; an unnamed one is called after its place."""
+        fields = [
+            ast.Field(a.span, a.key or ast.Name(a.span, f"argument {number + 1}"), a.value)
+            for number, a in enumerate(value.arguments)
+        ]
+        return Record(f"`{name}`", value.span, fields)
+
+    def take(self, other: Record | None) -> None:
+        """Finish a record that was part of this one."""
+        if other is not None:
+            self.found.extend(other.done())
+
+    def done(self) -> tuple[Diagnostic, ...]:
+        """All mistakes, unknown fields included."""
+        for key, field in self.fields.items():
+            if key not in self.asked:
+                found = UnknownKey(field.key.span, key, tuple(dict.fromkeys(self.asked)), self.what)
+                self.found.append(found)
+        return tuple(self.found)

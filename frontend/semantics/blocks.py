@@ -1,0 +1,281 @@
+"""Blocks and models: parameters, nested blocks and equations, typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from fllmc.frontend import ast
+from fllmc.frontend.errors import (
+    BadParam,
+    BadStack,
+    NoReturn,
+    Recursion,
+    UnknownBlock,
+    UnknownDim,
+    Unused,
+    WrongResult,
+)
+from fllmc.frontend.library import Bound, Module
+from fllmc.frontend.semantics.infer import Body, Entity, differs
+from fllmc.frontend.semantics.typed import (
+    BROKEN,
+    Block,
+    Constant,
+    Input,
+    Key,
+    Kind,
+    Nested,
+    Param,
+    Signature,
+    Step,
+    Typed,
+)
+from fllmc.ir.diagnostics import Diagnostic
+
+
+def typed_block(
+    block: ast.Block, module: Module, modules: Mapping[str, Module]
+) -> tuple[Block, tuple[Diagnostic, ...]]:
+    """The block with all kinds, and every mistake in it."""
+    typer = _Typer(block, module, modules)
+    return typer.run(), tuple(typer.body.found)
+
+
+def recursions(blocks: Mapping[Key, Block]) -> Iterator[Diagnostic]:
+    """Circles of blocks that contain each other, each reported once."""
+    done: set[Key] = set()
+    for start in blocks:
+        path: list[Key] = []
+        yield from _visit(start, blocks, path, done)
+
+
+def _visit(
+    key: Key, blocks: Mapping[Key, Block], path: list[Key], done: set[Key]
+) -> Iterator[Diagnostic]:
+    if key in done or key not in blocks:
+        return
+    path.append(key)
+    for member in blocks[key].nested.values():
+        if member.block in path:
+            circle = [*path[path.index(member.block) :], member.block]
+            chain = " contains ".join(f"`{each.name}`" for each in circle)
+            yield Recursion(member.span, member.block.name, chain)
+        else:
+            yield from _visit(member.block, blocks, path, done)
+    path.pop()
+    done.add(key)
+
+
+def signature(bound: Bound, modules: Mapping[str, Module]) -> Signature:
+    """What a block's users see, read from its head. Unknown dims leave broken kinds."""
+    block = bound.section
+    assert isinstance(block, ast.Block)
+    dims = modules[bound.file].dims
+    inputs = tuple(
+        Input(given.name.text, _kind(given.type, dims), given.span) for given in block.inputs
+    )
+    key = Key(bound.file, block.name.text)
+    result = _kind(block.result, dims)
+    return Signature(key, inputs, result, block.name.span, block.result.span)
+
+
+def _kind(shape: ast.TensorType, declared: Mapping[str, object]) -> Kind:
+    names = tuple(name.text for name in shape.dims)
+    index = shape.index.text if shape.index else ""
+    everything = (*names, index) if index else names
+    if len(set(names)) < len(names) or any(name not in declared for name in everything):
+        return BROKEN
+    return Kind(names, index, "index" if index else "number")
+
+
+class _Typer:
+    """Types one block."""
+
+    def __init__(self, block: ast.Block, module: Module, modules: Mapping[str, Module]) -> None:
+        self.block = block
+        self.module = module
+        self.modules = modules
+        self.signature = signature(Bound(module.file, block), modules)
+        self.body = Body(module.dims, lambda name: module.find("block", name) is not None)
+        self.members: list[Param | Nested] = []
+        self.steps: list[Step] = []
+        self.returned: Typed | None = None
+
+    def run(self) -> Block:
+        """The typed block."""
+        self._head()
+        for item in self.block.items:
+            match item:
+                case ast.Param():
+                    self._param(item)
+                case ast.Sub() | ast.Stack():
+                    self._nested(item)
+                case _:
+                    pass
+        for item in self.block.items:
+            if isinstance(item, ast.Equation | ast.Return):
+                self._equation(item)
+        self._end()
+        members = tuple(self._looked_up(member) for member in self.members)
+        requirements, dims = tuple(self.body.requirements), tuple(self.body.dims.items())
+        returned = self.returned or Typed(BROKEN, Constant(0.0), span=self.block.span)
+        is_model = self.block.kind == "model"
+        return Block(
+            self.signature, is_model, members, tuple(self.steps), returned, requirements, dims
+        )
+
+    def _looked_up(self, member: Param | Nested) -> Param | Nested:
+        if isinstance(member, Param) and member.name in self.body.lookups:
+            return msgspec.structs.replace(member, lookup=True)
+        return member
+
+    def _head(self) -> None:
+        for given, known in zip(self.block.inputs, self.signature.inputs, strict=True):
+            self._tensor(given.type)
+            self.body.give(given.name, Entity("input", given.name.span, known.kind))
+        self._tensor(self.block.result)
+        if self.block.result.index:
+            where = self.block.result.index.span
+            self.body.found.append(
+                BadParam(where, "a block can't return indices", "write `[dims]` alone")
+            )
+
+    def _tensor(self, shape: ast.TensorType) -> None:
+        self.body.distinct(shape.dims)
+        if shape.index:
+            self.body.dim(shape.index)
+
+    def _param(self, item: ast.Param) -> None:
+        body, shape = self.body, item.shape
+        if isinstance(shape, ast.Arrow):
+            source, target = body.distinct(shape.source), body.distinct(shape.target)
+        else:
+            source, target = (), self._plain(item, shape)
+        init = item.init
+        if source is None or target is None:
+            body.give(item.name, Entity("param", item.name.span))
+            return
+        arrow = isinstance(shape, ast.Arrow)
+        param = Param(item.name.text, item.name.span, source, target, shape.span, init, arrow)
+        if body.give(item.name, Entity("param", item.name.span, param=param)):
+            self.members.append(param)
+        self._init(init)
+
+    def _plain(self, item: ast.Param, shape: ast.TensorType) -> tuple[str, ...] | None:
+        if shape.index:
+            what, way = "a parameter can't hold indices", f"`{shape.index.text} -> ...` is a lookup"
+            self.body.found.append(BadParam(shape.span, what, "indices can't be trained", way))
+            return None
+        if item.init is None:
+            what = f"the tensor `{item.name.text}` doesn't say how it begins"
+            way = "add `= zeros()` or `= ones()`"
+            self.body.found.append(BadParam(item.span, what, "only arrows have a default", way))
+        return self.body.distinct(shape.dims)
+
+    def _init(self, init: ast.Expr | None) -> None:
+        if init is None:
+            return
+        match init:
+            case ast.Call(function=ast.Ref(name="zeros" | "ones"), arguments=()):
+                return
+            case ast.Call(
+                function=ast.Ref(name="normal"),
+                arguments=(ast.Argument(key=ast.Name(text="std"), value=value),),
+            ):
+                for ref in refs(value):
+                    if ref.name in self.body.declared:
+                        self.body.dims.setdefault(ref.name, ref.span)
+                    else:
+                        self.body.found.append(UnknownDim(ref.span, ref.name, self.body.declared))
+            case _:
+                reason = "write `normal(std: NUMBER)`, `zeros()` or `ones()`"
+                found = BadParam(init.span, "this is no way to begin a parameter", reason)
+                self.body.found.append(found)
+
+    def _nested(self, item: ast.Sub | ast.Stack) -> None:
+        body, what = self.body, "stack" if isinstance(item, ast.Stack) else "sub"
+        over_known = not isinstance(item, ast.Stack) or body.dim(item.over)
+        bound = self.module.find("block", item.block.text)
+        if bound is None or not isinstance(bound.section, ast.Block):
+            known = self.module.known("block")
+            body.found.append(UnknownBlock(item.block.span, item.block.text, known))
+            body.give(item.name, Entity(what, item.name.span))
+            return
+        seen = signature(bound, self.modules)
+        over = item.over.text if isinstance(item, ast.Stack) else ""
+        nested = Nested(item.name.text, item.name.span, seen.key, over)
+        if body.give(item.name, Entity(what, item.name.span, nested=nested, signature=seen)):
+            self.members.append(nested)
+        if isinstance(item, ast.Stack) and over_known:
+            self._stackable(item, seen, bound)
+
+    def _stackable(self, item: ast.Stack, seen: Signature, bound: Bound) -> None:
+        name, over = item.block.text, item.over.text
+        if not seen.inputs:
+            found = BadStack(item.span, name, over, "it takes no input to hand on", seen.span)
+            self.body.found.append(found)
+            return
+        first = seen.inputs[0]
+        difference = differs(seen.result, first.kind)
+        if difference and not (seen.result.broken or first.kind.broken):
+            reason = f"its result {seen.result} is not as its first input {first.kind}"
+            where = seen.result_span
+            self.body.found.append(BadStack(item.span, name, over, reason, where))
+        shapes = [i for i in getattr(bound.section, "items", ()) if isinstance(i, ast.Param)]
+        for param in shapes:
+            shape = param.shape
+            names = shape.dims if isinstance(shape, ast.TensorType) else shape.source + shape.target
+            if any(dim.text == over for dim in names):
+                reason = f"its parameter `{param.name.text}` has dim `{over}` itself"
+                self.body.found.append(BadStack(item.span, name, over, reason, param.span))
+
+    def _equation(self, item: ast.Equation | ast.Return) -> None:
+        value = self.body.expr(item.value)
+        if self.returned is not None:
+            what = "nothing can follow `return`"
+            self.body.found.append(NoReturn(item.span, what, "never reached"))
+        elif isinstance(item, ast.Return):
+            self.returned = value
+            self._result(item, value)
+        elif self.body.give(item.target, Entity("equation", item.target.span, value.kind)):
+            self.steps.append(Step(item.target.text, value))
+
+    def _result(self, item: ast.Return, value: Typed) -> None:
+        wanted = self.signature.result
+        if value.kind.broken or wanted.broken:
+            return
+        difference = differs(value.kind, wanted)
+        if difference:
+            name, origin = self.block.name.text, self.signature.result_span
+            shown = (str(wanted), str(value.kind), difference)
+            self.body.found.append(WrongResult(item.value.span, name, *shown, origin))
+
+    def _end(self) -> None:
+        name = self.block.name
+        if self.returned is None:
+            what = f"{self.block.kind} `{name.text}` returns nothing"
+            self.body.found.append(NoReturn(name.span, what, "has no `return`"))
+        if any(found.severity == "error" for found in self.body.found):
+            return
+        for given, entity in self.body.entities.items():
+            if given not in self.body.used:
+                self.body.found.append(Unused(entity.span, given, entity.what))
+
+
+def refs(expr: ast.Expr) -> Iterator[ast.Ref]:
+    """The names in an arithmetic expression, functions apart."""
+    match expr:
+        case ast.Ref():
+            yield expr
+        case ast.Unary(value=value):
+            yield from refs(value)
+        case ast.Binary(left=left, right=right):
+            yield from refs(left)
+            yield from refs(right)
+        case ast.Call(arguments=arguments):
+            for argument in arguments:
+                yield from refs(argument.value)
+        case _:
+            return

@@ -1,0 +1,90 @@
+"""The forms of the built-in functions, and calls matched against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import Struct
+
+Wanted = Literal["dim", "dims", "number", "word"]
+
+
+class Option(Struct, frozen=True):
+    """A named argument that is not a tensor. `default` is the text of the default, if any."""
+
+    wanted: Wanted
+    default: str | None = None
+    words: tuple[str, ...] = ()
+
+
+class Form(Struct, frozen=True):
+    """How a function is called: dims in brackets, tensors in order, then options by name."""
+
+    name: str
+    tensors: tuple[str, ...]
+    options: Mapping[str, Option] = {}
+    brackets: bool = False
+
+    def __str__(self) -> str:
+        parts = list(self.tensors)
+        for key, option in self.options.items():
+            shown = option.default if option.default is not None else option.wanted.upper()
+            parts.append(f"{key}: {' or '.join(option.words) or shown}")
+        return f"{self.name}{'[DIMS]' if self.brackets else ''}({', '.join(parts)})"
+
+
+UNARY = ("abs", "cos", "erf", "exp", "log", "rsqrt", "sigmoid", "sign", "sin", "sqrt", "tanh")
+"""Elementwise functions of one argument, also of plain numbers."""
+
+_OVER = {"over": Option("dims")}
+_EPS = {**_OVER, "eps": Option("number", "1e-5")}
+
+FORMS: Mapping[str, Form] = {
+    form.name: form
+    for form in (
+        *(Form(name, ("x",)) for name in UNARY),
+        Form("stop", ("x",)),
+        Form("min", ("a", "b")),
+        Form("less", ("a", "b")),
+        Form("where", ("condition", "a", "b")),
+        Form("relu", ("x",)),
+        Form("silu", ("x",)),
+        Form("gelu", ("x",), {"approximate": Option("word", "none", ("none", "tanh"))}),
+        Form("swiglu", ("gate", "up")),
+        Form("softmax", ("x",), _OVER),
+        Form("log_softmax", ("x",), _OVER),
+        Form("logsumexp", ("x",), _OVER),
+        Form("rms_norm", ("x",), _EPS),
+        Form("layer_norm", ("x",), _EPS),
+        Form("sum", ("x",), brackets=True),
+        Form("mean", ("x",), brackets=True),
+        Form("dot", ("a", "b"), brackets=True),
+        Form(
+            "rope",
+            ("x",),
+            {
+                "along": Option("dim"),
+                "theta": Option("number", "10000"),
+                "layout": Option("word", "half", ("half", "interleaved")),
+                "dim": Option("dim", ""),
+            },
+        ),
+        Form(
+            "attend",
+            ("q", "k", "v"),
+            {
+                "along": Option("dim"),
+                "mask": Option("word", "causal", ("causal", "none")),
+                "scale": Option("number", ""),
+                "dim": Option("dim", ""),
+                "heads": Option("dim", ""),
+            },
+        ),
+        Form("positions", (), {"along": Option("dim")}),
+        Form("max", ("a", "b")),
+    )
+}
+MAX_REDUCE = Form("max", ("x",), brackets=True)
+HOST_FUNCTIONS = frozenset((*UNARY, "min", "max", "less", "where"))
+"""What an optimizer or a rate may use."""

@@ -1,0 +1,21 @@
+"""The namespace that generated code calls: every kernel in plain torch.
+
+Kernels write into given views of any strides, take no part in autograd and never wait for a device.
+"""
+
+from fllmc.kernels.attention import attend, attend_grad
+from fllmc.kernels.dropout import random
+from fllmc.kernels.indexing import pick, put_add, spread, take
+from fllmc.kernels.rope import rope, rope_table
+
+__all__ = [
+    "attend",
+    "attend_grad",
+    "pick",
+    "put_add",
+    "random",
+    "rope",
+    "rope_table",
+    "spread",
+    "take",
+]

@@ -1,0 +1,146 @@
+"""Whether a layout suits a program: checked on the program as it is, before anything is placed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.ops import Attend, Put, Take
+from fllmc.ir.program import Function, Op, Program
+from fllmc.ir.span import NOWHERE, Span
+from fllmc.ir.types import Sizes
+from fllmc.passes.place.directives import Axes, Because, Layout, divisors
+from fllmc.passes.place_errors import AxisTwice, HeadsApart, MustBeWhole
+
+USED_TWICE = (Take, Put)
+
+
+def conflicts(layout: Layout, program: Program) -> tuple[Diagnostic, ...]:
+    """Everything about the layout that the program's values and ops do not allow.
+
+    A conflict that one pair of directives causes in many places is reported once.
+    """
+    found: dict[object, Diagnostic] = {}
+    for key, diagnostic in _all(layout, program):
+        found.setdefault(key, diagnostic)
+    return tuple(found.values())
+
+
+def _all(layout: Layout, program: Program) -> Iterator[tuple[object, Diagnostic]]:
+    for function in program.functions:
+        for op in function.ops:
+            yield from _whole(layout, function, op)
+            if isinstance(op.attrs, Attend):
+                yield from _heads(layout, program, op, op.attrs)
+    yield from _parameters(layout, program)
+    for function in program.functions:
+        yield from _values(layout, function)
+
+
+def _parameters(layout: Layout, program: Program) -> Iterator[tuple[object, Diagnostic]]:
+    for parameter in program.parameters:
+        axes = layout.stored.get(parameter.name, layout.canonical)
+        where = f"parameter `{parameter.name}`"
+        yield from _twice(layout, axes, parameter.type.names, where, parameter.name)
+        if parameter.stack and axes.get(parameter.stack):
+            axis = axes[parameter.stack][0]
+            reason = layout.why(parameter.stack, axis, parameter.name)
+            span = reason.span if reason else NOWHERE
+            yield (
+                (MustBeWhole, parameter.stack, axis),
+                MustBeWhole(
+                    span, parameter.stack, axis, "stack", f"`{parameter.name}`", parameter.span
+                ),
+            )
+
+
+def _values(layout: Layout, function: Function) -> Iterator[tuple[object, Diagnostic]]:
+    """Values with two dims on one axis."""
+    for op in function.ops:
+        where = f"the {op.kind} at `{op.path}`" if op.path else f"a {op.kind}"
+        for value in op.results:
+            yield from _twice(layout, layout.canonical, function.types[value].names, where)
+        if isinstance(op.attrs, USED_TWICE):
+            names = [n for value in op.operands for n in function.types[value].names]
+            if isinstance(op.attrs, Put):
+                names.append(op.attrs.dim.name)
+            yield from _twice(layout, layout.canonical, tuple(dict.fromkeys(names)), where)
+    for given, kind in zip(function.inputs, function.types, strict=False):
+        if given.role != "param":
+            yield from _twice(layout, layout.canonical, kind.names, f"`{given.name}`")
+
+
+def _twice(
+    layout: Layout, axes: Axes, names: Sequence[str], where: str, parameter: str = ""
+) -> Iterator[tuple[object, Diagnostic]]:
+    seen: dict[str, str] = {}
+    for name in names:
+        for axis in axes.get(name, ()):
+            if axis not in seen:
+                seen[axis] = name
+                continue
+            first = layout.why(seen[axis], axis, parameter)
+            second = _last(layout, name, axis, parameter)
+            dims = f"`{seen[axis]}` and `{name}`" + (" again" if seen[axis] == name else "")
+            yield (
+                (AxisTwice, seen[axis], name, axis),
+                AxisTwice(
+                    second.span if second else NOWHERE,
+                    axis,
+                    dims,
+                    where,
+                    first.span if first else NOWHERE,
+                ),
+            )
+
+
+def _last(layout: Layout, dim: str, axis: str, parameter: str) -> Because | None:
+    """The latest directive that put the dim on the axis."""
+    reasons = (*layout.reasons, *layout.stored_reasons.get(parameter, ()))
+    found = [reason for reason in reasons if (reason.dim, reason.axis) == (dim, axis)]
+    return found[-1] if found else None
+
+
+def _whole(layout: Layout, function: Function, op: Op) -> Iterator[tuple[object, Diagnostic]]:
+    """Dims that an op needs whole and that are divided."""
+    for name in op.attrs.whole([function.types[value] for value in op.operands]):
+        for axis in layout.canonical.get(name, ())[:1]:
+            span = _span_of(layout, name, axis)
+            path = f"`{op.path}`" if op.path else f"`{function.name}`"
+            yield (
+                (MustBeWhole, name, axis),
+                MustBeWhole(span, name, axis, op.kind, path, op.span),
+            )
+
+
+def _heads(
+    layout: Layout, program: Program, op: Op, attrs: Attend
+) -> Iterator[tuple[object, Diagnostic]]:
+    """Query and key/value heads on different axes, or more ranks than key/value heads."""
+    axes = layout.canonical.get(attrs.heads, ())
+    kv_axes = layout.canonical.get(attrs.kv_heads, ())
+    if attrs.heads == attrs.kv_heads or (not axes and not kv_axes):
+        return
+    sizes = Sizes(program.sizes.dims, layout.mesh)
+    kv_heads = sizes.size(attrs.kv_heads)
+    extent = layout.mesh.extent(axes or kv_axes)
+    axis = (axes or kv_axes)[-1]
+    if axes != kv_axes:
+        divided, whole = (attrs.heads, attrs.kv_heads) if axes else (attrs.kv_heads, attrs.heads)
+        reason = f"`{divided}` is on `{axis}`, and `{whole}` is not"
+        if axes and kv_axes:
+            reason = f"they are on {', '.join(axes)} and on {', '.join(kv_axes)}"
+    elif extent > kv_heads:
+        reason = f"`{axis}` of size {extent} is larger than `{attrs.kv_heads}` of size {kv_heads}"
+    else:
+        return
+    span = _span_of(layout, attrs.heads if axes else attrs.kv_heads, axis)
+    yield (
+        (HeadsApart, attrs.heads, attrs.kv_heads),
+        HeadsApart(span, attrs.heads, attrs.kv_heads, reason, axis, divisors(kv_heads), op.span),
+    )
+
+
+def _span_of(layout: Layout, dim: str, axis: str) -> Span:
+    reason = layout.why(dim, axis)
+    return reason.span if reason else NOWHERE

@@ -1,0 +1,144 @@
+"""The pass `place`: every value gets its place on the mesh, and the collectives that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from msgspec import structs
+
+from fllmc.ir.diagnostics import DiagnosticError, InternalError
+from fllmc.ir.program import Function, Input, Level, Op, Program, callees
+from fllmc.ir.settings import Shard
+from fllmc.ir.types import Type
+from fllmc.passes.base import Context, Pass
+from fllmc.passes.place.checks import conflicts
+from fllmc.passes.place.classes import stored_axes
+from fllmc.passes.place.directives import Layout, placed, resolve
+from fllmc.passes.place.scans import Placer
+from fllmc.passes.place.site import Constant, Site, axes_of
+
+
+class Place(Pass, frozen=True):
+    """Place values and stored parameters on the mesh as `shards` say, and insert collectives."""
+
+    name: ClassVar[str] = "place"
+    takes: ClassVar[Level] = "training"
+    gives: ClassVar[Level] = "sharded"
+    keeps: ClassVar[str] = "math"
+
+    shards: tuple[Shard, ...] = ()
+
+    def run(self, program: Program, cx: Context) -> Program:
+        """The sharded program on the mesh of the context."""
+        resolved = resolve(self.shards, cx.mesh, program)
+        found = resolved.diagnostics
+        if all(diagnostic.severity == "warning" for diagnostic in found):
+            found += conflicts(resolved.layout, program)
+        errors = [diagnostic for diagnostic in found if diagnostic.severity == "error"]
+        for diagnostic in found:
+            if diagnostic.severity == "warning":
+                cx.report(diagnostic)
+        if errors:
+            raise DiagnosticError(*errors)
+        program = structs.replace(program, level="sharded", mesh=cx.mesh)
+        return program if resolved.layout.empty else place_program(program, resolved.layout)
+
+
+def place_program(program: Program, layout: Layout) -> Program:
+    """Every function that the entries reach, placed for the types that it is run with."""
+    placer = Placer(program, layout)
+    entries = {name: place_entry(placer, program.function(name)) for name in program.entries}
+    final = final_names(placer, entries)
+    functions = [
+        renamed(placer.placed[name], final)
+        for source in program.functions
+        for name in sorted(final, key=serial)
+        if placer.origin[name] == source.name
+    ]
+    parameters = tuple(
+        structs.replace(p, type=layout.place_parameter(p.name, p.type)) for p in program.parameters
+    )
+    return structs.replace(program, functions=tuple(functions), parameters=parameters)
+
+
+def place_entry(placer: Placer, source: Function) -> str:
+    """The name of a placed entry. What is stored comes and goes in one type, all else resolved."""
+    kinds = [
+        input_kind(placer, given, kind)
+        for given, kind in zip(source.inputs, source.types, strict=False)
+    ]
+    site = placer.site(source, kinds)
+    stored = dict(zip((given.name for given in source.inputs), kinds, strict=True))
+    for parameter in placer.program.parameters:
+        kind = placer.layout.place_parameter(parameter.name, parameter.type)
+        stored.setdefault(parameter.name, kind)
+    results = [
+        entry_result(site, name, value, stored.get(name))
+        for name, value in zip(source.outputs, source.results, strict=True)
+    ]
+    return placer.keep(site, results).name
+
+
+def input_kind(placer: Placer, given: Input, kind: Type) -> Type:
+    """The placed type of an entry's input."""
+    if given.role == "host":
+        return kind
+    if given.role in ("param", "state"):
+        axes = stored_axes(given.name, placer.program.parameters, placer.layout)
+        return placed(kind, axes)
+    return placer.layout.place(kind)
+
+
+def entry_result(site: Site, name: str, value: int, wanted: Type | None) -> int:
+    """A result, in the type of the input of that name if there is one."""
+    site.mover.build.path = name
+    found = site.result(value)
+    if isinstance(found, Constant):
+        return site.make(found, wanted or placed(found.kind, site.home(value)))
+    if wanted is None:
+        return site.mover.close(found)
+    return site.mover.move(found, axes_of(wanted))
+
+
+def final_names(placer: Placer, entries: Mapping[str, str]) -> dict[str, str]:
+    """Names of the functions that are run: that of their source, numbered where there are several."""
+    final: dict[str, str] = {}
+    count: dict[str, int] = {}
+    todo = list(reversed(entries.values()))
+    while todo:
+        name = todo.pop()
+        if name in final:
+            continue
+        origin = placer.origin[name]
+        count[origin] = count.get(origin, 0) + 1
+        final[name] = origin if count[origin] == 1 else f"{origin}.{count[origin]}"
+        todo += reversed(list(callees(placer.placed[name])))
+    if len(set(final.values())) < len(final):
+        raise InternalError(f"two placed functions have one name: {sorted(final.values())}")
+    return final
+
+
+def serial(name: str) -> int:
+    """The number at which a function was placed."""
+    return int(name.rpartition("#")[2])
+
+
+def renamed(function: Function, final: Mapping[str, str]) -> Function:
+    """The function under its final name, running others under theirs."""
+    return structs.replace(
+        function, name=final[function.name], ops=tuple(renamed_ops(function.ops, final))
+    )
+
+
+def renamed_ops(ops: Sequence[Op], final: Mapping[str, str]) -> list[Op]:
+    """The ops, running functions under their final names."""
+    changed: list[Op] = []
+    for op in ops:
+        name = getattr(op.attrs, "function", "")
+        changed.append(
+            structs.replace(op, attrs=structs.replace(op.attrs, function=final[name]))
+            if name
+            else op
+        )
+    return changed

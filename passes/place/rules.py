@@ -1,0 +1,210 @@
+"""How each op is placed: the forms in which it takes its operands.
+
+Open sums stay open through what is linear in them alone (adding others that are open alike,
+casts, changes of sign and layout), so that they are resolved once and as late as may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from msgspec import structs
+
+from fllmc.ir import ops
+from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.program import Op
+from fllmc.ir.types import DTYPE_BYTES, Dim
+from fllmc.passes.place.directives import Axes
+from fllmc.passes.place.site import Constant, Site, Value, axes_of
+
+Rule: TypeAlias = Callable[[Site, Op, Any], Sequence[Value]]
+
+
+def target(site: Site, op: Op) -> Axes:
+    """Where an elementwise op is done.
+
+    Operands with the same dims are joined where their parameter is stored, else where one of them
+    is divided most; operands of different dims at the canonical place of these.
+    """
+    kinds = [site.kind(value) for value in op.operands if site.kind(value).dims]
+    if not kinds or any(set(kind.names) != set(kinds[0].names) for kind in kinds):
+        return site.layout.canonical
+    if site.belongs(op.results[0]):
+        return site.home(op.results[0])
+    return axes_of(max((site.layout.place(kinds[0]), *kinds), key=lambda kind: len(kind.axes)))
+
+
+def at_home(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
+    """All operands resolved, at the canonical places of their dims."""
+    operands = [site.take(value, site.layout.canonical) for value in op.operands]
+    return site.emit(placed_attrs(site, attrs), *operands)
+
+
+def placed_attrs(site: Site, attrs: ops.AnyAttrs) -> ops.AnyAttrs:
+    """The attributes, with the dims that they make at their canonical places."""
+    if isinstance(attrs, ops.Iota | ops.Put | ops.Spread):
+        return structs.replace(attrs, dim=place_dim(site, attrs.dim))
+    if isinstance(attrs, ops.Random):
+        return structs.replace(attrs, dims=tuple(place_dim(site, dim) for dim in attrs.dims))
+    return attrs
+
+
+def place_dim(site: Site, dim: Dim) -> Dim:
+    """The dim at its canonical place."""
+    return Dim(dim.name, site.layout.canonical.get(dim.name, ()))
+
+
+def fill(site: Site, op: Op, attrs: ops.Fill) -> Sequence[Value]:
+    """Made where it is used."""
+    return (Constant(site.source.types[op.results[0]], attrs.value, op),)
+
+
+def elementwise(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
+    """All operands resolved, where the op is done."""
+    axes = target(site, op)
+    return site.emit(attrs, *(site.take(value, axes) for value in op.operands))
+
+
+def scaled(site: Site, op: Op, attrs: ops.Mul | ops.Div) -> Sequence[Value]:
+    """An open sum times a scalar stays open if it has no other use; else as any elementwise op."""
+    for place in (0, 1) if isinstance(attrs, ops.Mul) else (0,):
+        value, other = op.operands[place], op.operands[1 - place]
+        kind = site.kind(value)
+        lone = site.used_once(value) and not site.kind(other).dims
+        if kind.partial and kind.combine == "sum" and lone:
+            scalar = site.take(other, {})
+            pair = (site.as_is(value), scalar) if place == 0 else (scalar, site.as_is(value))
+            return site.emit(attrs, *pair)
+    return elementwise(site, op, attrs)
+
+
+def linear(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
+    """One operand as it is: neither moved nor, where that costs no second reduction, resolved."""
+    (value,) = op.operands
+    number = site.as_is(value)
+    kind = site.mover.kind(number)
+    stays = kind.combine == "sum" and site.mover.closed_already(number) is None
+    if not stays or site.closes_anyway(value) or widens_activation(site, op):
+        number = site.mover.close(number)
+    return site.emit(attrs, number)
+
+
+def widens_activation(site: Site, op: Op) -> bool:
+    """Whether a cast would make the sum of an activation wider before it is moved."""
+    if not isinstance(op.attrs, ops.Cast) or site.belongs(op.results[0]):
+        return False
+    before = DTYPE_BYTES[site.kind(op.operands[0]).dtype]
+    return DTYPE_BYTES[op.attrs.dtype] > before and not site.only_summed(op.results[0])
+
+
+def summed(site: Site, op: Op, attrs: ops.Reduce) -> Sequence[Value]:
+    """A sum of an open sum stays open, and is smaller; the operand stays where it is."""
+    (value,) = op.operands
+    number = site.as_is(value)
+    if site.mover.kind(number).combine == "max" or not site.used_once(value):
+        number = site.mover.close(number)
+    return site.emit(attrs, number)
+
+
+def greatest(site: Site, op: Op, attrs: ops.ReduceMax) -> Sequence[Value]:
+    """The operand resolved, where it is."""
+    return site.emit(attrs, site.mover.close(site.as_is(op.operands[0])))
+
+
+def added(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
+    """Open sums are added as they are while all are open alike, else closed until they are."""
+    axes = target(site, op)
+    opens = open_axes(site, op, axes)
+    common = set.intersection(*opens.values()) if opens else set[str]()
+    if isinstance(attrs, ops.AddN):
+        return add_groups(site, op, axes, opens, tuple(sorted(common)))
+    keep = tuple(sorted(common))
+    return site.emit(attrs, *(site.take(value, axes, keep) for value in op.operands))
+
+
+def open_axes(site: Site, op: Op, axes: Axes) -> dict[int, set[str]]:
+    """The axes over which each operand is open once it is placed; zeros are left out."""
+    scattered = {axis for group in axes.values() for axis in group}
+    found: dict[int, set[str]] = {}
+    for value in op.operands:
+        held = site.values[value]
+        if isinstance(held, Constant):
+            if not held.may_be_open:
+                found[value] = set()
+            continue
+        kind = site.mover.kind(held)
+        found[value] = set(kind.partial) - scattered if kind.combine == "sum" else set()
+    return found
+
+
+def add_groups(
+    site: Site, op: Op, axes: Axes, opens: Mapping[int, set[str]], common: tuple[str, ...]
+) -> Sequence[Value]:
+    """Operands that are open alike are added first, and each such sum is closed once."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for value in op.operands:
+        groups.setdefault(tuple(sorted(opens.get(value, common))), []).append(value)
+    sums: list[int] = []
+    for keep, members in groups.items():
+        numbers = [site.take(value, axes, keep) for value in members]
+        if len(groups) > 1 and len(members) == 1:
+            sums.append(site.mover.close(numbers[0], common))
+            continue
+        (total,) = site.emit(ops.AddN(), *numbers)
+        sums.append(total if len(groups) == 1 else site.mover.close(total, common))
+    return sums if len(groups) == 1 else site.emit(ops.AddN(), *sums)
+
+
+def misplaced(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
+    """An op that a training program does not hold."""
+    raise InternalError(f"{site.source.name}: {op.kind} before values are placed")
+
+
+RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
+    **dict.fromkeys(
+        (
+            ops.Attend,
+            ops.AttendGrad,
+            ops.Dot,
+            ops.Iota,
+            ops.Pick,
+            ops.Put,
+            ops.Random,
+            ops.Rope,
+            ops.Spread,
+            ops.Take,
+        ),
+        at_home,
+    ),
+    **dict.fromkeys(
+        (
+            ops.Cos,
+            ops.Erf,
+            ops.Exp,
+            ops.Less,
+            ops.Log,
+            ops.Maximum,
+            ops.Minimum,
+            ops.Pow,
+            ops.Rsqrt,
+            ops.Sigmoid,
+            ops.Sin,
+            ops.Sqrt,
+            ops.Tanh,
+            ops.Where,
+        ),
+        elementwise,
+    ),
+    **dict.fromkeys((ops.Cast, ops.Neg, ops.Rename, ops.Stop, ops.Transpose), linear),
+    **dict.fromkeys((ops.Add, ops.AddN, ops.Sub), added),
+    **dict.fromkeys((ops.Div, ops.Mul), scaled),
+    **dict.fromkeys(
+        (ops.AllGather, ops.AllReduce, ops.Call, ops.Fused, ops.LocalSlice, ops.ReduceScatter),
+        misplaced,
+    ),
+    ops.Fill: fill,
+    ops.ReduceMax: greatest,
+    ops.ReduceSum: summed,
+}
+"""Every op but scan, which `scans.py` places."""

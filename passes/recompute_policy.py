@@ -1,0 +1,131 @@
+"""What `recompute` directives say of single ops.
+
+An op's path within the body of a stack `body` reads `body.0.attn.attend` for its first layer; a
+selector must speak of all layers or of none. Paths to keep may be relative to the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.ops import (
+    Elementwise,
+    Fill,
+    Iota,
+    LocalSlice,
+    Pick,
+    Reduce,
+    Rename,
+    Rope,
+    Scan,
+    Spread,
+    Transpose,
+)
+from fllmc.ir.program import Op, Program
+from fllmc.ir.select import selects
+from fllmc.ir.settings import Recompute
+from fllmc.passes.errors import RecomputesNothing
+
+CHEAP = (Elementwise, Fill, Iota, LocalSlice, Pick, Reduce, Rename, Rope, Spread, Transpose)
+"""Ops that cost a pass over memory at most, as keeping their results would."""
+
+LAYERS = ("0", "1")
+"""Two layers that stand for all: a selector of both is taken for one of every layer."""
+
+
+def joined(*parts: str) -> str:
+    """A dotted path of the parts that are not empty."""
+    return ".".join(part for part in parts if part)
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a function runs: the path of its stack in each of LAYERS, or empty paths."""
+
+    prefixes: tuple[str, ...] = ("", "")
+
+    def inside(self, op: Op) -> Place:
+        """The place of the function that a scan op here runs."""
+        if not op.path:
+            return self
+        pairs = zip(self.prefixes, LAYERS, strict=True)
+        return Place(tuple(joined(prefix, op.path, layer) for prefix, layer in pairs))
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """The directives, and whether cheap ops in stacks are recomputed without being told."""
+
+    selectors: tuple[Recompute, ...]
+    cheap: bool
+
+    def selected(self, op: Op, place: Place) -> bool:
+        """Whether a directive says that the op's values are not kept."""
+        return any(
+            matches(rule.selector, op, place) and not kept(rule, op, place)
+            for rule in self.selectors
+        )
+
+    def recomputable(self, op: Op, place: Place) -> bool:
+        """Whether the op, in the body of a stack, may be run again in the backward pass."""
+        return (self.cheap and isinstance(op.attrs, CHEAP)) or self.selected(op, place)
+
+
+def matches(selector: str, op: Op, place: Place) -> bool:
+    """Whether the selector matches the op in every layer."""
+    return all(selects(selector, joined(prefix, op.path)) for prefix in place.prefixes)
+
+
+def kept(rule: Recompute, op: Op, place: Place) -> bool:
+    """Whether the op is among those that the directive keeps."""
+    return any(
+        matches(path, op, place) or selects(path, op.path) or matches(f"*.{path}", op, place)
+        for path in rule.keep
+    )
+
+
+def all_places(program: Program) -> dict[str, tuple[Place, ...]]:
+    """The places of every function that the entries run, in order and without repeats."""
+    found: dict[str, dict[Place, None]] = {name: {Place(): None} for name in program.entries}
+    todo = [(name, Place()) for name in program.entries]
+    while todo:
+        name, place = todo.pop(0)
+        for op in program.function(name).ops:
+            if isinstance(op.attrs, Scan):
+                inner = place.inside(op)
+                known = found.setdefault(op.attrs.function, {})
+                if inner not in known:
+                    known[inner] = None
+                    todo.append((op.attrs.function, inner))
+    return {name: tuple(places) for name, places in found.items()}
+
+
+def all_ops(program: Program) -> Iterator[tuple[Op, Place]]:
+    """Every op with every place that it runs at."""
+    for name, places in all_places(program).items():
+        for op in program.function(name).ops:
+            for place in places:
+                yield op, place
+
+
+def mistakes(policy: Policy, program: Program) -> list[Diagnostic]:
+    """Selectors and paths to keep that match no op."""
+    ops = [(op, place) for op, place in all_ops(program) if op.path or place.prefixes[0]]
+    found: list[Diagnostic] = []
+    for rule in policy.selectors:
+        under = [(op, place) for op, place in ops if matches(rule.selector, op, place)]
+        if not under:
+            found.append(RecomputesNothing(rule.span, rule.selector, shown_paths(ops)))
+            continue
+        for path in rule.keep:
+            alone = msgspec.structs.replace(rule, keep=(path,))
+            if not any(kept(alone, op, place) for op, place in under):
+                found.append(RecomputesNothing(rule.span, path, shown_paths(under)))
+    return found
+
+
+def shown_paths(ops: list[tuple[Op, Place]]) -> tuple[str, ...]:
+    """The paths of these ops, with `*` for the layer of a stack."""
+    paths = {joined(place.prefixes[0], op.path).replace(".0.", ".*.") for op, place in ops}
+    return tuple(sorted(paths))

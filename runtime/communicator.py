@@ -1,0 +1,77 @@
+"""Collectives over the mesh by torch.distributed: gloo on CPU, NCCL on GPU, one schedule for both."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from fllmc.ir.types import Mesh
+
+OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+
+
+class Communicator:
+    """Process groups for the axes of a mesh. torch.distributed must be initialised.
+
+    All ranks must make their groups in the same order, so the axes that a plan uses are given at
+    the start.
+    """
+
+    def __init__(self, mesh: Mesh, rank: int, axes: tuple[tuple[str, ...], ...]):
+        self.groups: dict[tuple[str, ...], dist.ProcessGroup] = {}
+        self.sizes: dict[tuple[str, ...], int] = {}
+        self.positions: dict[tuple[str, ...], int] = {}
+        place = mesh.coordinates(rank)
+        for names in sorted(set(axes)):
+            self.sizes[names] = mesh.extent(names)
+            self.positions[names] = mesh.position(place, names)
+            for ranks in mesh.groups(names):
+                group = dist.new_group(list(ranks))
+                if rank in ranks:
+                    self.groups[names] = group
+
+    def all_reduce(self, axes: tuple[str, ...], tensor: torch.Tensor, combine: str) -> None:
+        """Combine over the axes' group, in place."""
+        dist.all_reduce(tensor, OPERATIONS[combine], group=self.groups[axes])
+
+    def all_gather(
+        self,
+        axes: tuple[str, ...],
+        source: torch.Tensor,
+        out: torch.Tensor,
+        dim: int,
+        scratch: torch.Tensor | None,
+    ) -> None:
+        """Concatenate the group's parts along a dim; through scratch when it isn't the first."""
+        group = self.groups[axes]
+        if dim == 0:
+            dist.all_gather_into_tensor(out, source.contiguous(), group=group)
+            return
+        assert scratch is not None
+        parts = scratch.view(self.sizes[axes], *source.shape)
+        dist.all_gather_into_tensor(parts, source.contiguous(), group=group)
+        split = out.unflatten(dim, (self.sizes[axes], source.shape[dim]))
+        split.copy_(parts.movedim(0, dim))
+
+    def reduce_scatter(
+        self,
+        axes: tuple[str, ...],
+        source: torch.Tensor,
+        out: torch.Tensor,
+        dim: int,
+        scratch: torch.Tensor | None,
+    ) -> None:
+        """Sum over the group and keep this rank's part of a dim; scratch is as large as `source`."""
+        group = self.groups[axes]
+        assert scratch is not None
+        if source.device.type == "cpu":  # gloo has no reduce_scatter
+            whole = scratch.view(source.shape)
+            whole.copy_(source)
+            dist.all_reduce(whole, group=group)
+            count = out.shape[dim]
+            out.copy_(whole.narrow(dim, self.positions[axes] * count, count))
+            return
+        parts = scratch.view(self.sizes[axes], *out.shape)
+        split = source.unflatten(dim, (self.sizes[axes], out.shape[dim]))
+        parts.copy_(split.movedim(dim, 0))
+        dist.reduce_scatter_tensor(out, parts, group=group)

@@ -1,0 +1,196 @@
+"""Runs the generated code of a plan: one arena, views into it, and the entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.plan import ALIGNMENT, Plan, Stored
+from fllmc.kernels import torch_ops
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "bool": torch.bool,
+}
+
+
+class Collectives(Protocol):
+    """What the executor needs of a communicator; see runtime/communicator.py."""
+
+    def all_reduce(self, axes: tuple[str, ...], tensor: torch.Tensor, combine: str) -> None:
+        """Combine over the axes' group, in place."""
+
+    def all_gather(
+        self,
+        axes: tuple[str, ...],
+        source: torch.Tensor,
+        out: torch.Tensor,
+        dim: int,
+        scratch: torch.Tensor | None,
+    ) -> None:
+        """Concatenate the group's parts along a dim."""
+
+    def reduce_scatter(
+        self,
+        axes: tuple[str, ...],
+        source: torch.Tensor,
+        out: torch.Tensor,
+        dim: int,
+        scratch: torch.Tensor | None,
+    ) -> None:
+        """Sum over the group and keep this rank's part of a dim."""
+
+
+class Executor:
+    """One rank's arena and its entries.
+
+    `source` is the generated schedule, which the caller has checked against the plan. `counted`
+    holds, for each collective site, the calls made and the bytes of the last one.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        source: str,
+        rank: int = 0,
+        comm: Collectives | None = None,
+        device: str = "cpu",
+    ):
+        if plan.program.mesh.size > 1 and comm is None:
+            raise InternalError("a plan for several ranks needs a communicator")
+        self.plan = plan
+        self.sizes = plan.program.sizes
+        self.coordinates = plan.program.mesh.coordinates(rank)
+        self.comm = comm
+        self.device = torch.device(device)
+        raw = torch.zeros(plan.arena_bytes + ALIGNMENT, dtype=torch.uint8, device=self.device)
+        skip = -raw.data_ptr() % ALIGNMENT
+        self.arena = raw[skip : skip + plan.arena_bytes]
+        self.host: list[float] = []
+        self.slots: dict[str, int] = {}
+        self.counted: dict[int, tuple[int, int]] = {}
+        self.tables: dict[tuple[int, int, float, str], Any] = {}
+        self._sites = {c.site: c.axes for c in plan.collectives}
+        self._stored = {stored.name: stored for stored in plan.stored}
+        self._views: dict[str, torch.Tensor] = {}
+        namespace: dict[str, Any] = {"__name__": "fllmc_schedule"}
+        with torch.no_grad():
+            exec(compile(source, "schedule/step.py", "exec"), namespace)
+            self.entries: Mapping[str, Callable[[], None]] = namespace["entries"](self)
+
+    def run(self, entry: str, **scalars: float) -> None:
+        """Run an entry with its host scalars (such as `step`)."""
+        for name, value in scalars.items():
+            if name in self.slots:
+                self.host[self.slots[name]] = float(value)
+        with torch.no_grad():
+            self.entries[entry]()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """This rank's part of a stored tensor: a parameter, state, data input or output."""
+        return self.stored(name)
+
+    def description(self, name: str) -> Stored:
+        """The plan's entry for a stored tensor."""
+        return self._stored[name]
+
+    # What generated code calls:
+
+    def view(self, dtype: str, offset: int, shape: Sequence[int]) -> torch.Tensor:
+        """A tensor at a byte offset of the arena."""
+        kind = DTYPES[dtype]
+        count = 1
+        for extent in shape:
+            count *= extent
+        return self.arena[offset : offset + count * kind.itemsize].view(kind).view(tuple(shape))
+
+    def stored(self, name: str) -> torch.Tensor:
+        """The view of a stored tensor."""
+        if name not in self._views:
+            found = self._stored[name]
+            shape = self.sizes.local_shape(found.type)
+            self._views[name] = self.view(found.type.dtype, found.offset, shape)
+        return self._views[name]
+
+    def slot(self, name: str = "") -> int:
+        """A place for a host scalar; the same name is the same place."""
+        if name and name in self.slots:
+            return self.slots[name]
+        self.host.append(0.0)
+        if name:
+            self.slots[name] = len(self.host) - 1
+        return len(self.host) - 1
+
+    def coordinate(self, axes: tuple[str, ...]) -> int:
+        """This rank's position among the axes."""
+        return self.plan.program.mesh.position(self.coordinates, axes)
+
+    def number(self, value: float, like: torch.Tensor) -> torch.Tensor:
+        """A host scalar as a tensor without dims."""
+        return torch.full((), value, dtype=like.dtype, device=like.device)
+
+    def rope_table(self, seq: int, dim: int, theta: float, dtype: str) -> Any:
+        """Cosines and sines for rotary positions, made once."""
+        key = (seq, dim, theta, dtype)
+        if key not in self.tables:
+            self.tables[key] = torch_ops.rope_table(seq, dim, theta, DTYPES[dtype], self.device)
+        return self.tables[key]
+
+    def tiles(
+        self,
+        count: int,
+        rows: int,
+        whole: Sequence[torch.Tensor],
+        scratch: Sequence[torch.Tensor],
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """Tuples of tile views: parts of the whole tensors, and as much of the scratch ones."""
+        found: list[tuple[torch.Tensor, ...]] = []
+        for start in range(0, count, rows):
+            stop = min(start + rows, count)
+            parts = [tensor[start:stop] for tensor in whole]
+            found.append((*parts, *(tensor[: stop - start] for tensor in scratch)))
+        return found
+
+    def all_reduce(self, site: int, tensor: torch.Tensor, combine: str) -> None:
+        """Combine a tensor over a site's axes, in place."""
+        self._count(site, tensor)
+        assert self.comm is not None
+        self.comm.all_reduce(self._sites[site], tensor, combine)
+
+    def all_gather(
+        self,
+        site: int,
+        source: torch.Tensor,
+        out: torch.Tensor,
+        dim: int,
+        scratch: torch.Tensor | None,
+    ) -> None:
+        """Gather a dim over a site's axes."""
+        self._count(site, out)
+        assert self.comm is not None
+        self.comm.all_gather(self._sites[site], source, out, dim, scratch)
+
+    def reduce_scatter(
+        self,
+        site: int,
+        source: torch.Tensor,
+        out: torch.Tensor,
+        dim: int,
+        scratch: torch.Tensor | None,
+    ) -> None:
+        """Sum over a site's axes and scatter a dim."""
+        self._count(site, source)
+        assert self.comm is not None
+        self.comm.reduce_scatter(self._sites[site], source, out, dim, scratch)
+
+    def _count(self, site: int, tensor: torch.Tensor) -> None:
+        calls, _ = self.counted.get(site, (0, 0))
+        self.counted[site] = (calls + 1, tensor.numel() * tensor.element_size())

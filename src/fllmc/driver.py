@@ -1,0 +1,75 @@
+"""The compiler on one screen: a spec's text to a checked spec, a program, a plan, an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from fllmc.codegen.make_plan import make_plan
+from fllmc.codegen.schedule import schedule_text
+from fllmc.frontend import load_spec
+from fllmc.frontend.mesh import parse_mesh
+from fllmc.frontend.targets import load_target
+from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.plan import Plan
+from fllmc.ir.program import Program
+from fllmc.ir.settings import Spec
+from fllmc.ir.text import print_program
+from fllmc.ir.types import Mesh
+from fllmc.passes.base import Context
+from fllmc.passes.pipeline import standard_pipeline
+from fllmc.passes.place.summary import decisions
+from fllmc.passes.runner import Dump, Timing, run_pipeline
+
+
+class Compiled(msgspec.Struct, frozen=True):
+    """What compiling gave: the spec, the plan, its code, and how it came about."""
+
+    spec: Spec
+    plan: Plan
+    source: str
+    levels: tuple[tuple[str, str], ...]
+    warnings: tuple[Diagnostic, ...]
+    timings: tuple[Timing, ...]
+
+
+def compile_spec(
+    path: str,
+    mesh: str = "",
+    overrides: Mapping[str, str] | None = None,
+    target: str = "cpu",
+    clock: Callable[[], float] = lambda: 0.0,
+    dump: Dump | None = None,
+) -> Compiled:
+    """Compile a spec file, or a spec that ships by its name, for a mesh.
+
+    An empty mesh is the spec's own, or one device. Raises DiagnosticError with all that is wrong.
+    """
+    spec, warnings = load_spec(path, overrides or {})
+    chosen, mesh_read = choose_mesh(mesh, spec)
+    found: list[Diagnostic] = list(warnings)
+    cx = Context(mesh=chosen, report=found.append)
+    levels: dict[str, Program] = {}
+
+    def keep(number: int, name: str, program: Program) -> None:
+        levels[program.level] = program
+        if dump is not None:
+            dump(number, name, program)
+
+    program, timings = run_pipeline(spec.program, standard_pipeline(spec), cx, clock, keep)
+    hardware = load_target(target)
+    plan = make_plan(program, spec, decisions(program), mesh_read, hardware)
+    texts = tuple((level, print_program(each)) for level, each in levels.items())
+    return Compiled(spec, plan, schedule_text(plan), texts, tuple(found), timings)
+
+
+def choose_mesh(text: str, spec: Spec) -> tuple[Mesh, str]:
+    """The mesh asked for, else the spec's own, else one device; with how it was read."""
+    if text:
+        return parse_mesh(text, spec.mesh)
+    if spec.mesh.axes:
+        return spec.mesh, f"{spec.mesh}: as the spec declares it"
+    return Mesh(), "one device"
+
+

@@ -1,0 +1,49 @@
+"""Every op has a rule in every table that must know it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from fllmc.codegen.jax_target import JAX
+from fllmc.ir.evaluate import EVALUATE
+from fllmc.ir.ops import COLLECTIVES, OPS, Attrs, LocalSlice
+
+
+class Table(NamedTuple):
+    """One interpretation's rules, and the ops that it need not know, each with the reason."""
+
+    name: str
+    rules: frozenset[type[Attrs]]
+    exempt: dict[type[Attrs], str]
+
+
+TABLES = (
+    Table("evaluator", frozenset(EVALUATE), {}),
+    Table(
+        "JAX",
+        frozenset(JAX),
+        dict.fromkeys((*COLLECTIVES, LocalSlice), "JAX runs unplaced programs"),
+    ),
+)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_no_rule_is_missing(table: Table) -> None:
+    wanted = {kind for kind in OPS.values() if kind not in table.exempt}
+    assert sorted(kind.__name__ for kind in wanted - table.rules) == []
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_no_rule_is_left_over(table: Table) -> None:
+    unknown = table.rules - set(OPS.values())
+    assert sorted(kind.__name__ for kind in unknown | (table.rules & set(table.exempt))) == []
+
+
+@pytest.mark.parametrize("kind", sorted(OPS))
+def test_an_op_states_what_it_is(kind: str) -> None:
+    definition = OPS[kind]
+    assert definition.__doc__
+    assert definition.infer is not Attrs.infer
+    assert definition.arity >= -1
