@@ -1,6 +1,6 @@
 """One contestant of `step_cpu.py` in a process of its own: a compiled plan, or plain PyTorch.
 
-    step_child.py fllmc|eager|compile SIZE-JSON THREADS [foreach|fused]
+    step_child.py fllmc|eager|compile SIZE-JSON THREADS [foreach|fused|ARTIFACT]
 
 It builds the same Llama with the same weights as the others, then answers lines of standard input:
 `steps N` with N losses and times, `memory` with the growth of the resident set, `profile N` with
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fllmc.codegen.artifact import Artifact, read_artifact
+from fllmc.runtime.executor import Executor
+
 Size = dict[str, Any]
-THETA, EPS = 10_000.0, 1e-5
+THETA, EPS = 500_000.0, 1e-5
 RATE, BETAS, ADAM_EPS, DECAY, CLIP = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0
 
 # ---- What all contestants share: weights under the names of the spec, and batches.
@@ -217,12 +219,9 @@ def plain(size: Size, kind: str, adamw: str) -> Callable[[Tensor, Tensor], float
 # ---- The compiled plan.
 
 
-def compiled(size: Size) -> Callable[[Tensor, Tensor], float]:
-    """The compiled training step; the plan was written beforehand by `step_cpu.py`."""
-    from fllmc.runtime.executor import Executor
-
-    plan, source = PLAN
-    executor = Executor(plan, source)
+def compiled(artifact: Artifact, size: Size) -> Callable[[Tensor, Tensor], float]:
+    """The compiled training step; `step_cpu.py` has written the artifact."""
+    executor = Executor(artifact.plan, artifact.source)
     for name, shape in shapes(size).items():
         executor.tensor(name).copy_(weight(name, shape))
     executor.tensor("weights").fill_(1)
@@ -307,9 +306,10 @@ def main() -> None:
     torch.set_num_threads(threads)
     drawn = batches(size)
     next(drawn)
+    artifact = read_artifact(Path(sys.argv[4])) if kind == "fllmc" else None
     base = settle()
-    run = compiled(size) if kind == "fllmc" else plain(size, kind, sys.argv[4])
-    tell({"ready": os.getpid(), "threads": torch.get_num_threads()})
+    run = compiled(artifact, size) if artifact else plain(size, kind, sys.argv[4])
+    tell({"arena_bytes": artifact.plan.arena_bytes if artifact else 0})
     serve(lambda: run(*next(drawn)), base)
 
 

@@ -43,8 +43,6 @@ SPEC = """\
 fllm 1
 
 import "models/llama3_8b.fllm" (llama3_8b)
-import "library/optimizers.fllm" (adamw)
-import "library/rates.fllm" (constant)
 
 dims {{
   vocab = {vocab}

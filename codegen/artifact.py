@@ -90,7 +90,7 @@ def write_artifact(
         name=name,
         mesh=str(plan.program.mesh),
         mesh_read=plan.mesh_read,
-        target=plan.target,
+        target=plan.target.name,
         plan_sha256=sha256(files[PLAN]),
         files={path: sha256(data) for path, data in sorted(files.items())},
         sources=sources,

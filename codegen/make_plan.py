@@ -9,15 +9,16 @@ from fllmc.ir.ops import COLLECTIVES, AllGather, AllReduce, ReduceScatter, Scan
 from fllmc.ir.plan import Collective, Decision, Frame, Plan, Stored
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.settings import Spec
+from fllmc.ir.target import Target
 from fllmc.ir.types import Type
 
 
 def make_plan(
     program: Program,
     spec: Spec,
+    target: Target,
     decisions: tuple[Decision, ...] = (),
     mesh_read: str = "",
-    target: str = "cpu",
 ) -> Plan:
     """The plan of a program at plan level."""
     frames = plan_frames(program)

@@ -156,9 +156,6 @@ Expr = (
 )  # fmt: skip
 
 
-# Types.
-
-
 class TensorType(Node, frozen=True):
     """`[batch, seq]`, or with `index` set `vocab[batch, seq]`: integers that index that dim."""
 
@@ -372,8 +369,15 @@ class Adapter(Node, frozen=True):
     items: tuple[AdapterItem, ...]
 
 
+class Target(Node, frozen=True):
+    """`target name { ... }`: the figures of a device."""
+
+    name: Name
+    fields: tuple[Field, ...]
+
+
 Section = (
-    Import | Dims | Block | Data | Train | Mesh | Optimizer | Rate | Schedule | Adapter
+    Import | Dims | Block | Data | Train | Mesh | Optimizer | Rate | Schedule | Adapter | Target
 )  # fmt: skip
 
 

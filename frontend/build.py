@@ -166,6 +166,7 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "data": lambda s, p: ast.Data(s, p[1], tuple(p[3])),
     "train": lambda s, p: ast.Train(s, p[1], p[3], tuple(p[5])),
     "mesh": lambda s, p: ast.Mesh(s, p[1], tuple(p[3])),
+    "target": lambda s, p: ast.Target(s, p[1], tuple(p[3])),
     "optimizer": lambda s, p: ast.Optimizer(s, p[1], tuple(p[3]), tuple(p[6])),
     "rate": lambda s, p: ast.Rate(s, p[1], tuple(p[3]), tuple(p[6])),
     "schedule": lambda s, p: ast.Schedule(s, p[1], p[2], p[3], tuple(p[5])),

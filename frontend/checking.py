@@ -44,8 +44,8 @@ def check(path: str, text: str | None = None) -> Checked:
 
 
 def check_library(library: Library) -> Checked:
-    """Everything in files already read, typed. After a syntax error nothing more is checked."""
-    if library.found and any(found.code.startswith("E01") for found in library.found):
+    """Everything in files already read, typed. After a syntax error or with a file missing, nothing more."""
+    if any(found.code < "E0203" for found in library.found):
         return Checked(library, {}, {}, library.found)
     found = list(library.found)
     blocks: dict[Key, Block] = {}
@@ -97,5 +97,3 @@ def _words(value: ast.Expr) -> Iterator[str]:
             yield name
         case _:
             return
-
-

@@ -1,4 +1,7 @@
-"""What the checker says of names, imports, dims and equations. Sections: `section_errors.py`."""
+"""What the checker says of names, imports, sizes and rules.
+
+Equations: `type_errors.py`; sections: `section_errors.py`.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ class ImportedName(Named, frozen=True):
 class Duplicate(Explained, frozen=True):
     """Two things in one scope have one name. Names in a block are given once and never change."""
 
-    code: ClassVar[str] = "E0205"
+    code: ClassVar[str] = "E0204"
     title: ClassVar[str] = "`{name}` is already taken"
     label: ClassVar[str] = "second {what} of this name"
     because: ClassVar[str] = "first given here"
@@ -95,7 +98,7 @@ class UnknownName(Named, frozen=True):
     declared dims (as numbers) and the built-in functions.
     """
 
-    code: ClassVar[str] = "E0206"
+    code: ClassVar[str] = "E0205"
     title: ClassVar[str] = "unknown name `{name}`"
     label: ClassVar[str] = "not given before this place"
 
@@ -107,7 +110,7 @@ class UnknownDim(Named, frozen=True):
     when the `data` section binds it, without.
     """
 
-    code: ClassVar[str] = "E0207"
+    code: ClassVar[str] = "E0206"
     title: ClassVar[str] = "unknown dim `{name}`"
     label: ClassVar[str] = "not declared in `dims`"
 
@@ -119,11 +122,15 @@ class UnknownDim(Named, frozen=True):
 class UnknownBlock(Named, frozen=True):
     """A `sub`, `stack`, `train` or `adapter` names a block or model that isn't there."""
 
-    code: ClassVar[str] = "E0208"
+    code: ClassVar[str] = "E0207"
     title: ClassVar[str] = "unknown {what} `{name}`"
     label: ClassVar[str] = "no {what} of this name in this file or its imports"
 
     what: str = "block"
+    remark: str = ""
+
+    def helps(self) -> tuple[str, ...]:
+        return (self.remark,) if self.remark else did_you_mean(self.name, self.candidates)
 
 
 class NotAValue(Explained, frozen=True):
@@ -133,7 +140,7 @@ class NotAValue(Explained, frozen=True):
     name with `sub` first.
     """
 
-    code: ClassVar[str] = "E0209"
+    code: ClassVar[str] = "E0208"
     title: ClassVar[str] = "`{name}` is {what}, not a value"
     label: ClassVar[str] = "a value is wanted here"
     because: ClassVar[str] = "declared here"
@@ -150,7 +157,7 @@ class NotAValue(Explained, frozen=True):
 class NotCallable(Explained, frozen=True):
     """Something is applied that takes no arguments: a tensor, a number, a block without `sub`."""
 
-    code: ClassVar[str] = "E0210"
+    code: ClassVar[str] = "E0209"
     title: ClassVar[str] = "{what} can't be applied"
     label: ClassVar[str] = "neither an arrow nor a sub-block nor a function"
     because: ClassVar[str] = "given here"
@@ -166,7 +173,7 @@ class NotCallable(Explained, frozen=True):
 class Recursion(Diagnostic, frozen=True):
     """A block contains itself, directly or through others; it would have no end."""
 
-    code: ClassVar[str] = "E0211"
+    code: ClassVar[str] = "E0210"
     title: ClassVar[str] = "block `{name}` contains itself"
     label: ClassVar[str] = "{chain}"
     help: ClassVar[tuple[str, ...]] = ("to repeat a block, use `stack NAME: BLOCK over DIM`",)
@@ -178,228 +185,11 @@ class Recursion(Diagnostic, frozen=True):
 class UnknownAttribute(Diagnostic, frozen=True):
     """The only attribute is `.T`, the transposed use of an arrow: `embedding.T(x)`."""
 
-    code: ClassVar[str] = "E0212"
+    code: ClassVar[str] = "E0211"
     title: ClassVar[str] = "no attribute `{name}`"
     label: ClassVar[str] = "only an arrow has one, and only `.T`"
 
     name: str
-
-
-# Types of equations.
-
-
-class CannotApply(Explained, frozen=True):
-    """An arrow is applied to a value that lacks one of its source dims.
-
-    `param wq: embed -> (heads, head_dim)` takes any tensor that has `embed` and replaces it by
-    `heads, head_dim`. An arrow from a single dim also takes indices of that dim, and looks up.
-    """
-
-    code: ClassVar[str] = "E0213"
-    title: ClassVar[str] = "`{name}` can't be applied to {what}"
-    label: ClassVar[str] = "{reason}"
-    because: ClassVar[str] = "`{name}` takes {takes} to {gives}"
-
-    name: str
-    what: str
-    reason: str
-    takes: str
-    gives: str
-    origin: Span
-
-
-class DimTwice(Explained, frozen=True):
-    """A value would have one dim twice. Rename one of them first: `x{seq = key}`."""
-
-    code: ClassVar[str] = "E0214"
-    title: ClassVar[str] = "the result would have dim `{dim}` twice"
-    label: ClassVar[str] = "{reason}"
-    because: ClassVar[str] = "declared here"
-    help: ClassVar[tuple[str, ...]] = ("rename one of them first, as in `x{{{dim} = other}}`",)
-
-    dim: str
-    reason: str
-    origin: Span = NOWHERE
-
-
-class WrongArgument(Explained, frozen=True):
-    """The dims of an argument are not those that the block declares for this input."""
-
-    code: ClassVar[str] = "E0215"
-    title: ClassVar[str] = "`{name}` takes {wanted} as `{input}`, not {found}"
-    label: ClassVar[str] = "{difference}"
-    because: ClassVar[str] = "`{input}` is declared here"
-
-    name: str
-    input: str
-    wanted: str
-    found: str
-    difference: str
-    origin: Span
-
-
-class MissingArgument(Explained, frozen=True):
-    """A call leaves out an argument that has no default."""
-
-    code: ClassVar[str] = "E0216"
-    title: ClassVar[str] = "`{name}` needs `{argument}`"
-    label: ClassVar[str] = "`{argument}` is missing"
-    because: ClassVar[str] = "declared here"
-    note: ClassVar[tuple[str, ...]] = ("the form is `{form}`",)
-
-    name: str
-    argument: str
-    form: str
-    origin: Span = NOWHERE
-
-
-class ExtraArgument(Explained, frozen=True):
-    """A call gives more arguments than there are, or one of them twice."""
-
-    code: ClassVar[str] = "E0217"
-    title: ClassVar[str] = "`{name}` takes no such argument"
-    label: ClassVar[str] = "{reason}"
-    because: ClassVar[str] = "declared here"
-    note: ClassVar[tuple[str, ...]] = ("the form is `{form}`",)
-
-    name: str
-    reason: str
-    form: str
-    origin: Span = NOWHERE
-
-
-class UnknownArgument(Named, frozen=True):
-    """A call names an argument that the function doesn't have."""
-
-    code: ClassVar[str] = "E0218"
-    title: ClassVar[str] = "`{function}` has no argument `{name}`"
-    label: ClassVar[str] = "unknown argument"
-    note: ClassVar[tuple[str, ...]] = ("the form is `{form}`",)
-
-    function: str = ""
-    form: str = ""
-
-
-class WrongValue(Diagnostic, frozen=True):
-    """A word, number, dim or text stands where another kind of thing is wanted."""
-
-    code: ClassVar[str] = "E0219"
-    title: ClassVar[str] = "{where} must be {wanted}, not {found}"
-    label: ClassVar[str] = "this is {found}"
-
-    where: str
-    wanted: str
-    found: str
-    candidates: tuple[str, ...] = ()
-    word: str = ""
-
-    def helps(self) -> tuple[str, ...]:
-        return did_you_mean(self.word, self.candidates) if self.word else ()
-
-
-class WrongResult(Explained, frozen=True):
-    """What a block returns has other dims than it declares behind `->`."""
-
-    code: ClassVar[str] = "E0220"
-    title: ClassVar[str] = "`{name}` must return {wanted}, not {found}"
-    label: ClassVar[str] = "{difference}"
-    because: ClassVar[str] = "the result is declared here"
-
-    name: str
-    wanted: str
-    found: str
-    difference: str
-    origin: Span
-
-
-class NoSuchDim(Diagnostic, frozen=True):
-    """An operation speaks of a dim that its operand doesn't have."""
-
-    code: ClassVar[str] = "E0221"
-    title: ClassVar[str] = "{what} needs dim `{dim}`"
-    label: ClassVar[str] = "{found} has no dim `{dim}`"
-
-    what: str
-    dim: str
-    found: str
-    candidates: tuple[str, ...] = ()
-
-    def helps(self) -> tuple[str, ...]:
-        return did_you_mean(self.dim, self.candidates)
-
-
-class NotNumbers(Diagnostic, frozen=True):
-    """Indices are used as numbers. Indices can be looked up with, and nothing else."""
-
-    code: ClassVar[str] = "E0222"
-    title: ClassVar[str] = "{what} wants numbers"
-    label: ClassVar[str] = "this holds {found}"
-    help: ClassVar[tuple[str, ...]] = ("look them up first, as in `embedding(tokens)`",)
-
-    what: str
-    found: str
-
-
-class NoReturn(Diagnostic, frozen=True):
-    """A block or rate must end in exactly one `return`; an optimizer has none."""
-
-    code: ClassVar[str] = "E0223"
-    title: ClassVar[str] = "{what}"
-    label: ClassVar[str] = "{reason}"
-
-    what: str
-    reason: str
-
-
-class BadParam(Diagnostic, frozen=True):
-    """A parameter's declaration is wrong: its shape, or how it begins.
-
-    Arrows begin as normal(std: 1/sqrt(size of the source)), lookups as normal(std: 0.02), unless
-    told otherwise; a plain tensor must say.
-    """
-
-    code: ClassVar[str] = "E0224"
-    title: ClassVar[str] = "{what}"
-    label: ClassVar[str] = "{reason}"
-
-    what: str
-    reason: str
-    way: str = ""
-
-    def helps(self) -> tuple[str, ...]:
-        return (self.way,) if self.way else ()
-
-
-class BadAttention(Diagnostic, frozen=True):
-    """The dims of queries, keys and values don't fit together.
-
-    `attend(q: [.., seq, h, d], k: [.., seq, g, d], v: like k, along: seq)`, where g divides h; for
-    plain multi-head attention g is h.
-    """
-
-    code: ClassVar[str] = "E0225"
-    title: ClassVar[str] = "these can't attend to each other"
-    label: ClassVar[str] = "{reason}"
-
-    reason: str
-
-
-class BadStack(Explained, frozen=True):
-    """A block can't be stacked as it is.
-
-    A stack hands each layer's result to the next, so the block's result must be as its first input,
-    and its parameters must not have the dim of the stack.
-    """
-
-    code: ClassVar[str] = "E0226"
-    title: ClassVar[str] = "`{block}` can't be stacked over `{over}`"
-    label: ClassVar[str] = "{reason}"
-    because: ClassVar[str] = "declared here"
-
-    block: str
-    over: str
-    reason: str
-    origin: Span = NOWHERE
 
 
 # Sizes.
@@ -408,7 +198,7 @@ class BadStack(Explained, frozen=True):
 class NoSize(Diagnostic, frozen=True):
     """A dim of the model has no size: neither `dims` nor the `data` section gives one."""
 
-    code: ClassVar[str] = "E0227"
+    code: ClassVar[str] = "E0226"
     title: ClassVar[str] = "dim `{dim}` has no size"
     label: ClassVar[str] = "{reason}"
     help: ClassVar[tuple[str, ...]] = ("give it one with `{way}`",)
@@ -421,7 +211,7 @@ class NoSize(Diagnostic, frozen=True):
 class BadSize(Diagnostic, frozen=True):
     """The size of a dim is not a whole number above zero, or can't be computed."""
 
-    code: ClassVar[str] = "E0228"
+    code: ClassVar[str] = "E0227"
     title: ClassVar[str] = "{what}"
     label: ClassVar[str] = "{reason}"
 
@@ -437,7 +227,7 @@ class BadSize(Diagnostic, frozen=True):
 class SizeTwice(Explained, frozen=True):
     """A dim gets its size from two places."""
 
-    code: ClassVar[str] = "E0229"
+    code: ClassVar[str] = "E0228"
     title: ClassVar[str] = "dim `{dim}` has two sizes"
     label: ClassVar[str] = "{reason}"
     because: ClassVar[str] = "and a size here"
@@ -451,7 +241,7 @@ class SizeTwice(Explained, frozen=True):
 class SizesDisagree(Diagnostic, frozen=True):
     """The sizes of dims don't fit what an operation needs."""
 
-    code: ClassVar[str] = "E0230"
+    code: ClassVar[str] = "E0229"
     title: ClassVar[str] = "{what}"
     label: ClassVar[str] = "{reason}"
 
@@ -469,7 +259,7 @@ class BadRule(Diagnostic, frozen=True):
     `rate` and `step`; a rate returns a number from `step` (1, 2, ...) and `steps`.
     """
 
-    code: ClassVar[str] = "E0231"
+    code: ClassVar[str] = "E0230"
     title: ClassVar[str] = "{what}"
     label: ClassVar[str] = "{reason}"
 

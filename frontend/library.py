@@ -27,7 +27,7 @@ SHIPPED = "fllmc/specs/"
 Group = Literal["block", "data", "train", "mesh", "schedule", "optimizer", "rate", "target"]
 NamedSection = (
     ast.Block | ast.Adapter | ast.Data | ast.Train | ast.Mesh | ast.Schedule | ast.Optimizer
-    | ast.Rate
+    | ast.Rate | ast.Target
 )  # fmt: skip
 GROUPS: Mapping[type, Group] = {
     ast.Block: "block",
@@ -38,6 +38,7 @@ GROUPS: Mapping[type, Group] = {
     ast.Schedule: "schedule",
     ast.Optimizer: "optimizer",
     ast.Rate: "rate",
+    ast.Target: "target",
 }
 
 
@@ -52,12 +53,14 @@ class Module(Struct, frozen=True):
     """One file with the names it may use: its own sections and those it imports.
 
     `dims` gives for each dim all its declarations, the file's own first, then those of imports.
+    `lost` are names that an import asks for and the imported file lacks.
     """
 
     file: str
     tree: ast.File
     names: Mapping[tuple[Group, str], Bound]
     dims: Mapping[str, tuple[ast.Dim, ...]]
+    lost: frozenset[str] = frozenset()
 
     def find(self, group: Group, name: str) -> Bound | None:
         """The section of that name, if the file may use it."""
@@ -169,7 +172,7 @@ class _Reader:
             if isinstance(section, ast.Import):
                 self.imported(scope, section)
         self.open.pop()
-        self.modules[file] = Module(file, tree, scope.names, scope.dims)
+        self.modules[file] = Module(file, tree, scope.names, scope.dims, frozenset(scope.lost))
         self.found.extend(scope.clashes)
         return self.modules[file]
 
@@ -206,6 +209,7 @@ class _Scope:
         self.names: dict[tuple[Group, str], Bound] = {}
         self.places: dict[tuple[Group, str], ast.Name] = {}
         self.dims: dict[str, tuple[ast.Dim, ...]] = {}
+        self.lost: set[str] = set()
         for section in named_sections(tree):
             self.give(section.name, Bound(file, section), self.found)
         for section in tree.sections:
@@ -235,10 +239,11 @@ class _Scope:
         for name, declared in module.dims.items():
             self.dims[name] = (*self.dims.get(name, ()), *declared)
         for name in section.names:
-            groups = [group for group, known in module.names if known == name.text]
-            for group in groups:
-                self.give(name, module.names[group, name.text], self.clashes)
-            if not groups:
+            bound = [bound for (_, known), bound in module.names.items() if known == name.text]
+            for each in bound:
+                self.give(name, each, self.clashes)
+            if not bound:
+                self.lost.add(name.text)
                 known = tuple(text for _, text in module.names)
                 yield ImportedName(name.span, name.text, known, section.path.value)
 

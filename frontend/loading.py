@@ -7,10 +7,28 @@ from collections.abc import Mapping
 from fllmc.frontend.checking import check_library
 from fllmc.frontend.library import read_all, spec_path
 from fllmc.frontend.lowering.spec import lower, needed
-from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.settings import Spec
 
 Sources = Mapping[str, str]
+
+
+class SpecError(DiagnosticError):
+    """What is wrong with a spec, with the texts that the places are in."""
+
+    def __init__(self, found: tuple[Diagnostic, ...], sources: Sources) -> None:
+        super().__init__(*found)
+        self.sources = sources
+
+
+def load_spec(
+    path: str, overrides: Mapping[str, str] | None = None
+) -> tuple[Spec, tuple[Diagnostic, ...]]:
+    """The spec of a run and the warnings; SpecError with all that is wrong if there is none."""
+    spec, found, sources = load(path, overrides)
+    if spec is None:
+        raise SpecError(found, sources)
+    return spec, found
 
 
 def load(

@@ -25,7 +25,7 @@ PLACES = {
 LATER = ("over", "in", "keep")
 SECTIONS = frozenset({"BLOCK", "MODEL", "DATA", "TRAIN"})
 HEADER = re.compile(
-    r'import\s*"|dims\s*\{|(?:block|model|data|train|mesh|optimizer|rate|schedule|adapter)'
+    r'import\s*"|dims\s*\{|(?:block|model|data|train|mesh|optimizer|rate|schedule|adapter|target)'
     r"[ \t]+[A-Za-z_]"
 )
 ITEM = re.compile(r"[A-Za-z_]\w*\s*(?:[=:A-Za-z_(*{#]|$)|[A-Za-z_]\w*\s+[\[\"]")

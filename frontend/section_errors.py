@@ -211,3 +211,13 @@ class ShardTwice(Explained, frozen=True):
 
     dim: str
     origin: Span
+
+
+class NoTarget(Diagnostic, frozen=True):
+    """A file that is given as a target must hold exactly one `target` section."""
+
+    code: ClassVar[str] = "E0256"
+    title: ClassVar[str] = "`{file}` has {count} `target` sections instead of one"
+
+    file: str
+    count: int

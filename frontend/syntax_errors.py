@@ -41,7 +41,7 @@ class UnknownKeyword(Diagnostic, frozen=True):
         param wq: embed -> heads
 
     Sections begin with `import`, `dims`, `block`, `model`, `data`, `optimizer`, `rate`, `train`,
-    `mesh`, `schedule` or `adapter`.
+    `mesh`, `schedule`, `adapter` or `target`.
     """
 
     code: ClassVar[str] = "E0102"

@@ -50,6 +50,12 @@ class Builder:
         self._input_values.append(len(self.types) - 1)
         return len(self.types) - 1
 
+    def order_inputs(self, order: Sequence[int]) -> None:
+        """Put the inputs into this order."""
+        named = dict(zip(self._input_values, self.inputs, strict=True))
+        self.inputs = [named[value] for value in order]
+        self._input_values = list(order)
+
     def emit(self, attrs: AnyAttrs, *operands: int) -> tuple[int, ...]:
         """Add an op and return its result values."""
         kinds = [self.types[value] for value in operands]

@@ -8,6 +8,7 @@ import msgspec
 
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Data, Train
+from fllmc.ir.target import Target
 from fllmc.ir.types import Type
 
 SCHEMA = "fllmc.plan/1"
@@ -97,9 +98,9 @@ class Plan(msgspec.Struct, frozen=True):
     collectives: tuple[Collective, ...]
     data: Data
     train: Train
+    target: Target
     decisions: tuple[Decision, ...] = ()
     mesh_read: str = ""
-    target: str = "cpu"
     schema: str = SCHEMA
 
     def frame(self, function: str) -> Frame:

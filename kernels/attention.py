@@ -157,10 +157,9 @@ def _attend_plain(
 ) -> None:
     for chunk in _chunks(q, k, causal):
         scores = chunk.scores(chunk.rows(q), chunk.seen(k), scale)
-        lse = scores.logsumexp(dim=-1, keepdim=True)
-        weights = scores.sub_(lse).exp_()
-        chunk.store(out[0], torch.matmul(weights, chunk.seen(v)))
-        chunk.store(out[1].unsqueeze(-1), lse)
+        chunk.store(out[1].unsqueeze(-1), scores.logsumexp(dim=-1, keepdim=True))
+        # Not exp(scores - lse), which would carry the rounding of a large lse into every weight.
+        chunk.store(out[0], torch.matmul(scores.softmax(dim=-1), chunk.seen(v)))
 
 
 def _grad_plain(

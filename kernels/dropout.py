@@ -16,7 +16,7 @@ from fllmc.ir.philox import MASK, ROUNDS
 
 _MULTIPLIERS = (0xD251_1F53, 0xCD9E_8D57)  # of Philox4x32, for the counter's words 0 and 2
 _WEYL = (0x9E37_79B9, 0xBB67_AE85)  # what each round adds to the two key words
-_CPU_TILE = 1 << 14  # five int64 tiles stay within a core's cache
+_CPU_TILE = 1 << 16  # int64 tiles that stay in cache, and are large enough for two threads
 _DEVICE_TILE = 1 << 22  # enough work for a launch, 160 MiB of temporaries
 
 
@@ -106,7 +106,7 @@ def _first_word(elements: Tensor, words: Sequence[Tensor], key: tuple[int, int])
     """
     (c0, c1), (c2, c3) = (elements & MASK, elements >> 32), words
     k0, k1 = key
-    for step in range(ROUNDS - 1):
+    for _ in range(ROUNDS - 1):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = _mixed(p1, c1, k0), p1, _mixed(p0, c3, k1), p0
         k0, k1 = (k0 + _WEYL[0]) & MASK, (k1 + _WEYL[1]) & MASK

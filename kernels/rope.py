@@ -48,8 +48,9 @@ def rope(
             torch.mul(source, part, out=target)
         return
     turned = _turn if x.dtype == cos.dtype else _turn_low
-    for tile in _tiles([*_pairs(x, dim, layout), *_pairs(out, dim, layout), cos, sin]):
-        turned(*tile, sign)
+    given = [*_pairs(x, dim, layout), *_pairs(out, dim, layout), cos, sin]
+    for a, b, out_a, out_b, cosine, sine in _tiles(given):
+        turned(a, b, out_a, out_b, cosine, sine, sign)
 
 
 def _turn(

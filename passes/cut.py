@@ -6,15 +6,12 @@ values that cross the cheapest cut are kept, the wanted ones behind it are recom
 cheapest cuts the one nearest to the wanted values is taken: it recomputes the least.
 """
 
+# pyright: basic
+# (networkx says little of its types)
+
 from __future__ import annotations
 
-from math import gcd
-from typing import Any, Final
-
 import msgspec
-
-LIMIT: Final = 2**30
-"""Capacities are scaled so that their sum stays below this: the solver's numbers have 32 bits."""
 
 
 class Choices(msgspec.Struct, frozen=True):
@@ -35,41 +32,34 @@ def values_to_keep(choices: Choices) -> frozenset[int]:
 
     Precondition: every chain from a fixed to a wanted value has one that can be kept.
     """
-    from numpy import array, int32
-    from scipy.sparse import csr_array  # slow to import, and `check` never gets here
-    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+    import networkx as nx  # slow to import, and `check` never gets here
 
-    edges = _edges(choices)
     source, sink = 2 * len(choices.costs), 2 * len(choices.costs) + 1
-    starts, ends, capacities = zip(*edges, strict=True)
-    size = (sink + 1, sink + 1)
-    graph: Any = csr_array((array(capacities, dtype=int32), (starts, ends)), shape=size)
-    left: Any = graph - maximum_flow(graph, source, sink).flow
-    left.eliminate_zeros()
-    backwards = csr_array(left.T)
-    behind = set(breadth_first_order(backwards, sink, return_predecessors=False).tolist())
+    graph = nx.DiGraph()
+    graph.add_nodes_from((source, sink))
+    for start, end, capacity in _edges(choices, source, sink):
+        graph.add_edge(start, end, capacity=capacity)
+    flow = nx.algorithms.flow.dinitz(graph, source, sink)
+    behind, todo = {sink}, [sink]
+    while todo:
+        node = todo.pop()
+        for before in flow.pred[node]:
+            edge = flow[before][node]
+            if before not in behind and edge["capacity"] > edge["flow"]:
+                behind.add(before)
+                todo.append(before)
     values = range(len(choices.costs))
     return frozenset(v for v in values if 2 * v + 1 in behind and 2 * v not in behind)
 
 
-def _edges(choices: Choices) -> list[tuple[int, int, int]]:
+def _edges(choices: Choices, source: int, sink: int) -> list[tuple[int, int, int]]:
     """(start, end, capacity); value v is the edge from node 2v to node 2v + 1."""
-    costs = _scaled(choices.costs)
-    unlimited = sum(cost for cost in costs if cost is not None) + 1
-    source, sink = 2 * len(costs), 2 * len(costs) + 1
+    unlimited = sum(cost for cost in choices.costs if cost is not None) + 1
     edges = [
-        (2 * v, 2 * v + 1, unlimited if cost is None else cost) for v, cost in enumerate(costs)
+        (2 * v, 2 * v + 1, unlimited if cost is None else cost)
+        for v, cost in enumerate(choices.costs)
     ]
     edges += [(source, 2 * v, unlimited) for v in sorted(choices.fixed)]
     edges += [(2 * a + 1, 2 * b, unlimited) for a, b in sorted(set(choices.feeds))]
     edges += [(2 * v + 1, sink, unlimited) for v in sorted(set(choices.wanted))]
     return edges
-
-
-def _scaled(costs: tuple[int | None, ...]) -> list[int | None]:
-    """Costs in their greatest common unit, or in a coarser one when they would not fit."""
-    known = [cost for cost in costs if cost is not None]
-    unit = max(gcd(*known), 1)
-    if sum(known) // unit >= LIMIT:
-        unit = -(-sum(known) // (LIMIT - len(known) - 1))
-    return [None if cost is None else -(-cost // unit) for cost in costs]

@@ -92,8 +92,8 @@ class MustBeWhole(Diagnostic, frozen=True):
 class SelectsNothing(Diagnostic, frozen=True):
     """A `shard ... in SELECTOR` directive matches no parameter.
 
-    A selector is a dotted path with `*` for one or more parts; it speaks of all layers of a stack or
-    of none. `fllmc inspect SPEC` lists the paths.
+    A selector is a dotted path with `*` for one or more parts; it speaks of all layers of a stack
+    or of none. `fllmc inspect SPEC` lists the paths.
     """
 
     code = "E0313"

@@ -50,7 +50,8 @@ class Recompute(AnyLevelPass, frozen=True):
                 function = program.function(name)
                 now = residuals(function, stack.forward, stack.backward)
                 decision = decide(function, now, program, policy, place)
-                program = rewritten(function, now, decision, program)
+                if not decision.keeps_all(function, now, program):
+                    program = rewritten(function, now, decision, program)
             program = program.with_functions(
                 around_stacks(program.function(name), program, policy, place)
             )

@@ -6,6 +6,7 @@ selector must speak of all layers or of none. Paths to keep may be relative to t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -127,5 +128,5 @@ def mistakes(policy: Policy, program: Program) -> list[Diagnostic]:
 
 def shown_paths(ops: list[tuple[Op, Place]]) -> tuple[str, ...]:
     """The paths of these ops, with `*` for the layer of a stack."""
-    paths = {joined(place.prefixes[0], op.path).replace(".0.", ".*.") for op, place in ops}
-    return tuple(sorted(paths))
+    paths = {joined(place.prefixes[0], op.path) for op, place in ops}
+    return tuple(sorted({re.sub(r"\.0(?=\.|$)", ".*", path) for path in paths}))

@@ -10,16 +10,8 @@ from fllmc.ir.build import Builder
 from fllmc.ir.ops import Scan
 from fllmc.ir.program import Function, Input, Op, Program, callees
 from fllmc.ir.types import Type
+from fllmc.passes.naming import unique
 from fllmc.passes.recompute_stacks import Decision, Stack, scan_of
-
-
-def unique(wish: str, taken: Container[str]) -> str:
-    """The name, with a number behind it if it is taken."""
-    name, count = wish, 1
-    while name in taken:
-        count += 1
-        name = f"{wish}.{count}"
-    return name
 
 
 def emit_op(b: Builder, op: Op, mapping: dict[int, int]) -> None:

@@ -73,6 +73,11 @@ class Decision(msgspec.Struct, frozen=True):
     slices: tuple[int, ...]
     shared: tuple[int, ...]
 
+    def keeps_all(self, function: Function, stack: Stack, program: Program) -> bool:
+        """Whether just the residuals are saved, so that all is well as it is."""
+        body = program.function(scan_of(function.ops[stack.forward]).function)
+        return self.saved == tuple(sorted(body.results[at] for at in stack.moved.values()))
+
 
 def decide(
     function: Function, stack: Stack, program: Program, policy: Policy, place: Place

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import torch
 import torch.distributed as dist
 
@@ -29,6 +32,25 @@ class Communicator:
                 group = dist.new_group(list(ranks))
                 if rank in ranks:
                     self.groups[names] = group
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's JSON-like value, in rank order, on every rank; so it is a barrier, too."""
+        mine = torch.frombuffer(bytearray(msgspec.json.encode(value)), dtype=torch.uint8)
+        lengths = torch.zeros(dist.get_world_size(), dtype=torch.int64)
+        dist.all_gather_into_tensor(lengths, torch.tensor([mine.numel()]))
+        longest = int(lengths.max())
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: mine.numel()] = mine
+        found = torch.zeros(len(lengths), longest, dtype=torch.uint8)
+        dist.all_gather_into_tensor(found, padded)
+        whole = zip(found, lengths.tolist(), strict=True)
+        return [msgspec.json.decode(row[:length].numpy().tobytes()) for row, length in whole]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        found = torch.tensor([int(flag)])
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found.item())
 
     def all_reduce(self, axes: tuple[str, ...], tensor: torch.Tensor, combine: str) -> None:
         """Combine over the axes' group, in place."""

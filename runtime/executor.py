@@ -53,7 +53,8 @@ class Executor:
     """One rank's arena and its entries.
 
     `source` is the generated schedule, which the caller has checked against the plan. `counted`
-    holds, for each collective site, the calls made and the bytes of the last one.
+    holds, for each collective site, the calls made and the bytes of the last one; `runs` how often
+    each entry ran. `allocated_bytes` is the arena with what it takes to align it.
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class Executor:
         self.device = torch.device(device)
         raw = torch.zeros(plan.arena_bytes + ALIGNMENT, dtype=torch.uint8, device=self.device)
         skip = -raw.data_ptr() % ALIGNMENT
+        self.allocated_bytes = raw.numel()
         self.arena = raw[skip : skip + plan.arena_bytes]
         self.host: list[float] = []
         self.slots: dict[str, int] = {}
         self.counted: dict[int, tuple[int, int]] = {}
+        self.runs: dict[str, int] = dict.fromkeys(plan.program.entries, 0)
         self.tables: dict[tuple[int, int, float, str], Any] = {}
         self._sites = {c.site: c.axes for c in plan.collectives}
         self._stored = {stored.name: stored for stored in plan.stored}
@@ -91,6 +94,7 @@ class Executor:
         for name, value in scalars.items():
             if name in self.slots:
                 self.host[self.slots[name]] = float(value)
+        self.runs[entry] += 1
         with torch.no_grad():
             self.entries[entry]()
 

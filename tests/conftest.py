@@ -23,3 +23,8 @@ settings.load_profile("house")
 def root() -> Path:
     """The repository's top folder."""
     return Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--update` writes expected texts anew."""
+    parser.addoption("--update", action="store_true", help="write expected texts anew")

@@ -110,6 +110,6 @@ MEANINGS: Mapping[str, Meaning] = {
     "swiglu": _swiglu,
 }
 INPUTS: Mapping[str, tuple[str, ...]] = {
-    **{name: ("x",) for name in MEANINGS},
+    **dict.fromkeys(MEANINGS, ("x",)),
     "swiglu": ("gate", "up"),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from msgspec import structs
+
 from fllmc.frontend.semantics.typed import (
     Apply,
     Attend,
@@ -87,7 +89,7 @@ class Emitter:
 
     def expr(self, typed: Typed) -> int:
         """The value number of an expression."""
-        args = tuple(self.expr(arg) for arg in typed.args)
+        args = tuple(self.expr(arg) for arg in square(typed).args)
         self.b.span = typed.span
         self.b.path = ""
         value = self._value(typed, args)
@@ -144,8 +146,7 @@ class Emitter:
             above = b.one(ops.Less(), zero, args[0])
             rest = b.one(ops.Where(), below, b.constant(-1.0), zero)
             return b.one(ops.Where(), above, b.constant(1.0), rest)
-        exponent = typed.args[1].op if name == "pow" else None
-        if exponent == Constant(2.0):
+        if name == "pow" and len(args) == 1:
             return b.mul(args[0], args[0])
         return b.one(PLAIN[name], *args)
 
@@ -172,6 +173,13 @@ class Emitter:
         v = arranged(b, v, b.types[k].names)
         attrs = ops.Attend(op.along, op.heads, op.kv_heads, op.dim, scale, op.mask)
         return b.emit(attrs, q, k, v)[0]
+
+
+def square(typed: Typed) -> Typed:
+    """`x ^ 2` without its exponent; anything else as it is."""
+    if typed.op == Prim("pow") and typed.args[1].op == Constant(2.0):
+        return structs.replace(typed, args=typed.args[:1])
+    return typed
 
 
 def arranged(builder: Builder, value: int, order: tuple[str, ...]) -> int:

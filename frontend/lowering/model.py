@@ -143,9 +143,7 @@ class _Lowering:
     def block(self, key: Key, stacked: bool = False) -> str:
         """The name of a block's function, lowered on first use."""
         several = stacked and len(self.blocks[key].signature.inputs) > 1
-        name, new = self.name(
-            (key, "stacked") if several else key, key.name + ".stacked" * several
-        )
+        name, new = self.name((key, "stacked") if several else key, key.name + ".stacked" * several)
         if new:
             self.functions[name] = self.function(key, name, several)
         return name

@@ -45,10 +45,9 @@ UNARY: Mapping[str, Callable[[float], float]] = {
 def lower_optimizer(rule: Rule, arguments: Constants, name: str) -> Function:
     """(param, grad, states..., rate, step) -> (param, states...)."""
     states = tuple(state for state, _ in rule.states)
-    inputs: list[tuple[str, Role]] = [("param", "value"), ("grad", "value")]
-    inputs += [(state, "value") for state in states]
-    inputs += [("rate", "host"), ("step", "host")]
-    return _lowered(rule, arguments, name, inputs, ("param", *states))
+    roles: dict[str, Role] = dict.fromkeys(("param", "grad", *states), "value")
+    roles |= dict.fromkeys(("rate", "step"), "host")
+    return _lowered(rule, arguments, name, roles, ("param", *states))
 
 
 def lower_states(rule: Rule) -> Function:
@@ -60,18 +59,18 @@ def lower_states(rule: Rule) -> Function:
 
 def lower_rate(rule: Rule, arguments: Constants) -> Function:
     """(step, steps) -> rate. Steps count from 1."""
-    return _lowered(rule, arguments, "rate", [("step", "host"), ("steps", "host")], ("rate",))
+    return _lowered(rule, arguments, "rate", {"step": "host", "steps": "host"}, ("rate",))
 
 
 def _lowered(
     rule: Rule,
     arguments: Constants,
     name: str,
-    inputs: list[tuple[str, Role]],
+    roles: Mapping[str, Role],
     outputs: tuple[str, ...],
 ) -> Function:
     builder = Builder(name, Sizes({}))
-    values = {given: builder.input(given, HOST_SCALAR, role) for given, role in inputs}
+    values = {given: builder.input(given, HOST_SCALAR, role) for given, role in roles.items()}
     emitter = Emitter(builder, values, {}, "f64", _no_composite, _no_block)
     constants = dict(arguments)
     for step in rule.steps:

@@ -115,13 +115,15 @@ def _unsized(
         reason, way = "`dims` declares it without a size", f"{name} = SIZE"
         if name in BOUND:
             reason = f"neither `dims` nor data `{data.data.name}` gives one"
-            place, way = data.data.span, f"{name}: SIZE"
+            place, way = data.name, f"{name}: SIZE"
         elif name == vocab:
             reason = f"the tokenizer {data.data.tokenizer} doesn't tell it here"
         yield NoSize(place, name, reason, way)
 
 
-def _checked(requirements: tuple[Requirement, ...], sizes: Mapping[str, int]) -> Iterator[Diagnostic]:
+def _checked(
+    requirements: tuple[Requirement, ...], sizes: Mapping[str, int]
+) -> Iterator[Diagnostic]:
     for need in requirements:
         a, b = sizes[need.a], sizes.get(need.b, 0)
         if need.rule == "divides" and b % a:

@@ -74,6 +74,7 @@ class Lowering:
         self.found += found
         model_key, adapter_node = self.subject(train_node)
         data = self.data(train, train_node)
+        self.stop()
         block = self.checked.blocks[model_key]
         self.found += check_fit(block, train_node)
         table = sized(self.checked, self.module, model_key, data, self.overrides)
@@ -120,14 +121,15 @@ class Lowering:
             if section.name.text == name.text:
                 return section
         known = tuple(section.name.text for section in own)
-        raise DiagnosticError(UnknownSection(name.span, name.text, known, "train"))
+        raise DiagnosticError(UnknownSection(name.span, name.text, known, "train section"))
 
     def find(self, group: Group, name: ast.Name) -> Bound:
         """The section of that name."""
         bound = self.module.find(group, name.text)
         if bound is None:
             known = self.module.known(group)
-            raise DiagnosticError(UnknownSection(name.span, name.text, known, group))
+            what = f"{group} section" if group in ("data", "train") else group
+            raise DiagnosticError(UnknownSection(name.span, name.text, known, what))
         return bound
 
     def rules(self, group: Group) -> dict[str, Rule]:
@@ -150,10 +152,9 @@ class Lowering:
             adapter, name = bound, bound.section.model
             bound = self.checked.library.modules[bound.file].find("block", name.text)
         if not bound or not isinstance(bound.section, ast.Block) or bound.section.kind != "model":
-            known = tuple(
-                text for text in self.module.known("block") if self.is_subject(text)
-            )
-            raise DiagnosticError(UnknownBlock(name.span, name.text, known, "model"))
+            known = tuple(text for text in self.module.known("block") if self.is_subject(text))
+            remark = f"`{name.text}` is a block; only a `model` can be trained" if bound else ""
+            raise DiagnosticError(UnknownBlock(name.span, name.text, known, "model", remark))
         return Key(bound.file, bound.section.name.text), adapter
 
     def is_subject(self, name: str) -> bool:
@@ -177,7 +178,9 @@ class Lowering:
         bound = self.find("data", name)
         assert isinstance(bound.section, ast.Data)
         section = self.overrides.applied("data", bound.section)
-        data, found = read_data(section, bound.file)
+        # A source from the command line is where the command runs, not where the spec is.
+        beside = "" if self.overrides.sets("data", "source") else bound.file
+        data, found = read_data(section, beside)
         self.found += found
         return data
 
@@ -216,7 +219,7 @@ class Lowering:
         for section in own:
             if section.train and self.module.find("train", section.train.text) is None:
                 known, where = self.module.known("train"), section.train
-                self.found.append(UnknownSection(where.span, where.text, known, "train"))
+                self.found.append(UnknownSection(where.span, where.text, known, "train section"))
         fitting = [s for s in own if s.train and s.train.text == train]
         fitting = fitting or [s for s in own if s.train is None]
         if len(fitting) > 1:
@@ -304,5 +307,3 @@ def _ambiguous(what: str, sections: list[ast.Train] | list[ast.Schedule]) -> Dia
     names = [section.name.text for section in sections]
     shown = ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
     return Ambiguous(sections[-1].name.span, what, shown, names[-1])
-
-

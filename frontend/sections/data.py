@@ -7,6 +7,7 @@ import posixpath
 from msgspec import Struct
 
 from fllmc.frontend import ast
+from fllmc.frontend.library import SHIPPED
 from fllmc.frontend.sections.records import Record
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.settings import Data
@@ -22,6 +23,7 @@ class DataSection(Struct, frozen=True):
     """
 
     data: Data
+    name: Span
     batch: Span
     seq: Span
     tokenizer: Span
@@ -43,10 +45,15 @@ def read_data(section: ast.Data, file: str) -> tuple[DataSection, tuple[Diagnost
         record.number("holdout", 0.1, 0.0, 0.9),
         record.count("seed"),
         record.word("pack", ("stream", "documents"), "stream"),
-        posixpath.dirname(file),
+        "" if file.startswith(SHIPPED) else posixpath.dirname(file),
         section.span,
     )
-    places = (record.place_of("batch"), record.place_of("seq"), record.place_of("tokenizer"))
+    places = (
+        name.span,
+        record.place_of("batch"),
+        record.place_of("seq"),
+        record.place_of("tokenizer"),
+    )
     return DataSection(data, *places), record.done()
 
 

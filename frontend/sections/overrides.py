@@ -50,6 +50,10 @@ class Overrides(Struct, frozen=True):
                 return ast.Name(item.span, name)
         return None
 
+    def sets(self, group: str, key: str) -> bool:
+        """Whether `--set group.key=...` is given."""
+        return any(item.group == group and item.key == key for item in self.items)
+
     def applied(self, group: str, section: Section) -> Section:
         """The section with its overridden fields replaced or added."""
         fields = [

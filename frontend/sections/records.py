@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fllmc.frontend import ast
-from fllmc.frontend.errors import Duplicate, WrongValue
+from fllmc.frontend.errors import Duplicate
 from fllmc.frontend.section_errors import MissingKey, OutOfRange, UnknownKey
 from fllmc.frontend.semantics.calls import shown
+from fllmc.frontend.type_errors import WrongValue
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import Span
 
@@ -63,10 +64,15 @@ class Record:
         return default
 
     def number(
-        self, key: str, default: float = 0.0, low: float = 0.0, high: float = float("inf")
+        self,
+        key: str,
+        default: float = 0.0,
+        low: float = 0.0,
+        high: float = float("inf"),
+        example: str = "",
     ) -> float:
         """A number from `low` to `high`."""
-        value = self.value(key)
+        value = self.value(key, example)
         if value is None:
             return default
         if not isinstance(value, ast.Number):
@@ -83,11 +89,10 @@ class Record:
         value = self.value(key, example)
         if value is None:
             return default
-        if not isinstance(value, ast.Number) or not isinstance(value.value, int):
-            if not (isinstance(value, ast.Number) and value.value == int(value.value)):
-                self.wrong(key, value, "a whole number")
-                return default
-        number = int(value.value)
+        number = int(value.value) if isinstance(value, ast.Number) else None
+        if number is None or not isinstance(value, ast.Number) or value.value != number:
+            self.wrong(key, value, "a whole number")
+            return default
         if not low <= number <= LARGEST:
             self.out_of_range(key, value, f"{low} or more")
             return default

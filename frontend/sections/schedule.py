@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from fllmc.frontend import ast
-from fllmc.frontend.errors import UnknownDim, WrongValue
+from fllmc.frontend.errors import UnknownDim
 from fllmc.frontend.section_errors import ShardTwice, UnknownAxis
 from fllmc.frontend.sections.records import Record
 from fllmc.frontend.sections.selectors import Paths, selector_text
@@ -91,7 +91,9 @@ class _ScheduleReader:
         """Report dims that two directives shard in the same places."""
         seen: dict[tuple[str, str], ast.Name] = {}
         for item in self.section.items:
-            for dim in item.dims if isinstance(item, ast.Shard) else ():
+            if not isinstance(item, ast.Shard):
+                continue
+            for dim in item.dims:
                 place = selector_text(item.selector) if item.selector else ""
                 first = seen.setdefault((dim.text, place), dim)
                 if first is not dim:
@@ -125,9 +127,3 @@ def _lora(item: ast.Lora, selector: str) -> tuple[Lora, tuple[Diagnostic, ...]]:
     alpha = record.number("alpha", float(rank))
     update = Lora(selector, rank, alpha, record.number("dropout", 0.0, 0.0, 0.99), item.span)
     return update, record.done()
-
-
-def mesh_required(section: ast.Schedule, known: Iterable[str]) -> Iterator[Diagnostic]:
-    """What is wrong with the schedule's `on` clause."""
-    if section.mesh and section.mesh.text not in tuple(known):
-        yield WrongValue(section.mesh.span, "`on`", "a mesh", f"`{section.mesh.text}`")

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from fllmc.frontend import ast
-from fllmc.frontend.errors import WrongValue
 from fllmc.frontend.section_errors import BadBinding, NoDecay, UnknownSection
 from fllmc.frontend.sections.records import Record
 from fllmc.frontend.semantics.calls import shown
 from fllmc.frontend.semantics.typed import Rule, RuleParameter
+from fllmc.frontend.type_errors import WrongValue
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.settings import Loss, Precision, Sample, Train
 from fllmc.ir.types import FLOATS
@@ -96,7 +96,9 @@ def _precision(record: Record) -> Precision:
     given = record.call("precision", ("policy",))
     if given is None:
         return Precision()
-    params, compute, reduce = (given.word(k, FLOATS, "f32") for k in ("params", "compute", "reduce"))
+    params, compute, reduce = (
+        given.word(k, FLOATS, "f32") for k in ("params", "compute", "reduce")
+    )
     record.take(given)
     return Precision(params, compute, reduce)
 

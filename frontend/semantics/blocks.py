@@ -7,18 +7,10 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from fllmc.frontend import ast
-from fllmc.frontend.errors import (
-    BadParam,
-    BadStack,
-    NoReturn,
-    Recursion,
-    UnknownBlock,
-    UnknownDim,
-    Unused,
-    WrongResult,
-)
+from fllmc.frontend.errors import Recursion, UnknownBlock, UnknownDim, Unused
 from fllmc.frontend.library import Bound, Module
-from fllmc.frontend.semantics.infer import Body, Entity, differs
+from fllmc.frontend.semantics.infer import Body, Entity
+from fllmc.frontend.semantics.kinds import differs
 from fllmc.frontend.semantics.typed import (
     BROKEN,
     Block,
@@ -32,6 +24,7 @@ from fllmc.frontend.semantics.typed import (
     Step,
     Typed,
 )
+from fllmc.frontend.type_errors import BadParam, BadStack, NoReturn, WrongResult
 from fllmc.ir.diagnostics import Diagnostic
 
 
@@ -77,7 +70,7 @@ def signature(bound: Bound, modules: Mapping[str, Module]) -> Signature:
         Input(given.name.text, _kind(given.type, dims), given.span) for given in block.inputs
     )
     key = Key(bound.file, block.name.text)
-    result = _kind(block.result, dims)
+    result = BROKEN if block.result.index else _kind(block.result, dims)
     return Signature(key, inputs, result, block.name.span, block.result.span)
 
 
@@ -199,8 +192,9 @@ class _Typer:
         over_known = not isinstance(item, ast.Stack) or body.dim(item.over)
         bound = self.module.find("block", item.block.text)
         if bound is None or not isinstance(bound.section, ast.Block):
-            known = self.module.known("block")
-            body.found.append(UnknownBlock(item.block.span, item.block.text, known))
+            if item.block.text not in self.module.lost:
+                known = self.module.known("block")
+                body.found.append(UnknownBlock(item.block.span, item.block.text, known))
             body.give(item.name, Entity(what, item.name.span))
             return
         seen = signature(bound, self.modules)
@@ -232,11 +226,12 @@ class _Typer:
                 self.body.found.append(BadStack(item.span, name, over, reason, param.span))
 
     def _equation(self, item: ast.Equation | ast.Return) -> None:
-        value = self.body.expr(item.value)
         if self.returned is not None:
             what = "nothing can follow `return`"
             self.body.found.append(NoReturn(item.span, what, "never reached"))
-        elif isinstance(item, ast.Return):
+            return
+        value = self.body.expr(item.value)
+        if isinstance(item, ast.Return):
             self.returned = value
             self._result(item, value)
         elif self.body.give(item.target, Entity("equation", item.target.span, value.kind)):

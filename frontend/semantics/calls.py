@@ -7,15 +7,6 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 
 from fllmc.frontend import ast
-from fllmc.frontend.errors import (
-    BadAttention,
-    DimTwice,
-    ExtraArgument,
-    MissingArgument,
-    NoSuchDim,
-    UnknownArgument,
-    WrongValue,
-)
 from fllmc.frontend.semantics.forms import FORMS, MAX_REDUCE, UNARY, Form, Option
 from fllmc.frontend.semantics.infer import Body
 from fllmc.frontend.semantics.sizes import evaluate
@@ -30,6 +21,14 @@ from fllmc.frontend.semantics.typed import (
     Requirement,
     Rope,
     Typed,
+)
+from fllmc.frontend.type_errors import (
+    BadAttention,
+    ExtraArgument,
+    MissingArgument,
+    NoSuchDim,
+    UnknownArgument,
+    WrongValue,
 )
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.span import Span
@@ -110,9 +109,11 @@ class _Matcher:
             where = argument.key.span
             self.report(UnknownArgument(where, key, names, form.name, str(form)))
             return
-        value = self.body.numbers(argument.value, f"`{form.name}`") if (
-            key or self.wanted()
-        ) != "condition" else self.body.expr(argument.value)
+        value = (
+            self.body.numbers(argument.value, f"`{form.name}`")
+            if (key or self.wanted()) != "condition"
+            else self.body.expr(argument.value)
+        )
         name = key or self.wanted()
         if not name or name in self.values:
             reason = f"`{name}` is given twice" if name else "one too many"
@@ -161,7 +162,7 @@ class _Matcher:
         """Read one option into the place of its sort."""
         node = self.options.get(key)
         if node is None:
-            if option.default is None:
+            if option.default is None and self.good:
                 self.report(MissingArgument(self.node.span, self.form.name, key, str(self.form)))
             elif option.default and option.wanted == "number":
                 numbers[key] = float(option.default)
@@ -370,8 +371,8 @@ COMPOSITES = (
     "layer_norm",
 )  # fmt: skip
 RULES: Mapping[str, Rule] = {
-    **{name: _prim for name in (*UNARY, "min")},
-    **{name: _composite for name in COMPOSITES},
+    **dict.fromkeys((*UNARY, "min"), _prim),
+    **dict.fromkeys(COMPOSITES, _composite),
     "attend": _attend,
     "dot": _dot,
     "less": _less,

@@ -29,8 +29,8 @@ class Form(Struct, frozen=True):
     def __str__(self) -> str:
         parts = list(self.tensors)
         for key, option in self.options.items():
-            shown = option.default if option.default is not None else option.wanted.upper()
-            parts.append(f"{key}: {' or '.join(option.words) or shown}")
+            shown = " or ".join(option.words) or option.default or option.wanted.upper()
+            parts.append(f"[{key}: {shown}]" if option.default == "" else f"{key}: {shown}")
         return f"{self.name}{'[DIMS]' if self.brackets else ''}({', '.join(parts)})"
 
 

@@ -10,23 +10,15 @@ from msgspec import Struct
 
 from fllmc.frontend import ast
 from fllmc.frontend.errors import (
-    CannotApply,
     Duplicate,
-    ExtraArgument,
-    MissingArgument,
-    NoSuchDim,
     NotAValue,
     NotCallable,
-    NotNumbers,
-    UnknownArgument,
     UnknownAttribute,
     UnknownDim,
     UnknownName,
-    WrongArgument,
-    WrongValue,
 )
-from fllmc.frontend.errors import DimTwice
 from fllmc.frontend.semantics.forms import FORMS
+from fllmc.frontend.semantics.kinds import differs, misfit, noun, union
 from fllmc.frontend.semantics.typed import (
     BROKEN,
     HOST,
@@ -44,6 +36,17 @@ from fllmc.frontend.semantics.typed import (
     Size,
     Typed,
     Use,
+)
+from fllmc.frontend.type_errors import (
+    CannotApply,
+    DimTwice,
+    ExtraArgument,
+    MissingArgument,
+    NoSuchDim,
+    NotNumbers,
+    UnknownArgument,
+    WrongArgument,
+    WrongValue,
 )
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import Span
@@ -104,7 +107,7 @@ class Body:
         good = [self.dim(name) for name in names]
         for position, name in enumerate(names):
             if name.text in [other.text for other in names[:position]]:
-                self.found.append(DimTwice(name.span, name.text, "second time"))
+                self.found.append(DimTwice(name.span, name.text, "second time", what="this names"))
                 return None
         return tuple(name.text for name in names) if all(good) else None
 
@@ -174,7 +177,7 @@ class Body:
             return Typed(entity.kind, Local(node.name), span=node.span)
         if entity.kind.broken and not (entity.param or entity.signature):
             return self.broken(node.span)
-        what = "an arrow" if entity.param else f"a {entity.what}"
+        what = "an arrow" if entity.param else f"a {entity.what.replace('sub', 'sub-block')}"
         way = f"apply it: `{node.name}(x)`"
         return self.broken(node.span, NotAValue(node.span, node.name, what, way, entity.span))
 
@@ -210,9 +213,9 @@ class Body:
                 return entity.param
             if entity and entity.what == "param" and not entity.param:
                 return None
-        if not (isinstance(node.value, ast.Ref) and node.value.name in self.entities):
-            if self.expr(node.value).kind.broken:
-                return None
+        named = isinstance(node.value, ast.Ref) and node.value.name in self.entities
+        if not named and self.expr(node.value).kind.broken:
+            return None
         self.found.append(UnknownAttribute(node.name.span, node.name.text))
         return None
 
@@ -228,7 +231,9 @@ class Body:
                 found = NoSuchDim(pair.old.span, "this renaming", old, shown, value.kind.dims)
                 return self.broken(node.span, found)
             if old in pairs:
-                return self.broken(node.span, DimTwice(pair.old.span, old, "renamed twice"))
+                return self.broken(
+                    node.span, DimTwice(pair.old.span, old, "second time", what="this renames")
+                )
             if not self.dim(pair.new):
                 return self.broken(node.span)
             pairs[old] = pair.new.text
@@ -290,7 +295,7 @@ class Body:
             for argument in node.arguments:
                 self.expr(argument.value)
             return self.broken(node.span)
-        what = f"`{name}`, a tensor," if entity.param else f"`{name}`, {_article(entity.kind)},"
+        what = f"`{name}`, a tensor," if entity.param else f"`{name}`, {noun(entity.kind)},"
         found = NotCallable(node.function.span, what, origin=entity.span)
         return self.broken(node.span, found)
 
@@ -318,7 +323,7 @@ class Body:
         source, target = arrow.source, arrow.target
         if transposed:
             source, target = target, source
-        reason = _misfit(source, arg.kind)
+        reason = misfit(source, arg.kind)
         if arg.kind.form == "index" and transposed and set(source) & set(target):
             reason = f"`{arrow.name}` has `{arg.kind.index}` on both sides"
         if reason:
@@ -351,14 +356,16 @@ class Body:
                 where = argument.key.span
                 self.found.append(UnknownArgument(where, key, tuple(names), name, form))
             elif not key or key in given:
-                reason = f"`{key}` is given twice" if key else f"there are only {len(names)}"
+                reason = f"`{key}` is given twice" if key else "one too many"
                 where = signature.span
                 self.found.append(ExtraArgument(argument.span, name, reason, form, where))
             else:
                 given[key] = value
                 continue
             good = False
-        return self._used(node.span, name, signature, given, form) if good else self.broken(node.span)
+        return (
+            self._used(node.span, name, signature, given, form) if good else self.broken(node.span)
+        )
 
     def _used(
         self, span: Span, name: str, signature: Signature, given: Mapping[str, Typed], form: str
@@ -379,43 +386,3 @@ class Body:
             return self.broken(span)
         args = tuple(given[wanted.name] for wanted in signature.inputs)
         return Typed(signature.result, Use(name), args, span)
-
-
-def union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    """The dims of a broadcast: those of the widest operand, then what the others add."""
-    found = tuple(groups)
-    widest = max(found, key=len)
-    return tuple(dict.fromkeys((*widest, *(name for group in found for name in group))))
-
-
-def differs(found: Kind, wanted: Kind) -> str:
-    """How a kind is not what is wanted, apart from the order of dims; empty if it is."""
-    if found.form != wanted.form:
-        said = {"index": "indices of `{}`", "number": "numbers", "truth": "truth values"}
-        return f"this holds {said.get(found.form, '').format(found.index)}"
-    if found.index != wanted.index:
-        return f"these are indices of `{found.index}`"
-    missing = [name for name in wanted.dims if name not in found.dims]
-    extra = [name for name in found.dims if name not in wanted.dims]
-    lacks = f"lacks {_listed(missing)}" if missing else ""
-    more = f"has {_listed(extra)} besides" if extra else ""
-    return " and ".join(part for part in (lacks, more) if part)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _article(kind: Kind) -> str:
-    return "a number" if kind.host else "a tensor"
-
-
-def _misfit(source: tuple[str, ...], kind: Kind) -> str:
-    """Why a value doesn't fit an arrow's source; empty if it does."""
-    if kind.form == "index":
-        return "" if source == (kind.index,) else f"this holds indices of `{kind.index}`"
-    missing = [name for name in source if name not in kind.dims]
-    if not missing:
-        return ""
-    shown = "a plain number" if kind.host else str(kind)
-    return f"{shown} has no dim {_listed(missing)}"

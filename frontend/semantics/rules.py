@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fllmc.frontend import ast
-from fllmc.frontend.errors import BadRule, NoReturn, Unused
+from fllmc.frontend.errors import BadRule, Unused
 from fllmc.frontend.semantics.forms import HOST_FUNCTIONS
 from fllmc.frontend.semantics.infer import Body, Entity
 from fllmc.frontend.semantics.sizes import evaluate
 from fllmc.frontend.semantics.typed import HOST, Kind, Rule, RuleParameter, Step, Typed
+from fllmc.frontend.type_errors import NoReturn
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 
 OPTIMIZER_INPUTS = ("param", "grad", "rate", "step")

@@ -27,11 +27,15 @@ def evaluate(expr: ast.Expr, named: Callable[[ast.Ref], Number], what: str) -> N
         case ast.Binary(op=op, left=left, right=right):
             a, b = evaluate(left, named, what), evaluate(right, named, what)
             return _binary(expr, op, a, b, what)
-        case ast.Call(function=ast.Ref(name="sqrt"), arguments=(ast.Argument(key=None, value=inner),)):
+        case ast.Call(
+            function=ast.Ref(name="sqrt"), arguments=(ast.Argument(key=None, value=inner),)
+        ):
             root = evaluate(inner, named, what)
             if root >= 0:
                 return math.sqrt(root)
-            raise DiagnosticError(BadSize(expr.span, f"{what} can't be computed", "root below zero"))
+            raise DiagnosticError(
+                BadSize(expr.span, f"{what} can't be computed", "root below zero")
+            )
         case _:
             reason = "numbers, dims, `+ - * / ^` and `sqrt` can stand here"
             raise DiagnosticError(BadSize(expr.span, f"{what} is not a number", reason))
@@ -106,11 +110,17 @@ class SizeTable:
             raise DiagnosticError(BadSize(ref.span, f"dim `{ref.name}` depends on itself", chain))
         if ref.name not in self.declared and ref.name not in self.known:
             what, names = f"unknown dim `{ref.name}`", tuple(self.declared)
-            raise DiagnosticError(BadSize(ref.span, what, "not declared in `dims`", names, ref.name))
+            raise DiagnosticError(
+                BadSize(ref.span, what, "not declared in `dims`", names, ref.name)
+            )
         size = self.size(ref.name)
         if size is None:
-            raise DiagnosticError() if self._failed(ref.name) else DiagnosticError(
-                BadSize(ref.span, f"dim `{ref.name}` has no size", "its size is needed here")
+            raise (
+                DiagnosticError()
+                if self._failed(ref.name)
+                else DiagnosticError(
+                    BadSize(ref.span, f"dim `{ref.name}` has no size", "its size is needed here")
+                )
             )
         return size
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.ops import Attend, Put, Take
+from fllmc.ir.ops import Attend
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Sizes
-from fllmc.passes.place.directives import Axes, Because, Layout, divisors
+from fllmc.passes.place.directives import Axes, Layout, sizes_that_work
 from fllmc.passes.place_errors import AxisTwice, HeadsApart, MustBeWhole
-
-USED_TWICE = (Take, Put)
 
 
 def conflicts(layout: Layout, program: Program) -> tuple[Diagnostic, ...]:
@@ -60,11 +58,6 @@ def _values(layout: Layout, function: Function) -> Iterator[tuple[object, Diagno
         where = f"the {op.kind} at `{op.path}`" if op.path else f"a {op.kind}"
         for value in op.results:
             yield from _twice(layout, layout.canonical, function.types[value].names, where)
-        if isinstance(op.attrs, USED_TWICE):
-            names = [n for value in op.operands for n in function.types[value].names]
-            if isinstance(op.attrs, Put):
-                names.append(op.attrs.dim.name)
-            yield from _twice(layout, layout.canonical, tuple(dict.fromkeys(names)), where)
     for given, kind in zip(function.inputs, function.types, strict=False):
         if given.role != "param":
             yield from _twice(layout, layout.canonical, kind.names, f"`{given.name}`")
@@ -79,26 +72,25 @@ def _twice(
             if axis not in seen:
                 seen[axis] = name
                 continue
-            first = layout.why(seen[axis], axis, parameter)
-            second = _last(layout, name, axis, parameter)
+            first, second = _pair(layout, (seen[axis], name), axis, parameter)
             dims = f"`{seen[axis]}` and `{name}`" + (" again" if seen[axis] == name else "")
             yield (
-                (AxisTwice, seen[axis], name, axis),
+                (AxisTwice, frozenset((seen[axis], name)), axis),
                 AxisTwice(
-                    second.span if second else NOWHERE,
+                    second,
                     axis,
                     dims,
                     where,
-                    first.span if first else NOWHERE,
+                    first,
                 ),
             )
 
 
-def _last(layout: Layout, dim: str, axis: str, parameter: str) -> Because | None:
-    """The latest directive that put the dim on the axis."""
+def _pair(layout: Layout, dims: tuple[str, str], axis: str, parameter: str) -> tuple[Span, Span]:
+    """The directives that put either dim on the axis, in their order."""
     reasons = (*layout.reasons, *layout.stored_reasons.get(parameter, ()))
-    found = [reason for reason in reasons if (reason.dim, reason.axis) == (dim, axis)]
-    return found[-1] if found else None
+    found = [reason.span for reason in reasons if reason.axis == axis and reason.dim in dims]
+    return found[0], found[-1]
 
 
 def _whole(layout: Layout, function: Function, op: Op) -> Iterator[tuple[object, Diagnostic]]:
@@ -135,9 +127,10 @@ def _heads(
     else:
         return
     span = _span_of(layout, attrs.heads if axes else attrs.kv_heads, axis)
+    works = sizes_that_work(layout, sizes, axis, (attrs.heads, attrs.kv_heads))
     yield (
         (HeadsApart, attrs.heads, attrs.kv_heads),
-        HeadsApart(span, attrs.heads, attrs.kv_heads, reason, axis, divisors(kv_heads), op.span),
+        HeadsApart(span, attrs.heads, attrs.kv_heads, reason, axis, works, op.span),
     )
 
 

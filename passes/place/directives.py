@@ -190,19 +190,32 @@ def _indivisible(layout: Layout, sizes: Sizes, program: Program) -> list[Diagnos
 def _misfit(layout: Layout, sizes: Sizes, parameter: str, dim: str, axis: str) -> Diagnostic:
     reason = layout.why(dim, axis, parameter)
     assert reason is not None
-    shares = [
-        (other, _share(layout, sizes, other, axis, axes))
-        for placement in (layout.canonical, layout.stored.get(parameter, {}))
-        for other, axes in placement.items()
-        if axis in axes
-    ]
-    common = 0
-    for _, share in shares:
-        common = gcd(common, share)
-    shown = tuple(dict.fromkeys(f"{other}={sizes.size(other)}" for other, _ in shares))
+    stored = layout.stored.get(parameter, {})
+    others = [d for axes in (layout.canonical, stored) for d, on in axes.items() if axis in on]
+    shown = tuple(dict.fromkeys(f"{other}={sizes.size(other)}" for other in others))
     extent = layout.mesh.extent((axis,))
-    works = tuple(size for size in divisors(common) if size <= 4 * extent)
-    return Indivisible(reason.span, dim, sizes.size(dim), axis, extent, shown, works)
+    works = sizes_that_work(layout, sizes, axis, (), parameter)
+    return Indivisible(
+        reason.span,
+        dim,
+        sizes.size(dim),
+        axis,
+        extent,
+        shown,
+        tuple(size for size in works if size <= 4 * extent),
+    )
+
+
+def sizes_that_work(
+    layout: Layout, sizes: Sizes, axis: str, also: Sequence[str] = (), parameter: str = ""
+) -> tuple[int, ...]:
+    """The sizes of an axis that divide every dim on it, and the dims in `also`."""
+    shares = [sizes.size(dim) for dim in also]
+    for placement in (layout.canonical, layout.stored.get(parameter, {})):
+        for dim, axes in placement.items():
+            if axis in axes:
+                shares.append(_share(layout, sizes, dim, axis, axes))
+    return divisors(gcd(*shares))
 
 
 def _share(layout: Layout, sizes: Sizes, dim: str, axis: str, axes: tuple[str, ...]) -> int:

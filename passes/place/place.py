@@ -1,4 +1,4 @@
-"""The pass `place`: every value gets its place on the mesh, and the collectives that follow from it."""
+"""The pass `place`: where every value lives on the mesh, and the collectives that follow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from msgspec import structs
 
-from fllmc.ir.diagnostics import DiagnosticError, InternalError
+from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.program import Function, Input, Level, Op, Program, callees
 from fllmc.ir.settings import Shard
 from fllmc.ir.types import Type
@@ -17,6 +17,7 @@ from fllmc.passes.place.classes import stored_axes
 from fllmc.passes.place.directives import Layout, placed, resolve
 from fllmc.passes.place.scans import Placer
 from fllmc.passes.place.site import Constant, Site, axes_of
+from fllmc.passes.place_errors import HeadsApart, Indivisible
 
 
 class Place(Pass, frozen=True):
@@ -32,9 +33,7 @@ class Place(Pass, frozen=True):
     def run(self, program: Program, cx: Context) -> Program:
         """The sharded program on the mesh of the context."""
         resolved = resolve(self.shards, cx.mesh, program)
-        found = resolved.diagnostics
-        if all(diagnostic.severity == "warning" for diagnostic in found):
-            found += conflicts(resolved.layout, program)
+        found = judged((*resolved.diagnostics, *conflicts(resolved.layout, program)))
         errors = [diagnostic for diagnostic in found if diagnostic.severity == "error"]
         for diagnostic in found:
             if diagnostic.severity == "warning":
@@ -43,6 +42,14 @@ class Place(Pass, frozen=True):
             raise DiagnosticError(*errors)
         program = structs.replace(program, level="sharded", mesh=cx.mesh)
         return program if resolved.layout.empty else place_program(program, resolved.layout)
+
+
+def judged(found: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """The diagnostics, less indivisible heads where grouped heads say more about them."""
+    grouped = {
+        dim for one in found if isinstance(one, HeadsApart) for dim in (one.heads, one.kv_heads)
+    }
+    return tuple(one for one in found if not (isinstance(one, Indivisible) and one.dim in grouped))
 
 
 def place_program(program: Program, layout: Layout) -> Program:
@@ -102,20 +109,23 @@ def entry_result(site: Site, name: str, value: int, wanted: Type | None) -> int:
 
 
 def final_names(placer: Placer, entries: Mapping[str, str]) -> dict[str, str]:
-    """Names of the functions that are run: that of their source, numbered where there are several."""
-    final: dict[str, str] = {}
-    count: dict[str, int] = {}
-    todo = list(reversed(entries.values()))
+    """Names of the functions that are run: their source's, numbered where there are several."""
+    final = {name: entry for entry, name in entries.items()}
+    taken = {function.name for function in placer.program.functions}
+    free = {function.name for function in placer.program.functions} - set(entries)
+    todo = list(entries.values())[::-1]
     while todo:
         name = todo.pop()
-        if name in final:
-            continue
-        origin = placer.origin[name]
-        count[origin] = count.get(origin, 0) + 1
-        final[name] = origin if count[origin] == 1 else f"{origin}.{count[origin]}"
-        todo += reversed(list(callees(placer.placed[name])))
-    if len(set(final.values())) < len(final):
-        raise InternalError(f"two placed functions have one name: {sorted(final.values())}")
+        if name not in final:
+            origin = placer.origin[name]
+            count = 1
+            final[name] = origin
+            while final[name] in taken and final[name] not in free:
+                count += 1
+                final[name] = f"{origin}.{count}"
+            taken.add(final[name])
+            free.discard(final[name])
+        todo += [other for other in callees(placer.placed[name]) if other not in final][::-1]
     return final
 
 

@@ -14,7 +14,7 @@ from msgspec import structs
 from fllmc.ir import ops
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Op
-from fllmc.ir.types import DTYPE_BYTES, Dim
+from fllmc.ir.types import DTYPE_BYTES, Dim, Type
 from fllmc.passes.place.directives import Axes
 from fllmc.passes.place.site import Constant, Site, Value, axes_of
 
@@ -41,9 +41,29 @@ def at_home(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
     return site.emit(placed_attrs(site, attrs), *operands)
 
 
+def looked_up(site: Site, op: Op, attrs: ops.Take) -> Sequence[Value]:
+    """The table is whole over axes that divide the indices: each rank looks up its own."""
+    table, index = op.operands
+    number = site.take(index, site.layout.canonical)
+    dim = apart(place_dim(site, Dim(attrs.dim)), site.mover.kind(number))
+    return site.emit(attrs, site.take(table, {**site.layout.canonical, dim.name: dim.axes}), number)
+
+
+def put_back(site: Site, op: Op, attrs: ops.Put) -> Sequence[Value]:
+    """As for take: a sum over axes that divide the indices, whole over these."""
+    index, value = (site.take(operand, site.layout.canonical) for operand in op.operands)
+    dim = apart(place_dim(site, attrs.dim), site.mover.kind(index))
+    return site.emit(ops.Put(dim), index, value)
+
+
+def apart(dim: Dim, index: Type) -> Dim:
+    """The dim on those of its axes that do not divide the indices."""
+    return Dim(dim.name, tuple(axis for axis in dim.axes if axis not in index.axes))
+
+
 def placed_attrs(site: Site, attrs: ops.AnyAttrs) -> ops.AnyAttrs:
     """The attributes, with the dims that they make at their canonical places."""
-    if isinstance(attrs, ops.Iota | ops.Put | ops.Spread):
+    if isinstance(attrs, ops.Iota | ops.Spread):
         return structs.replace(attrs, dim=place_dim(site, attrs.dim))
     if isinstance(attrs, ops.Random):
         return structs.replace(attrs, dims=tuple(place_dim(site, dim) for dim in attrs.dims))
@@ -98,7 +118,7 @@ def widens_activation(site: Site, op: Op) -> bool:
     return DTYPE_BYTES[op.attrs.dtype] > before and not site.only_summed(op.results[0])
 
 
-def summed(site: Site, op: Op, attrs: ops.Reduce) -> Sequence[Value]:
+def summed(site: Site, op: Op, attrs: ops.ReduceSum) -> Sequence[Value]:
     """A sum of an open sum stays open, and is smaller; the operand stays where it is."""
     (value,) = op.operands
     number = site.as_is(value)
@@ -116,16 +136,17 @@ def added(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
     """Open sums are added as they are while all are open alike, else closed until they are."""
     axes = target(site, op)
     opens = open_axes(site, op, axes)
-    common = set.intersection(*opens.values()) if opens else set[str]()
+    held = list(opens.values())
+    keep = tuple(sorted(axis for axis in set[str]().union(*held) if all(axis in h for h in held)))
     if isinstance(attrs, ops.AddN):
-        return add_groups(site, op, axes, opens, tuple(sorted(common)))
-    keep = tuple(sorted(common))
+        return add_groups(site, op, axes, opens, keep)
     return site.emit(attrs, *(site.take(value, axes, keep) for value in op.operands))
 
 
 def open_axes(site: Site, op: Op, axes: Axes) -> dict[int, set[str]]:
     """The axes over which each operand is open once it is placed; zeros are left out."""
-    scattered = {axis for group in axes.values() for axis in group}
+    names = site.source.types[op.results[0]].names
+    scattered = {axis for name in names for axis in axes.get(name, ())}
     found: dict[int, set[str]] = {}
     for value in op.operands:
         held = site.values[value]
@@ -169,11 +190,9 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
             ops.Dot,
             ops.Iota,
             ops.Pick,
-            ops.Put,
             ops.Random,
             ops.Rope,
             ops.Spread,
-            ops.Take,
         ),
         at_home,
     ),
@@ -204,7 +223,9 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
         misplaced,
     ),
     ops.Fill: fill,
+    ops.Put: put_back,
     ops.ReduceMax: greatest,
     ops.ReduceSum: summed,
+    ops.Take: looked_up,
 }
 """Every op but scan, which `scans.py` places."""

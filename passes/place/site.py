@@ -84,7 +84,8 @@ class Site:
 
     def used_once(self, value: int) -> bool:
         """Whether a source value has a single use, in an op."""
-        return len(self._uses[value]) == 1 and self._uses[value][0] is not None
+        uses = self._uses.get(value, ())
+        return len(uses) == 1 and uses[0] is not None
 
     def closes_anyway(self, value: int) -> bool:
         """Whether some use of the value needs it resolved, so that other uses may take that."""
@@ -95,6 +96,10 @@ class Site:
     def only_summed(self, value: int) -> bool:
         """Whether all uses of the value add it to others."""
         return all(isinstance(use, Add | AddN | Sub) for use in self._uses.get(value, ()))
+
+    def only_cast(self, value: int) -> bool:
+        """Whether the value's one use is a cast: it is then summed in the dtype that this gives."""
+        return self.used_once(value) and isinstance(self._uses[value][0], Cast)
 
     def take(self, value: int, axes: Axes, keep: Sequence[str] = ()) -> int:
         """A source value with its dims on these axes, open over none but the axes to keep."""
@@ -134,7 +139,7 @@ class Site:
         """Record an op's results; what belongs to a parameter goes to where that is stored."""
         for value, found in zip(op.results, results, strict=True):
             axes = self.classes.axes(self.source.name, value)
-            if axes is not None and not isinstance(found, Constant):
+            if axes is not None and not isinstance(found, Constant) and not self.only_cast(value):
                 found = self.mover.move(found, axes, self.mover.kind(found).partial)
             self.values[value] = found
 

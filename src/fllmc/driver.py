@@ -59,7 +59,8 @@ def compile_spec(
 
     program, timings = run_pipeline(spec.program, standard_pipeline(spec), cx, clock, keep)
     hardware = load_target(target)
-    plan = make_plan(program, spec, decisions(program), mesh_read, hardware)
+    found_decisions = decisions(program, spec.schedule.shards)
+    plan = make_plan(program, spec, hardware, found_decisions, mesh_read)
     texts = tuple((level, print_program(each)) for level, each in levels.items())
     return Compiled(spec, plan, schedule_text(plan), texts, tuple(found), timings)
 

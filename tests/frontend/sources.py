@@ -94,6 +94,10 @@ adapter code on tiny {
     dropout: 0.05
   }
 }
+
+target a100 {
+  memory_gib: 80
+}
 """
 """One file with every construct of the language, in canonical form."""
 

@@ -1,26 +1,30 @@
 """Runs compiled plans on one or several processes and gives what they computed, whole.
 
-A group of processes is started once and takes all cases in order: each compiles its share, then each
-case runs on as many of them as its mesh has devices. Arrays travel as .npz files.
+A group of processes is started once and takes all cases in order: each compiles its share, then
+each case runs on as many of them as its mesh has devices. Everything travels as files of a folder.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-import numpy as np
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
+from fllmc.driver import compile_spec
 from fllmc.ir.plan import Plan, Stored
-from fllmc.ir.types import Mesh, Sizes
+from fllmc.ir.types import Sizes
+from fllmc.runtime.communicator import Communicator
+from fllmc.runtime.executor import Executor
 from tests.oracle.reference import Batch
 
 PATIENCE = 120.0
@@ -35,19 +39,25 @@ class Case(NamedTuple):
     mesh: str
 
 
-class Outcome(NamedTuple):
-    """What a run of a case left: everything whole, put together from the ranks' parts."""
+class Told(NamedTuple):
+    """What a rank says of its run. `counted`: calls and bytes of each collective site."""
 
     losses: list[float]
     grad_norms: list[float]
-    first_states: dict[str, Tensor]
-    """States after the first step, as `NAME#m`."""
-    stored: dict[str, Tensor]
-    """Parameters and states after the last step."""
     counted: dict[int, tuple[int, int]]
-    """Calls and bytes of each collective site on rank 0."""
     arena_bytes: int
+
+
+class Outcome(NamedTuple):
+    """What a run of a case left: states after the first step, parameters and states after the last.
+
+    Tensors are whole, put together from the ranks' parts, in fp64; `NAME#m` is a state of `NAME`.
+    """
+
     plan: Plan
+    told: Told
+    first: dict[str, Tensor]
+    last: dict[str, Tensor]
 
 
 def run_cases(
@@ -59,13 +69,11 @@ def run_cases(
     """Train each case on the batches, beginning with these parameters."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        np.savez(folder / "params.npz", **{k: v.numpy() for k, v in params.items()})
+        save_file(dict(params), folder / "params.safetensors")
         for number, batch in enumerate(batches):
-            np.savez(
-                folder / f"batch{number}.npz", **{k: v.numpy() for k, v in batch._asdict().items()}
-            )
+            save_file(batch._asdict(), folder / f"batch{number}.safetensors")
         (folder / "cases.json").write_bytes(msgspec.json.encode(cases))
-        torch.multiprocessing.spawn(_process, (name, processes), nprocs=processes)
+        spawn(_process, (name, processes), nprocs=processes)
         return {case.name: _outcome(folder, number) for number, case in enumerate(cases)}
 
 
@@ -88,12 +96,13 @@ def _process(index: int, name: str, processes: int) -> None:
 
 
 def _compile(folder: Path, number: int, case: Case) -> None:
-    from fllmc.driver import compile_text
-
-    compiled = compile_text(case.text, mesh=case.mesh)
+    spec = folder / f"spec{number}.fllm"
+    spec.write_text(case.text)
+    compiled = compile_spec(str(spec), mesh=case.mesh)
     (folder / f"source{number}.py").write_text(compiled.source)
-    (folder / "plan.part").with_suffix(f".{number}").write_bytes(msgspec.json.encode(compiled.plan))
-    os.replace(folder / f"plan.{number}", folder / f"plan{number}.json")
+    part = folder / f"plan{number}.part"
+    part.write_bytes(msgspec.json.encode(compiled.plan))
+    part.rename(part.with_suffix(".json"))
 
 
 def _wait_for(path: Path) -> None:
@@ -106,10 +115,6 @@ def _wait_for(path: Path) -> None:
 
 def _run(folder: Path, number: int, plan: Plan, rank: int) -> None:
     """One rank of one case, alone or in a process group of its own."""
-    import torch.distributed as dist
-
-    from fllmc.runtime.communicator import Communicator
-
     mesh = plan.program.mesh
     if mesh.size == 1:
         _train(folder, number, plan, rank, None)
@@ -127,42 +132,36 @@ def _run(folder: Path, number: int, plan: Plan, rank: int) -> None:
     dist.destroy_process_group()
 
 
-def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Any) -> None:
-    from fllmc.runtime.executor import Executor
-
+def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Communicator | None) -> None:
+    """One rank's run, and what it saw."""
     executor = Executor(plan, (folder / f"source{number}.py").read_text(), rank, comm)
-    sizes = plan.program.sizes
-    stored = {entry.name: entry for entry in plan.stored}
+    entries = {entry.name: entry for entry in plan.stored}
+    lasting = [name for name, entry in entries.items() if entry.role in ("param", "state")]
 
-    def give(name: str, whole: np.ndarray) -> None:
-        place = executor.tensor(name)
-        value = torch.from_numpy(whole).reshape(sizes.shape(stored[name].type))
-        place.copy_(value[region(stored[name], sizes, rank)])
+    def give(given: Mapping[str, Tensor]) -> None:
+        for name, value in given.items():
+            whole = value.reshape(plan.program.sizes.shape(entries[name].type))
+            executor.tensor(name).copy_(whole[region(entries[name], plan.program.sizes, rank)])
 
-    def take(name: str) -> np.ndarray:
-        return executor.tensor(name).numpy().copy()
-
-    lasting = [entry.name for entry in plan.stored if entry.role in ("param", "state")]
-    for name, value in np.load(folder / "params.npz").items():
-        give(name, value)
-    told: dict[str, Any] = {"losses": [], "grad_norms": []}
-    for step, path in enumerate(sorted(folder.glob("batch*.npz")), 1):
-        for name, value in np.load(path).items():
-            give(name, value)
+    give(load_file(folder / "params.safetensors"))
+    told = Told([], [], {}, executor.arena.numel() * executor.arena.element_size())
+    tensors: dict[str, Tensor] = {}
+    for step, path in enumerate(sorted(folder.glob("batch*.safetensors")), 1):
+        give(load_file(path))
         executor.run("train", step=step)
-        told["losses"].append(take("loss").item())
-        told["grad_norms"].append(take("grad_norm").item())
+        told.losses.append(executor.tensor("loss").item())
+        told.grad_norms.append(executor.tensor("grad_norm").item())
         if step == 1:
-            told |= {f"first/{name}": take(name) for name in lasting if "#" in name}
-    told |= {f"stored/{name}": take(name) for name in lasting}
-    told["counted"] = [[site, *found] for site, found in sorted(executor.counted.items())]
-    told["arena"] = executor.arena.numel() * executor.arena.element_size()
-    np.savez(folder / f"told{number}.{rank}.npz", **told)
+            tensors |= {f"first/{n}": executor.tensor(n).clone() for n in lasting if "#" in n}
+    told.counted.update(executor.counted)
+    tensors |= {f"last/{name}": executor.tensor(name).clone() for name in lasting}
+    save_file(tensors, folder / f"told{number}.{rank}.safetensors")
+    (folder / f"told{number}.{rank}.json").write_bytes(msgspec.json.encode(told))
 
 
 def region(entry: Stored, sizes: Sizes, rank: int) -> tuple[slice, ...]:
     """The part of the whole tensor that a rank holds."""
-    mesh: Mesh = sizes.mesh
+    mesh = sizes.mesh
     place = mesh.coordinates(rank)
     found: list[slice] = []
     for dim, extent in zip(entry.type.dims, sizes.local_shape(entry.type), strict=True):
@@ -173,34 +172,25 @@ def region(entry: Stored, sizes: Sizes, rank: int) -> tuple[slice, ...]:
 
 def _outcome(folder: Path, number: int) -> Outcome:
     plan = msgspec.json.decode((folder / f"plan{number}.json").read_bytes(), type=Plan)
-    ranks = range(plan.program.mesh.size)
-    told = [dict(np.load(folder / f"told{number}.{rank}.npz")) for rank in ranks]
-    for other in told[1:]:
-        assert (other["losses"] == told[0]["losses"]).all(), "ranks differ in the loss"
-    whole = {key: _whole(plan, key, told) for key in told[0] if "/" in key}
-    return Outcome(
-        losses=told[0]["losses"].tolist(),
-        grad_norms=told[0]["grad_norms"].tolist(),
-        first_states=_under(whole, "first/"),
-        stored=_under(whole, "stored/"),
-        counted={site: (calls, size) for site, calls, size in told[0]["counted"]},
-        arena_bytes=int(told[0]["arena"]),
-        plan=plan,
-    )
+    names = [f"told{number}.{rank}" for rank in range(plan.program.mesh.size)]
+    told = [msgspec.json.decode((folder / f"{n}.json").read_bytes(), type=Told) for n in names]
+    assert all(other == told[0] for other in told), "ranks differ in loss, norm or collectives"
+    parts = [load_file(folder / f"{name}.safetensors") for name in names]
+    whole = {key: _whole(plan, key, parts) for key in parts[0]}
+    return Outcome(plan, told[0], _under(whole, "first/"), _under(whole, "last/"))
 
 
 def _under(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
 
 
-def _whole(plan: Plan, key: str, told: Sequence[Mapping[str, np.ndarray]]) -> Tensor:
-    """The ranks' parts put together; parts that several ranks hold must be equal."""
+def _whole(plan: Plan, key: str, parts: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """The ranks' parts put together; a part that several ranks hold is the same on all."""
     entry = next(s for s in plan.stored if s.name == key.split("/", 1)[1])
     sizes = plan.program.sizes
     whole = torch.full(sizes.shape(entry.type), torch.nan, dtype=torch.float64)
-    for rank, parts in enumerate(told):
-        place = whole[region(entry, sizes, rank)]
-        part = torch.from_numpy(parts[key]).double()
+    for rank, held in enumerate(parts):
+        place, part = whole[region(entry, sizes, rank)], held[key].double()
         assert place.isnan().all() or torch.equal(place, part), f"ranks differ in {key}"
         place.copy_(part)
     assert not whole.isnan().any(), f"{key} is not whole"

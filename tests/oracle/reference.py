@@ -1,8 +1,8 @@
 """Small transformers in plain PyTorch, to judge compiled steps by.
 
 Nothing here knows the compiler. Models are functions of a dict of tensors under the names that the
-specs give them; those of a stack hold all layers, first dim first. Gradients are autograd's, and the
-optimizer and the clipping are PyTorch's own.
+specs give them; those of a stack hold all layers, first dim first. Gradients are autograd's, and
+the optimizer and the clipping are PyTorch's own.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def llama(p: Params, tokens: Tensor, shape: Shape) -> Tensor:
 
 def gpt(p: Params, tokens: Tensor, shape: Shape) -> Tensor:
     """Logits `[batch, seq, vocab]` of a GPT-2 (Radford et al. 2019), its head tied."""
-    x = p["embedding"][tokens] + p["position"][: tokens.shape[1]]
+    x = p["embedding"][tokens] + p["place"][: tokens.shape[1]]
     for i in range(p["body.attn.wq"].shape[0]):
 
         def of(name: str, i: int = i) -> Tensor:

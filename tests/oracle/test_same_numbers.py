@@ -16,7 +16,7 @@ from tests.oracle.small_specs import small_spec
 MESHES = ("1", "2x1", "1x2", "2x2", "4x1", "1x4")
 MICROBATCHES = (1, 2, 4)
 TOLERANCE = {"f64": 1e-10, "f32": 1e-5}
-VOCAB, EMBED, HEAD_DIM, FFN, LAYERS, BATCH, SEQ = 20, 16, 6, 12, 3, 16, 6
+VOCAB, EMBED, HEAD_DIM, FFN, LAYERS, BATCH, SEQ = 256, 16, 6, 12, 3, 16, 6
 HEADS, KV_HEADS = 8, 4
 BETA1 = 0.9
 RATE = partial(cosine, peak=1e-2, floor=1e-3, warmup=2, steps=5)
@@ -37,7 +37,7 @@ LLAMA = {
 }
 GPT = {
     "embedding": (VOCAB, EMBED),
-    "position": (SEQ, EMBED),
+    "place": (SEQ, EMBED),
     "final_norm.scale": (EMBED,),
     "final_norm.bias": (EMBED,),
     **{f"body.{n}_norm.{p}": (LAYERS, EMBED) for n in ("attn", "mlp") for p in ("scale", "bias")},
@@ -88,21 +88,24 @@ def batches() -> list[Batch]:
 
 def errors(found: Outcome, steps: list[Step]) -> dict[str, float]:
     """The relative error of everything that was computed."""
-    told = {f"loss {i}": abs(found.losses[i] / step.loss - 1) for i, step in enumerate(steps)} | {
-        f"norm {i}": abs(found.grad_norms[i] / step.grad_norm - 1) for i, step in enumerate(steps)
+    told = {
+        f"loss {i}": abs(found.told.losses[i] / step.loss - 1) for i, step in enumerate(steps)
+    } | {
+        f"norm {i}": abs(found.told.grad_norms[i] / step.grad_norm - 1)
+        for i, step in enumerate(steps)
     }
     first, last = steps[0], steps[-1]
     whole = torch.cat([grad.flatten() for grad in first.grads.values()]).norm().item()
     for name, expected in first.grads.items():
-        gradient = found.first_states[f"{name}#m"].reshape(expected.shape) / (1 - BETA1)
+        gradient = found.first[f"{name}#m"].reshape(expected.shape) / (1 - BETA1)
         if name in NO_GRADIENT:
             told[f"gradient of {name}"] = (gradient - expected).norm().item() / whole
         else:
             told[f"gradient of {name}"] = relative(gradient, expected)
             for state, values in (("m", last.first), ("v", last.second)):
-                given = found.stored[f"{name}#{state}"].reshape(expected.shape)
+                given = found.last[f"{name}#{state}"].reshape(expected.shape)
                 told[f"{name}#{state}"] = relative(given, values[name])
-        given = found.stored[name].reshape(expected.shape)
+        given = found.last[name].reshape(expected.shape)
         told[name] = relative(given, last.params[name])
     return told
 
@@ -112,8 +115,8 @@ def check_counts(found: Outcome, steps: int) -> None:
     planned = {
         c.site: (c.calls * steps, c.bytes) for c in found.plan.collectives if c.entry == "train"
     }
-    assert found.counted == planned
-    assert found.arena_bytes == found.plan.arena_bytes
+    assert found.told.counted == planned
+    assert found.told.arena_bytes == found.plan.arena_bytes
 
 
 @pytest.mark.parametrize("dtype", ["f64", "f32"])

@@ -1,0 +1,120 @@
+"""The figures of a plan: parameters, bytes by category, traffic and floating-point operations.
+
+All of them follow from types alone, are exact, and speak of one rank and one call of an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, Scan
+from fllmc.ir.plan import Plan
+from fllmc.ir.program import Function, Op, Program
+from fllmc.ir.types import Sizes
+
+
+class Parameters(msgspec.Struct, frozen=True):
+    """Elements of all parameter tensors of the model, whole, and of those that are trained."""
+
+    total: int
+    trained: int
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Bytes of one rank's arena. `working` is the frame of the entry that needs most: activations,
+    gradients and buffers. `live` is what the same values come to without any gap between them."""
+
+    parameters: int
+    optimizer: int
+    data: int
+    working: int
+    arena: int
+    live: int
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """Collectives of one kind over the same axes: calls and bytes in one call of the entry."""
+
+    kind: str
+    axes: tuple[str, ...]
+    calls: int
+    bytes: int
+
+
+def parameters(program: Program) -> Parameters:
+    """How many parameters there are."""
+    counted = [
+        (Sizes(program.sizes.dims).local_elements(p.type.unplaced()), p.trainable)
+        for p in program.parameters
+    ]
+    return Parameters(sum(n for n, _ in counted), sum(n for n, trained in counted if trained))
+
+
+def memory(plan: Plan) -> Memory:
+    """The arena by category."""
+    roles = {"param": 0, "state": 0, "data": 0, "output": 0}
+    for stored in plan.stored:
+        roles[stored.role] += stored.bytes
+    frames = [plan.frame(entry) for entry in plan.program.entries]
+    padding = plan.frame_base - sum(roles.values())
+    return Memory(
+        parameters=roles["param"],
+        optimizer=roles["state"],
+        data=roles["data"] + roles["output"] + padding,
+        working=max((frame.bytes for frame in frames), default=0),
+        arena=plan.arena_bytes,
+        live=plan.frame_base + max((frame.live_bytes for frame in frames), default=0),
+    )
+
+
+def traffic(plan: Plan, entry: str) -> tuple[Traffic, ...]:
+    """What the entry moves, by kind and axes, most bytes first."""
+    found: dict[tuple[str, tuple[str, ...]], tuple[int, int]] = {}
+    for each in plan.collectives:
+        if each.entry == entry:
+            calls, moved = found.get((each.kind, each.axes), (0, 0))
+            found[each.kind, each.axes] = calls + each.calls, moved + each.bytes * each.calls
+    rows = [Traffic(*key, *counts) for key, counts in found.items()]
+    return tuple(sorted(rows, key=lambda row: (-row.bytes, row.kind, row.axes)))
+
+
+def operations(plan: Plan, entry: str) -> int:
+    """Floating-point operations of the entry's contractions and attentions."""
+    sizes = plan.program.sizes
+    return sum(times * op_flops(f, op, sizes) for f, op, times in executed(plan.program, entry))
+
+
+def executed(program: Program, entry: str, times: int = 1) -> Iterator[tuple[Function, Op, int]]:
+    """Every op that a call of the function runs, and how many times."""
+    function = program.function(entry)
+    for op in function.ops:
+        yield function, op, times
+        callee = getattr(op.attrs, "function", "")
+        if callee:
+            turns = program.sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1
+            yield from executed(program, callee, times * turns)
+
+
+def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
+    """Floating-point operations of a contraction or an attention, zero for any other op.
+
+    A multiplication with an addition counts as two. Half of a causal mask is not computed. The
+    gradient of attention has five products (FlashAttention-2) where attention has two.
+    """
+    match op.attrs:
+        case DotAdd(contract=contract) | Dot(contract=contract):
+            a = function.types[op.operands[-2]]
+            inner = 1
+            for name in contract:
+                inner *= sizes.size(name) // sizes.mesh.extent(a.axes_of(name))
+            return 2 * sizes.local_elements(function.types[op.results[0]]) * inner
+        case Attend(along=along, mask=mask):
+            products = 5 if isinstance(op.attrs, AttendGrad) else 2
+            q, k = (function.types[value] for value in op.operands[:2])
+            keys = sizes.size(along) // sizes.mesh.extent(k.axes_of(along))
+            flops = 2 * products * sizes.local_elements(q) * keys
+            return flops // 2 if mask == "causal" else flops
+        case _:
+            return 0

@@ -1,0 +1,197 @@
+"""What a rank's memory holds from op to op of an entry, by category.
+
+The frames of the plan are walked in the order in which the generated code runs; the body of a scan
+is walked once, since each of its runs looks alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from fllmc.codegen.memory import Planner, aligned
+from fllmc.ir.ops import AllGather, Call, Cast, LocalSlice, Rename, Scan, Stop
+from fllmc.ir.plan import Plan
+from fllmc.ir.program import Function, Op
+
+CATEGORIES = (
+    "parameters",
+    "optimizer state",
+    "data",
+    "parameter copies",
+    "saved activations",
+    "gradients",
+    "transients",
+)
+PERSISTENT: Mapping[str, str] = {
+    "param": "parameters",
+    "state": "optimizer state",
+    "data": "data",
+    "output": "data",
+}
+COPIES = (AllGather, Cast, LocalSlice, Rename, Stop)
+"""Ops whose result, given a parameter, is that parameter in another form."""
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """One op's run: bytes alive during it, as `CATEGORIES` are ordered."""
+
+    function: str
+    kind: str
+    path: str
+    bytes: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """All bytes alive."""
+        return sum(self.bytes)
+
+
+class Stretch(msgspec.Struct, frozen=True):
+    """The moments from `start` to before `stop` are a function's, which runs `times` times."""
+
+    start: int
+    stop: int
+    label: str
+    times: int
+    depth: int
+
+
+class Timeline(msgspec.Struct, frozen=True):
+    """An entry's moments, and the functions that they belong to."""
+
+    moments: tuple[Moment, ...]
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def peak(self) -> Moment:
+        """The moment with most bytes alive, the first of such."""
+        return max(self.moments, key=lambda moment: moment.total)
+
+
+def timeline(plan: Plan, entry: str) -> Timeline:
+    """The memory of one call of an entry."""
+    walk = _Walk(plan, entry)
+    base = dict.fromkeys(CATEGORIES, 0)
+    for stored in plan.stored:
+        base[PERSISTENT[stored.role]] += stored.bytes
+    walk.run(entry, base, 0)
+    return Timeline(tuple(walk.moments), tuple(walk.stretches))
+
+
+class _Walk:
+    """Collects moments in order."""
+
+    def __init__(self, plan: Plan, entry: str) -> None:
+        self.plan = plan
+        self.program = plan.program
+        self.frames = {frame.function: frame for frame in plan.frames}
+        self.kinds = value_kinds(plan, entry)
+        self.moments: list[Moment] = []
+        self.stretches: list[Stretch] = []
+
+    def run(self, name: str, base: Mapping[str, int], depth: int) -> None:
+        """The moments of one run of a function, on top of what its callers hold."""
+        function = self.program.function(name)
+        planner = Planner(function, self.program, self.frames, {})
+        last = last_uses(function)
+        alive: dict[int, int] = {}
+        for at, op in enumerate(function.ops):
+            alive |= dict.fromkeys(op.results, 0)
+            now = self.now(name, list(alive), base)
+            for item in planner.scratch(op, at):
+                now["transients"] += item.bytes
+            self.step(name, op, now, depth)
+            alive = {value: 0 for value in alive if last[value] > at}
+
+    def step(self, name: str, op: Op, now: dict[str, int], depth: int) -> None:
+        """One op: a moment, or the moments of what it runs."""
+        callee = getattr(op.attrs, "function", "")
+        if callee and isinstance(op.attrs, Scan | Call):
+            now["transients"] -= aligned(self.frames[callee].bytes)
+            start = len(self.moments)
+            self.run(callee, now, depth + 1)
+            times = self.program.sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1
+            self.stretches.append(Stretch(start, len(self.moments), callee, times, depth))
+        else:
+            path = op.path
+            held = tuple(now[category] for category in CATEGORIES)
+            self.moments.append(Moment(name, op.kind, path, held))
+
+    def now(self, name: str, alive: Sequence[int], base: Mapping[str, int]) -> dict[str, int]:
+        """Bytes by category while these values of a function are alive.
+
+        Values at one offset share storage; the storage counts for the foremost category among them.
+        """
+        function, frame = self.program.function(name), self.frames[name]
+        held: dict[int, tuple[int, int]] = {}
+        for value in alive:
+            place = frame.places[value]
+            if place.kind == "frame":
+                size = aligned(self.program.sizes.local_bytes(function.types[value]))
+                rank = CATEGORIES.index(self.kinds[name][value])
+                old_size, old_rank = held.get(place.number, (0, rank))
+                held[place.number] = max(size, old_size), min(rank, old_rank)
+        found = dict(base)
+        for size, rank in held.values():
+            found[CATEGORIES[rank]] += size
+        return found
+
+
+def last_uses(function: Function) -> list[int]:
+    """For each value the last op that uses it; results are used behind the end."""
+    last = [-1] * len(function.types)
+    for at, op in enumerate(function.ops):
+        for value in (*op.results, *op.operands):
+            last[value] = at
+    for value in function.results:
+        last[value] = len(function.ops)
+    return last
+
+
+def value_kinds(plan: Plan, entry: str) -> dict[str, list[str]]:
+    """The category of every value of the functions that an entry runs.
+
+    A copy of a parameter is what follows from one without arithmetic. Any other value with a
+    trained parameter's dims is a gradient. What a forward scan stacks is kept for the backward one.
+    """
+    shapes = set(_parameter_dims(plan))
+    found: dict[str, list[str]] = {}
+
+    def visit(name: str, given: Sequence[str]) -> None:
+        if name in found:
+            return
+        function = plan.program.function(name)
+        kinds = [*given, *("transients" for _ in function.types[len(given) :])]
+        found[name] = kinds
+        for op in function.ops:
+            before = [kinds[value] for value in op.operands]
+            copied = isinstance(op.attrs, COPIES) and before[0].startswith("parameter")
+            stacked = op.attrs.carries if isinstance(op.attrs, Scan) else 0
+            saves = isinstance(op.attrs, Scan) and not op.attrs.reverse
+            for place, value in enumerate(op.results):
+                kind = function.types[value]
+                if copied:
+                    kinds[value] = "parameter copies"
+                elif kind.is_float and frozenset(kind.names) in shapes:
+                    kinds[value] = "gradients"
+                elif saves and place >= stacked:
+                    kinds[value] = "saved activations"
+            callee = getattr(op.attrs, "function", "")
+            if callee:
+                visit(callee, before)
+
+    roles = {"param": "parameters", "state": "optimizer state"}
+    visit(entry, [roles.get(i.role, "data") for i in plan.program.function(entry).inputs])
+    return found
+
+
+def _parameter_dims(plan: Plan) -> Iterator[frozenset[str]]:
+    """The dims of each trained parameter, whole and for one position of its stack."""
+    for parameter in plan.program.parameters:
+        if parameter.trainable and parameter.type.dims:
+            names = frozenset(parameter.type.names)
+            yield names
+            if parameter.stack:
+                yield names - {parameter.stack}

@@ -1,0 +1,217 @@
+"""What the compiler knows of each kernel: how it is called, what it asks for and what it costs.
+
+Costs are of one call on one rank. FLOPs count a multiplication and an addition as two and leave out
+exponentials; a causal mask halves the work. Bytes are those that must move between memory and the
+processor: every operand read once, every result written once, plus copies that the kernel makes
+whatever the operands' strides. `width` is bytes per element of the floating-point operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """Floating-point operations, and bytes moved, of one call."""
+
+    flops: int
+    bytes: int
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """One function of `fllmc.kernels.torch_ops`.
+
+    `gives` is empty for a kernel that returns its result; all others write into the named argument.
+    `cost` takes the sizes named by its keyword arguments.
+    """
+
+    name: str
+    family: str
+    takes: tuple[tuple[str, str], ...]
+    gives: str
+    meaning: str
+    needs: tuple[str, ...]
+    cost: Callable[..., Cost]
+
+
+INDEX: Final = 8  # bytes of an index
+
+
+def attend(
+    *,
+    batch: int,
+    heads: int,
+    groups: int,
+    queries: int,
+    keys: int,
+    dim: int,
+    width: int,
+    causal: bool = False,
+) -> Cost:
+    """Two products per score; q, o and k, v once, the log-sum-exp in 4 bytes (8 for float64)."""
+    flops = 4 * batch * heads * queries * keys * dim
+    rows, columns = batch * heads * queries, batch * groups * keys
+    sums = rows * max(4, width)
+    return Cost(flops // 2 if causal else flops, 2 * (rows + columns) * dim * width + sums)
+
+
+def attend_grad(
+    *,
+    batch: int,
+    heads: int,
+    groups: int,
+    queries: int,
+    keys: int,
+    dim: int,
+    width: int,
+    causal: bool = False,
+) -> Cost:
+    """Five products per score; q, o, d_out, dq and k, v, dk, dv once."""
+    flops = 10 * batch * heads * queries * keys * dim
+    rows, columns = batch * heads * queries, batch * groups * keys
+    sums = rows * max(4, width)
+    return Cost(flops // 2 if causal else flops, 4 * (rows + columns) * dim * width + sums)
+
+
+def rope(*, elements: int, seq: int, dim: int, width: int) -> Cost:
+    """Two multiplications and an addition per element."""
+    return Cost(3 * elements, 2 * elements * width + seq * dim * max(4, width))
+
+
+def rope_table(*, seq: int, dim: int, width: int) -> Cost:
+    """One angle per pair, its cosine and sine."""
+    return Cost(seq * dim // 2, seq * dim * max(4, width))
+
+
+def take(*, indices: int, columns: int, width: int) -> Cost:
+    """A row read and written per index."""
+    return Cost(0, 2 * indices * columns * width + indices * INDEX)
+
+
+def put_add(*, indices: int, columns: int, width: int) -> Cost:
+    """A row read, and one read, added to and written, per index."""
+    return Cost(indices * columns, 3 * indices * columns * width + indices * INDEX)
+
+
+def pick(*, elements: int, width: int) -> Cost:
+    """`elements` of the result: each is read and written at an index."""
+    return Cost(0, elements * (2 * width + INDEX))
+
+
+def spread(*, elements: int, columns: int, width: int) -> Cost:
+    """`elements` of the value: each is read, and a whole row is written."""
+    return Cost(0, elements * ((2 + columns) * width + INDEX))
+
+
+def random(*, elements: int, width: int) -> Cost:
+    """Integer work alone: ten rounds an element."""
+    return Cost(0, elements * width)
+
+
+_Q, _K = "[batch, heads, queries, dim]", "[batch, groups, keys, dim]"
+_LSE = "[batch, heads, queries], f32, or f64 for f64"
+_GROUPS = "groups divides heads"
+_MASK = "queries <= keys; a causal mask is aligned bottom right"
+_APART = "out overlaps no operand"
+_START = "start: the global position at which this rank's stretch of the indexed dim begins"
+
+KERNELS: Final[tuple[Kernel, ...]] = (
+    Kernel(
+        "attend",
+        "attention",
+        (("q", _Q), ("k", _K), ("v", _K), ("scale", "number"), ("causal", "bool"),
+         ("out", f"(o as q, lse {_LSE})")),
+        "out",
+        "softmax(q k^T * scale + mask) v, and the log-sum-exp of the scores",
+        (_GROUPS, _MASK, _APART),
+        attend,
+    ),
+    Kernel(
+        "attend_grad",
+        "attention",
+        (("q", _Q), ("k", _K), ("v", _K), ("o", _Q), ("lse", _LSE), ("d_out", _Q),
+         ("scale", "number"), ("causal", "bool"), ("out", "(dq as q, dk as k, dv as v)")),
+        "out",
+        "the gradients of attend's operands",
+        (_GROUPS, _MASK, _APART),
+        attend_grad,
+    ),
+    Kernel(
+        "rope",
+        "rope",
+        (("x", "any dims"), ("table", "(cos, sin), each [seq, dim/2]"), ("along", "dim of x"),
+         ("dim", "dim of x"), ("layout", "half or interleaved"), ("inverse", "bool"),
+         ("out", "as x")),
+        "out",
+        "pairs of dim turned by their position along `along`",
+        ("dim is even", "the table is f64 for f64, else f32", _APART),
+        rope,
+    ),
+    Kernel(
+        "rope_table",
+        "rope",
+        (("seq", "size"), ("dim", "size"), ("theta", "number"), ("dtype", "of x"),
+         ("device", "of x")),
+        "",
+        "cosines and sines of position * theta^(-2i/dim), each [seq, dim/2]",
+        ("dim is even",),
+        rope_table,
+    ),
+    Kernel(
+        "take",
+        "indexing",
+        (("table", "[rows, columns]"), ("index", "i64 [indices]"), ("start", "position"),
+         ("out", "[indices, columns]")),
+        "out",
+        "table[index - start], zeros outside",
+        (_START, _APART),
+        take,
+    ),
+    Kernel(
+        "put_add",
+        "indexing",
+        (("table", "[rows, columns]"), ("index", "i64 [indices]"), ("rows", "[indices, columns]"),
+         ("start", "position")),
+        "table",
+        "table[index - start] += rows, those outside left out",
+        (_START, "table overlaps no operand"),
+        put_add,
+    ),
+    Kernel(
+        "pick",
+        "indexing",
+        (("x", "any dims"), ("index", "i64, broadcasts against x less dim"), ("dim", "dim of x"),
+         ("start", "position"), ("out", "as x less dim")),
+        "out",
+        "x at index - start along dim, zeros outside",
+        (_START, _APART),
+        pick,
+    ),
+    Kernel(
+        "spread",
+        "indexing",
+        (("value", "any dims"), ("index", "i64, broadcasts against value"), ("start", "position"),
+         ("out", "[dims of value, columns]")),
+        "out",
+        "zeros, but value at index - start along the last dim",
+        (_START, _APART),
+        spread,
+    ),
+    Kernel(
+        "random",
+        "dropout",
+        (("seed", "whole number below 2**53"), ("samples", "i64 [batch]"),
+         ("layer", "i64 scalar tensor, or None"), ("place", "number of the op"),
+         ("starts", "positions of the further dims"), ("shape", "global sizes of the further dims"),
+         ("out", "[batch, ...]")),
+        "out",
+        "uniform numbers in [0, 1) by the counters of fllmc.ir.philox.uniform_at",
+        ("a sample has below 2**63 elements", "layer is below 2**16"),
+        random,
+    ),
+)  # fmt: skip
+
+BY_NAME: Final[dict[str, Kernel]] = {kernel.name: kernel for kernel in KERNELS}

@@ -1,0 +1,41 @@
+"""What is said after the last step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fllmc.ir.plan import Plan
+from fllmc.runtime.communicator import Communicator
+from fllmc.runtime.data.baseline import bigram_baseline
+from fllmc.runtime.data.dataset import Dataset
+from fllmc.runtime.data.tokenizers import Tokenizer
+from fllmc.runtime.executor import Executor
+from fllmc.runtime.quantities import shown_bytes
+from fllmc.runtime.sampling import ENTRY, sample_text
+
+
+def valid_lines(dataset: Dataset, valid: float | None, baseline: bool) -> Iterator[str]:
+    """The last validation loss, and beside it what counting letter pairs achieves on bytes."""
+    if valid is None or dataset.held_out is None:
+        return
+    yield f"validation loss {valid:.4f} over {dataset.held_out.count:,} held-out tokens"
+    if baseline and dataset.tokenizer.name == "bytes":
+        pairs = bigram_baseline(dataset.train_text, dataset.held_text)
+        yield f"letter pairs    {pairs:.4f} by an interpolated byte-bigram model on the same text"
+
+
+def moved_line(plan: Plan, moved: int) -> str:
+    """The counted bytes of collectives, which `check_collectives` has compared with the plan."""
+    if not plan.collectives:
+        return ""
+    sites = len({each.site for each in plan.collectives})
+    return f"collectives moved {shown_bytes(moved)} per rank at {sites} sites, as planned"
+
+
+def sampled(
+    plan: Plan, executor: Executor, tokenizer: Tokenizer, comm: Communicator | None
+) -> str | None:
+    """The text that the spec asks for, or None."""
+    if plan.train.sample.tokens <= 0 or ENTRY not in plan.program.entries:
+        return None
+    return sample_text(plan, executor, tokenizer, comm)

@@ -1,0 +1,93 @@
+"""Filling an entry's data inputs with this rank's part of a global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import torch
+
+from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.plan import Plan
+from fllmc.ir.types import Type
+from fllmc.runtime.data.windows import Batch
+from fllmc.runtime.executor import Executor
+from fllmc.runtime.parts import offsets_of
+
+FIELDS = ("tokens", "targets", "weights", "samples")
+
+Read = Callable[[int, int], Batch]
+"""Samples `first .. first + count`."""
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """How a global batch lies on the mesh: `microbatches` times `batch` samples of `seq` tokens.
+
+    This rank has micro-batches `micro`, of each the samples `rows`, of each the tokens `columns`.
+    """
+
+    microbatches: int
+    batch: int
+    seq: int
+    micro: range
+    rows: range
+    columns: range
+
+    @property
+    def samples(self) -> int:
+        """Samples of one global batch."""
+        return self.microbatches * self.batch
+
+
+class Feeder:
+    """The data inputs of one entry on one rank. Inputs are told apart by the end of their name."""
+
+    def __init__(self, plan: Plan, executor: Executor, entry: str, rank: int) -> None:
+        function = plan.program.function(entry)
+        sizes = plan.program.sizes
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.layout = Layout(1, 0, 0, range(1), range(0), range(0))
+        for number, given in enumerate(function.inputs):
+            if given.role in ("param", "state", "host"):
+                continue
+            field, kind = given.name.rpartition(".")[2], function.types[number]
+            if field not in FIELDS:
+                raise InternalError(f"{entry} has a data input `{given.name}`")
+            tensor = executor.tensor(given.name)
+            if tuple(tensor.shape) != sizes.local_shape(kind):
+                raise InternalError(f"`{given.name}` of {entry} shares its name with another")
+            self.tensors[field] = tensor
+            if field == "tokens":
+                self.layout = _layout(plan, kind, rank)
+
+    def fill(self, first: int, read: Read) -> None:
+        """Give the entry the global batch that begins with sample `first`."""
+        own = self.layout
+        for at, micro in enumerate(own.micro):
+            start = first + micro * own.batch + own.rows.start
+            batch = read(start, len(own.rows))
+            numbers = torch.arange(start, start + len(own.rows))
+            for field, tensor in self.tensors.items():
+                target = tensor[at] if _has_micro(tensor, field) else tensor
+                if field == "samples":
+                    target.copy_(numbers)
+                    continue
+                rows = getattr(batch, field)[:, own.columns.start : own.columns.stop]
+                target.copy_(torch.from_numpy(rows))
+
+
+def _has_micro(tensor: torch.Tensor, field: str) -> bool:
+    return tensor.dim() == (2 if field == "samples" else 3)
+
+
+def _layout(plan: Plan, kind: Type, rank: int) -> Layout:
+    """The dims of `tokens` are [microbatches?, batch, seq]."""
+    sizes = plan.program.sizes
+    shape, local = sizes.shape(kind), sizes.local_shape(kind)
+    ranges = [
+        range(start, start + extent)
+        for start, extent in zip(offsets_of(kind, sizes, rank), local, strict=True)
+    ]
+    if len(shape) == 2:
+        shape, ranges = (1, *shape), [range(1), *ranges]
+    return Layout(shape[0], shape[1], shape[2], ranges[0], ranges[1], ranges[2])

@@ -1,0 +1,99 @@
+"""Carrying out a plan on this machine, or as one process of many; gives the exit status.
+
+Where a launcher such as torchrun has set RANK, WORLD_SIZE and LOCAL_RANK, this process is one of
+the run's. Else a mesh of one device runs in this process, and for a larger one torch's elastic
+launch starts a process for each device. Nothing here imports torch before all that can be checked
+without it holds.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from fllmc.ir.diagnostics import DiagnosticError
+from fllmc.ir.plan import Plan
+from fllmc.runtime.failures import Failure, describe_failure
+from fllmc.runtime.machine import (
+    Place,
+    choose_device,
+    joined,
+    require_local,
+    require_packages,
+    require_world,
+    thread_count,
+)
+from fllmc.runtime.options import Options
+from fllmc.runtime.run_folder import choose_folder, keep_artifact
+
+if TYPE_CHECKING:
+    from fllmc.runtime.ranks import Job
+
+
+def launch(plan: Plan, source: str, options: Options, artifact: Path | None = None) -> int:
+    """Run the plan and return the exit status. What goes wrong is printed on standard error.
+
+    `source` is the schedule that follows from the plan. The artifact's folder, where given, is
+    kept in the run's, for `resume`.
+    """
+    rank = 0
+    try:
+        place = joined(os.environ)
+        rank = place.rank if place else 0
+        return _launch(plan, source, options, artifact, place)
+    except Exception as error:
+        # All ranks find the same fault before the run begins; one of them says so.
+        failure = describe_failure(error, rank, options)
+        return _told(failure, quiet=rank > 0 and isinstance(error, DiagnosticError))
+
+
+def _launch(
+    plan: Plan, source: str, options: Options, artifact: Path | None, place: Place | None
+) -> int:
+    mesh = plan.program.mesh
+    if place:
+        require_world(mesh, place)
+    require_packages()
+    here = _local_world(place) if place else mesh.size
+    device = choose_device(mesh, here, options)
+    if place is None:
+        require_local(plan, device)
+    if place is None or place.rank == 0:
+        folder = choose_folder(plan, options)
+        options = structs.replace(options, folder=str(folder))
+        if artifact:
+            keep_artifact(folder, artifact)
+    from fllmc.runtime.ranks import Job, run_alone, run_joined
+
+    job = Job(plan, source, options, device, thread_count(plan, here, options))
+    if place:
+        return run_joined(job, place).status
+    if mesh.size == 1:
+        try:
+            return run_alone(job).status
+        except Exception as error:
+            return _told(describe_failure(error, 0, job.options))
+    return _start(job)
+
+
+def _start(job: Job) -> int:
+    from fllmc.runtime.local_launch import start_local
+
+    ended = start_local(job)
+    return ended if isinstance(ended, int) else _told(ended)
+
+
+def _local_world(place: Place) -> int:
+    """Processes that the launcher started on this machine."""
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(given) if given.isascii() and given.isdigit() else place.world
+
+
+def _told(failure: Failure, quiet: bool = False) -> int:
+    if not quiet:
+        print(failure.text, end="", file=sys.stderr, flush=True)
+    return failure.status

@@ -1,0 +1,108 @@
+"""A run's checkpoints: what is saved of it, and how it goes on from there on any mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
+from fllmc.ir.plan import Plan
+from fllmc.ir.span import NOWHERE
+from fllmc.runtime.checkpoint.load import open_checkpoint, open_latest
+from fllmc.runtime.checkpoint.manifest import Position
+from fllmc.runtime.checkpoint.save import Gather, Shard, save
+from fllmc.runtime.data.dataset import Dataset
+from fllmc.runtime.executor import Executor
+from fllmc.runtime.initialise import view_of
+from fllmc.runtime.parts import Part, expected
+from fllmc.runtime.run_errors import ResumeMismatch
+from fllmc.runtime.run_folder import CHECKPOINTS
+
+
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a run is: steps done and samples consumed."""
+
+    step: int = 0
+    samples: int = 0
+
+
+def facts_of(plan: Plan, dataset: Dataset) -> dict[str, str | int]:
+    """What a resumed run must agree on besides the seed."""
+    return {**dataset.digest(), "seq": plan.data.seq, "data_seed": plan.data.seed}
+
+
+def save_run(
+    folder: Path,
+    plan_hash: str,
+    seed: int,
+    facts: dict[str, str | int],
+    done: Progress,
+    executor: Executor,
+    parts: Sequence[Part],
+    *,
+    rank: int,
+    gather: Gather,
+    keep: int,
+) -> Path:
+    """Commit a checkpoint of everything that lasts. All ranks call this together."""
+    position = Position(done.step, done.samples, plan_hash, seed, facts)
+    shards = [
+        Shard(part.name, view_of(part, executor), part.shape, part.offsets, part.owned)
+        for part in parts
+    ]
+    return save(folder / CHECKPOINTS, position, shards, rank=rank, gather=gather, keep=keep)
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    """Where a run goes on, and what was skipped to get there."""
+
+    done: Progress
+    path: Path
+    plan: str
+    skipped: tuple[Diagnostic, ...]
+
+
+def restore_run(
+    folder: Path,
+    plan: Plan,
+    facts: dict[str, str | int],
+    executor: Executor,
+    parts: Sequence[Part],
+    *,
+    rank: int,
+    gather: Gather,
+) -> Resumed:
+    """Fill the arena from the newest whole checkpoint. Rank 0 verifies it; all read their parts."""
+    skipped: tuple[Diagnostic, ...] = ()
+    name = ""
+    if rank == 0:
+        latest = open_latest(folder / CHECKPOINTS)
+        skipped, name = latest.skipped, latest.checkpoint.path.name
+        latest.checkpoint.require(expected(plan))
+        _require_same(name, latest.checkpoint.position, plan.train.seed, facts)
+    path = folder / CHECKPOINTS / str(gather(name)[0])
+    with open_checkpoint(path, hashes=False) as checkpoint:
+        for part in parts:
+            checkpoint.read_into(part.name, view_of(part, executor), part.slices)
+        position = checkpoint.position
+    return Resumed(Progress(position.step, position.samples), path, position.plan, skipped)
+
+
+def _require_same(
+    name: str, position: Position, seed: int, facts: dict[str, str | int]
+) -> None:
+    was: dict[str, Any] = {**position.facts, "seed": position.seed}
+    now: dict[str, Any] = {**facts, "seed": seed}
+    differing = [fact for fact in sorted(now) if was.get(fact) != now[fact]]
+    if differing:
+        raise DiagnosticError(
+            *(
+                ResumeMismatch(NOWHERE, name, fact, str(was.get(fact, "absent")), str(now[fact]))
+                for fact in differing
+            )
+        )

@@ -1,0 +1,20 @@
+"""Every diagnostic code of the product, wherever its class stands."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+from fllmc.ir.diagnostics import Diagnostic, all_codes
+
+STAGES = ("ir", "frontend", "passes", "codegen", "runtime", "cli")
+
+
+def every_code() -> dict[str, type[Diagnostic]]:
+    """All codes and their classes, in order. They stand in modules called `...errors`."""
+    for stage in STAGES:
+        package = import_module(f"fllmc.{stage}")
+        for module in pkgutil.walk_packages(package.__path__, f"fllmc.{stage}."):
+            if module.name.endswith("errors"):
+                import_module(module.name)
+    return all_codes()

@@ -1,0 +1,43 @@
+"""Exit statuses, which scripts may rely on, and which one a diagnostic means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from fllmc.ir.diagnostics import Diagnostic
+
+SUCCESS: Final = 0
+BAD_INPUT: Final = 1
+USAGE: Final = 2
+INFEASIBLE: Final = 3
+NUMERIC: Final = 4
+ENVIRONMENT: Final = 5
+WORKER_FAILED: Final = 7
+INTERNAL: Final = 70
+STOPPED: Final = 75
+INTERRUPTED: Final = 130
+
+MEANINGS: Final = {
+    SUCCESS: "success; there may have been warnings",
+    BAD_INPUT: "the input is wrong, and diagnostics say how; `fmt --check`: a file would change",
+    USAGE: "the command line is wrong",
+    INFEASIBLE: "the input is right, but its plan does not fit the target's memory",
+    NUMERIC: "the run stopped because a loss or gradient norm is not finite",
+    ENVIRONMENT: "this machine lacks what is needed: torch, devices, memory, data files",
+    WORKER_FAILED: "a process of the run failed, and its first error was printed",
+    INTERNAL: "a fault of fllmc itself; a reproducer was written where there is one",
+    STOPPED: "stopped on a signal with a checkpoint saved; `fllmc resume` goes on from there",
+    INTERRUPTED: "interrupted with Ctrl-C (143: terminated) before anything could be saved",
+}
+
+
+def exit_status(diagnostics: Sequence[Diagnostic]) -> int:
+    """The status that these diagnostics mean."""
+    if any(found.code.startswith("E04") for found in diagnostics):
+        return INFEASIBLE
+    if any(found.code[:3] in ("E06", "E07", "E08") for found in diagnostics):
+        from fllmc.runtime.statuses import status_of
+
+        return status_of(diagnostics)
+    return BAD_INPUT
