@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fllmc.codegen.function_text import FunctionText
@@ -156,6 +157,10 @@ class FusedText:
             f"rt.tiles({self.count}, {self.tile}, ({', '.join(whole)},), "
             f"({', '.join(scratch)}{',' if scratch else ''}))"
         )
-        out.append(f"for {', '.join([*whole, *scratch])}{',' if len(whole + scratch) == 1 else ''} in {tiles}:")
-        out += [f"    {line}" for line in self.lines]
+        # Names of their own: assigned in the loop, the views' names would be unbound elsewhere.
+        names = [*whole, *scratch]
+        listed = ", ".join(f"{name}_" for name in names) + ("," if len(names) == 1 else "")
+        out.append(f"for {listed} in {tiles}:")
+        words = re.compile(rf"\b({'|'.join(names)})\b")
+        out += [words.sub(r"\1_", f"    {line}") for line in self.lines]
 

@@ -253,6 +253,8 @@ class Planner:
                 self.merge(op.operands[0], op.results[0], taken)
                 continue
             for result, value in enumerate(op.results):
+                if any(self.classes.find(v) == self.classes.find(value) for v in op.operands):
+                    continue  # written over an operand already
                 if self.rows and self.classes.find(value) in taken:
                     continue  # written last of all, so that the caller may reuse an operand for it
                 for operand in self.reusable(op, result):

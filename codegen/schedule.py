@@ -58,7 +58,9 @@ class ScanText:
         pairs: list[tuple[str, str]] = []
         after: list[str] = []
         for carry in range(self.attrs.carries):
-            source = self.text.tensor(self.op.operands[carry])
+            operand = self.op.operands[carry]
+            number = self.text.number(operand) if operand in self.text.host else ""
+            source = "" if number else self.text.tensor(operand)
             target = self.text.tensor(self.op.results[carry])
             if updated_input(self.callee, self.frame, self.attrs, carry) is not None:
                 first, second = target, target
@@ -69,7 +71,9 @@ class ScanText:
                 first, second = (spare, target) if swap else (target, spare)
                 if alternate and not swap and self.count % 2 == 1:
                     after.append(f"{target}.copy_({spare})")
-            if source != first:
+            if number:
+                self.text.body.append(f"{first}.fill_({number})")
+            elif source != first:
                 self.text.body.append(f"{first}.copy_({source})")
             pairs.append((first, second))
         return pairs, after
@@ -99,8 +103,14 @@ class ScanText:
     def shared(self) -> list[str]:
         """Values that all runs share; host scalars as slots."""
         names: list[str] = []
-        for value in self.op.operands[self.attrs.carries + self.attrs.slices :]:
-            if value in self.text.host:
+        start = self.attrs.carries + self.attrs.slices
+        for number, value in enumerate(self.op.operands[start:], start):
+            if value in self.text.host and self.callee.inputs[number].role != "host":
+                cell = f"{self.label}_s{value}"
+                self.text.bind.append(f"{cell} = rt.cell()")
+                self.text.body.append(f"{cell}.fill_({self.text.number(value)})")
+                names.append(cell)
+            elif value in self.text.host:
                 slot = f"{self.label}_s{value}"
                 self.text.bind.append(f"{slot} = rt.slot()")
                 self.text.body.append(f"rt.host[{slot}] = {self.text.number(value)}")
@@ -196,7 +206,9 @@ def write_ops(text: FunctionText, scans: Mapping[str, Scan]) -> None:
             text.body += TORCH[type(op.attrs)](text, op, at)
     for result, value in enumerate(text.function.results):
         in_place = result_in_place(text, scans, result)
-        if text.frame.places[value] != Place("result", result) and not in_place:
+        if value in text.host:
+            text.body.append(f"r{result}.fill_({text.number(value)})")
+        elif text.frame.places[value] != Place("result", result) and not in_place:
             text.body.append(f"r{result}.copy_({text.tensor(value)})")
         elif text.function.name in text.program.entries and not in_place:
             given = entry_donations(text.function).get(result)

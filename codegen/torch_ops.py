@@ -228,10 +228,10 @@ def random(text: FunctionText, op: Op, at: int) -> list[str]:
     seed = text.number(op.operands[0])
     samples = text.tensor(op.operands[1])
     layer = text.tensor(op.operands[2]) if len(op.operands) == 3 else "None"
-    starts = ", ".join(position(text, dim) for dim in attrs.dims[1:])
+    starts = "".join(f"{position(text, dim)}, " for dim in attrs.dims[1:])
     shape = shape_text([text.sizes.size(dim.name) for dim in attrs.dims[1:]])
     out = text.tensor(op.results[0])
-    return [f"kernels.random({seed}, {samples}, {layer}, {attrs.place}, ({starts},), {shape}, out={out})"]
+    return [f"kernels.random({seed}, {samples}, {layer}, {attrs.place}, ({starts}), {shape}, out={out})"]
 
 
 def transpose(text: FunctionText, op: Op, at: int) -> list[str]:

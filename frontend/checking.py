@@ -44,7 +44,7 @@ def check(path: str, text: str | None = None) -> Checked:
 
 
 def check_library(library: Library) -> Checked:
-    """Everything in files already read, typed. After a syntax error or with a file missing, nothing more."""
+    """Everything in files already read, typed; nothing when text is wrong or a file is missing."""
     if any(found.code < "E0203" for found in library.found):
         return Checked(library, {}, {}, library.found)
     found = list(library.found)

@@ -1,4 +1,4 @@
-"""Collectives over the mesh by torch.distributed: gloo on CPU, NCCL on GPU, one schedule for both."""
+"""Collectives over the mesh by torch.distributed: gloo on CPU, NCCL on GPU, by one schedule."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Communicator:
         dim: int,
         scratch: torch.Tensor | None,
     ) -> None:
-        """Sum over the group and keep this rank's part of a dim; scratch is as large as `source`."""
+        """Sum over the group, keep this rank's part of a dim; scratch is as large as `source`."""
         group = self.groups[axes]
         assert scratch is not None
         if source.device.type == "cpu":  # gloo has no reduce_scatter

@@ -17,7 +17,12 @@ class Evaluation:
     """The `evaluate` entry on one rank, fed with all held-out samples in order."""
 
     def __init__(
-        self, plan: Plan, executor: Executor, held_out: HeldOut, rank: int, comm: Communicator | None
+        self,
+        plan: Plan,
+        executor: Executor,
+        held_out: HeldOut,
+        rank: int,
+        comm: Communicator | None,
     ) -> None:
         self.plan, self.executor, self.held_out, self.comm = plan, executor, held_out, comm
         self.feeder = Feeder(plan, executor, ENTRY, rank)

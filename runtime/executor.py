@@ -133,6 +133,10 @@ class Executor:
             self.slots[name] = len(self.host) - 1
         return len(self.host) - 1
 
+    def cell(self) -> torch.Tensor:
+        """A host scalar as a tensor that is filled before use."""
+        return torch.zeros((), dtype=torch.float64, device=self.device)
+
     def coordinate(self, axes: tuple[str, ...]) -> int:
         """This rank's position among the axes."""
         return self.plan.program.mesh.position(self.coordinates, axes)

@@ -40,7 +40,7 @@ def describe_failure(error: BaseException, rank: int, options: Options, at: int 
         return Failure(rank, at, status_of(error.diagnostics), text)
     file = _keep_traceback(error, rank, options)
     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-    text = render([WorkerFailed(NOWHERE, rank, reason.rstrip(': '), file)], {}, options.color)
+    text = render([WorkerFailed(NOWHERE, rank, reason.rstrip(": "), file)], {}, options.color)
     if isinstance(error, InternalError):
         return Failure(rank, at, INTERNAL, text)
     return Failure(rank, at, WORKER_FAILED, text, _LOST_PEER.search(str(error)) is not None)

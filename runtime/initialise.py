@@ -27,6 +27,4 @@ def initialise(plan: Plan, executor: Executor, parts: Sequence[Part]) -> None:
             continue
         init = plan.program.parameter(part.stored.name).init
         seed = plan.train.seed
-        randomness.fill_(
-            out, init.kind, seed, part.name, part.shape, part.offsets, std=init.std
-        )
+        randomness.fill_(out, init.kind, seed, part.name, part.shape, part.offsets, std=init.std)

@@ -17,6 +17,7 @@ from msgspec import structs
 
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.plan import Plan
+from fllmc.runtime.errors import PruneFailed, SaveFailed
 from fllmc.runtime.failures import Failure, describe_failure
 from fllmc.runtime.machine import (
     Place,
@@ -28,6 +29,7 @@ from fllmc.runtime.machine import (
     thread_count,
 )
 from fllmc.runtime.options import Options
+from fllmc.runtime.run_errors import NotFinite
 from fllmc.runtime.run_folder import choose_folder, keep_artifact
 
 if TYPE_CHECKING:
@@ -44,16 +46,22 @@ def launch(plan: Plan, source: str, options: Options, artifact: Path | None = No
     try:
         place = joined(os.environ)
         rank = place.rank if place else 0
-        return _launch(plan, source, options, artifact, place)
+        job = _prepare(plan, source, options, artifact, place)
     except Exception as error:
         # All ranks find the same fault before the run begins; one of them says so.
-        failure = describe_failure(error, rank, options)
-        return _told(failure, quiet=rank > 0 and isinstance(error, DiagnosticError))
+        return _told(describe_failure(error, rank, options), quiet=rank > 0)
+    try:
+        ended = _run(job, place)
+    except Exception as error:
+        ended = describe_failure(error, rank, job.options)
+        return _told(ended, quiet=rank > 0 and _is_everyones(error))
+    return ended if isinstance(ended, int) else _told(ended)
 
 
-def _launch(
+def _prepare(
     plan: Plan, source: str, options: Options, artifact: Path | None, place: Place | None
-) -> int:
+) -> Job:
+    """What the run's processes are started with, once all that can be checked is right."""
     mesh = plan.program.mesh
     if place:
         require_world(mesh, place)
@@ -67,24 +75,27 @@ def _launch(
         options = structs.replace(options, folder=str(folder))
         if artifact:
             keep_artifact(folder, artifact)
-    from fllmc.runtime.ranks import Job, run_alone, run_joined
+    from fllmc.runtime.ranks import Job
 
-    job = Job(plan, source, options, device, thread_count(plan, here, options))
+    return Job(plan, source, options, device, thread_count(plan, here, options))
+
+
+def _run(job: Job, place: Place | None) -> int | Failure:
+    from fllmc.runtime.ranks import run_alone, run_joined
+
     if place:
         return run_joined(job, place).status
-    if mesh.size == 1:
-        try:
-            return run_alone(job).status
-        except Exception as error:
-            return _told(describe_failure(error, 0, job.options))
-    return _start(job)
-
-
-def _start(job: Job) -> int:
+    if job.plan.program.mesh.size == 1:
+        return run_alone(job).status
     from fllmc.runtime.local_launch import start_local
 
-    ended = start_local(job)
-    return ended if isinstance(ended, int) else _told(ended)
+    return start_local(job)
+
+
+def _is_everyones(error: Exception) -> bool:
+    """Whether all ranks raise it alike, so that rank 0 speaks for all."""
+    shared = (NotFinite, SaveFailed, PruneFailed)
+    return isinstance(error, DiagnosticError) and isinstance(error.diagnostics[0], shared)
 
 
 def _local_world(place: Place) -> int:

@@ -14,8 +14,8 @@ from fllmc.ir.plan import ALIGNMENT, Plan
 from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Mesh
 from fllmc.runtime import run_errors
-from fllmc.runtime.quantities import shown_bytes
 from fllmc.runtime.options import Options
+from fllmc.runtime.quantities import shown_bytes
 
 PER_CORE = 8
 MOST_PROCESSES = 64
@@ -104,9 +104,7 @@ def require_local(plan: Plan, device: str) -> None:
         fitting = fitted(mesh, most, exact=False)
         found = gpus()
         raise DiagnosticError(
-            run_errors.MeshTooLarge(
-                NOWHERE, str(mesh), mesh.size, most, cores(), found, fitting
-            )
+            run_errors.MeshTooLarge(NOWHERE, str(mesh), mesh.size, most, cores(), found, fitting)
         )
     each = plan.arena_bytes + ALIGNMENT
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -138,7 +136,7 @@ def fitted(mesh: Mesh, processes: int, exact: bool) -> str:
 
 
 def thread_count(plan: Plan, processes: int, options: Options) -> int:
-    """Threads for each process: as asked, one for a small plan, else an equal share of the cores."""
+    """Threads for each process: as asked, one for a small plan, else a share of the cores."""
     if options.threads > 0:
         return options.threads
     return 1 if plan.arena_bytes < SMALL_ARENA else max(1, cores() // processes)

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 import torch.distributed as dist
+from msgspec import structs
 
 from fllmc.ir.plan import Plan
 from fllmc.runtime.communicator import Communicator
@@ -48,20 +49,22 @@ def run_alone(job: Job) -> Outcome:
 
 
 def run_joined(job: Job, place: Place) -> Outcome:
-    """One rank of a run whose processes have been started, by the launcher's variables."""
+    """One rank of a run whose processes have been started, by the launcher's variables.
+
+    The run's folder is the one that rank 0 has chosen.
+    """
     torch.set_num_threads(job.threads)
     device, backend = "cpu", "gloo"
     if job.device == "cuda":
         torch.cuda.set_device(place.local)
         device, backend = f"cuda:{place.local}", "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE)
-    try:
-        comm = Communicator(job.plan.program.mesh, place.rank, axes_used(job.plan))
-        outcome = train(job.plan, job.source, job.options, comm, place.rank, device)
-        dist.barrier()  # nobody leaves while another still reads from it
-        return outcome
-    finally:
-        dist.destroy_process_group()
+    comm = Communicator(job.plan.program.mesh, place.rank, axes_used(job.plan))
+    options = structs.replace(job.options, folder=comm.gather(job.options.folder)[0])
+    outcome = train(job.plan, job.source, options, comm, place.rank, device)
+    dist.barrier()  # nobody leaves while another still reads from it
+    dist.destroy_process_group()
+    return outcome
 
 
 def worker(encoded: bytes, post: str) -> int:
@@ -74,5 +77,6 @@ def worker(encoded: bytes, post: str) -> int:
         return run_joined(job, place).status
     except Exception as error:
         failure = leave_failure(error, place.rank, job.options, Path(post))
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(failure.status)  # at once, so that the others do not wait

@@ -22,8 +22,6 @@ from fllmc.runtime.run_errors import ResumeMismatch
 from fllmc.runtime.run_folder import CHECKPOINTS
 
 
-
-
 class Progress(msgspec.Struct, frozen=True):
     """How far a run is: steps done and samples consumed."""
 
@@ -93,9 +91,7 @@ def restore_run(
     return Resumed(Progress(position.step, position.samples), path, position.plan, skipped)
 
 
-def _require_same(
-    name: str, position: Position, seed: int, facts: dict[str, str | int]
-) -> None:
+def _require_same(name: str, position: Position, seed: int, facts: dict[str, str | int]) -> None:
     was: dict[str, Any] = {**position.facts, "seed": position.seed}
     now: dict[str, Any] = {**facts, "seed": seed}
     differing = [fact for fact in sorted(now) if was.get(fact) != now[fact]]

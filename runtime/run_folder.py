@@ -1,11 +1,11 @@
 """The folder of a run: `runs/NAME-HASH/` with metrics, checkpoints, its artifact, its faults.
 
-    runs/quickstart-3f9a01c7/
-      plan.fllmx/         the artifact that is run, as it was opened
-      metrics.jsonl       a record for each step
-      checkpoints/        step-00000100/, ...
-      tokenizer.json      the vocabulary, where one was trained
-      failures/           tracebacks of processes that failed
+runs/quickstart-3f9a01c7/
+  plan.fllmx/         the artifact that is run, as it was opened
+  metrics.jsonl       a record for each step
+  checkpoints/        step-00000100/, ...
+  tokenizer.json      the vocabulary, where one was trained
+  failures/           tracebacks of processes that failed
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ CHECKPOINTS = "checkpoints"
 
 def plan_hash(plan: Plan) -> str:
     """The SHA-256 of the plan's bytes as they lie in an artifact."""
-    return hashlib.sha256(msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n").hexdigest()
+    return hashlib.sha256(
+        msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+    ).hexdigest()
 
 
 def choose_folder(plan: Plan, options: Options) -> Path:

@@ -55,17 +55,18 @@ def next_logits(
 ) -> Logits:
     """The logits `[vocab]` of the token behind these, on every rank."""
     function = plan.program.function(ENTRY)
-    (name,) = (i.name for i in function.inputs if i.name.rpartition(".")[2] == "tokens")
-    kind = function.types[function.input_number(name)]
+    data = {i.name.rpartition(".")[2]: i.name for i in function.inputs if i.role == "data"}
+    kind = function.types[function.input_number(data["tokens"])]
     seq = plan.program.sizes.size(kind.dims[-1].name)
     window = list(tokens)[-seq:]
     place = len(window) - 1
     whole = torch.zeros(seq, dtype=torch.int64)
     whole[: len(window)] = torch.tensor(window)
-    target = executor.tensor(name)
+    target = executor.tensor(data["tokens"])
     # Every row of the batch is the same text, so any rank's first row will do.
     target.copy_(_own(whole, kind, plan, executor).expand(target.shape))
-    executor.run(ENTRY, position=place, seed=plan.train.seed)
+    executor.tensor(data["position"]).fill_(place)
+    executor.run(ENTRY, seed=plan.train.seed)
     result = function.types[function.results[function.outputs.index("logits")]]
     return _gathered(executor.tensor("logits"), result, comm)
 

@@ -145,10 +145,16 @@ class Emitter:
             below = b.one(ops.Less(), args[0], zero)
             above = b.one(ops.Less(), zero, args[0])
             rest = b.one(ops.Where(), below, b.constant(-1.0), zero)
-            return b.one(ops.Where(), above, b.constant(1.0), rest)
+            return self._number(b.one(ops.Where(), above, b.constant(1.0), rest))
+        if name == "where":
+            return self._number(b.one(ops.Where(), *args))
         if name == "pow" and len(args) == 1:
             return b.mul(args[0], args[0])
         return b.one(PLAIN[name], *args)
+
+    def _number(self, value: int) -> int:
+        """A chosen number as a tensor like others: a choice between constants is in f64."""
+        return self.b.cast(value, self.compute) if self.b.types[value].dims else value
 
     def _apply(self, op: Apply, arg: int) -> int:
         """A contraction with the parameter, or a lookup; shared dims pass through primed names."""

@@ -94,13 +94,13 @@ class Classes:
 def owner_of(name: str, parameters: Sequence[Parameter]) -> Parameter | None:
     """The parameter that a parameter, state or gradient of this name belongs to.
 
-    States are called after their parameter: `body.attn.wq.m`, or `m.body.attn.wq`.
+    States are called after their parameter, `body.attn.wq#m`, and gradients `grad.body.attn.wq`.
     """
     found: Parameter | None = None
     for parameter in parameters:
         own = parameter.name
         apart = any(
-            name.startswith(f"{own}{mark}") or name.endswith(f"{mark}{own}") for mark in "./:"
+            name.startswith(f"{own}{mark}") or name.endswith(f"{mark}{own}") for mark in ".#/:"
         )
         if (name == own or apart) and (found is None or len(own) > len(found.name)):
             found = parameter
