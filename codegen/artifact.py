@@ -105,7 +105,9 @@ def replace_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write the files to a new folder beside and put it in place of the old one."""
     if folder.exists() and not (folder / MANIFEST).is_file():
         if not folder.is_dir() or any(folder.iterdir()):
-            raise DiagnosticError(ArtifactUnreadable(NOWHERE, str(folder), "is no artifact to replace"))
+            raise DiagnosticError(
+                ArtifactUnreadable(NOWHERE, str(folder), "is no artifact to replace")
+            )
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     for path, data in files.items():
@@ -157,4 +159,6 @@ def decoded(folder: Path, path: str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise DiagnosticError(ArtifactUnreadable(NOWHERE, str(folder / path), str(error))) from error
+        raise DiagnosticError(
+            ArtifactUnreadable(NOWHERE, str(folder / path), str(error))
+        ) from error

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from fllmc.codegen.timeline import timeline
 from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, Scan
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op, Program
@@ -24,14 +25,14 @@ class Parameters(msgspec.Struct, frozen=True):
 
 class Memory(msgspec.Struct, frozen=True):
     """Bytes of one rank's arena. `working` is the frame of the entry that needs most: activations,
-    gradients and buffers. `live` is what the same values come to without any gap between them."""
+    gradients and buffers. `least` is the most bytes alive at once, below which no layout can go."""
 
     parameters: int
     optimizer: int
     data: int
     working: int
     arena: int
-    live: int
+    least: int
 
 
 class Traffic(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ def memory(plan: Plan) -> Memory:
         data=roles["data"] + roles["output"] + padding,
         working=max((frame.bytes for frame in frames), default=0),
         arena=plan.arena_bytes,
-        live=plan.frame_base + max((frame.live_bytes for frame in frames), default=0),
+        least=max(timeline(plan, entry).peak.total for entry in plan.program.entries),
     )
 
 

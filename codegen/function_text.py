@@ -72,9 +72,7 @@ class FunctionText:
         if value in self.host:
             return Operand(self.number(value), True)
         kind = self.function.types[value]
-        text = aligned(
-            self.tensor(value), kind.names, self.sizes.local_shape(kind), result.names
-        )
+        text = aligned(self.tensor(value), kind.names, self.sizes.local_shape(kind), result.names)
         return Operand(self.view(text), False)
 
     def host_op(self, op: Op) -> None:

@@ -146,7 +146,9 @@ class FusedText:
                 self.lines += self.emit(op)
         for result, value in enumerate(self.body.results):
             if self.frame.places[value] != Place("result", result):
-                self.lines.append(f"{self.tiled(self.op.results[result], value)}.copy_({self.tensor(value)})")
+                self.lines.append(
+                    f"{self.tiled(self.op.results[result], value)}.copy_({self.tensor(value)})"
+                )
         out = self.text.body
         out += self.before
         if self.tile == self.count:
@@ -163,4 +165,3 @@ class FusedText:
         out.append(f"for {listed} in {tiles}:")
         words = re.compile(rf"\b({'|'.join(names)})\b")
         out += [words.sub(r"\1_", f"    {line}") for line in self.lines]
-

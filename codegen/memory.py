@@ -3,17 +3,15 @@
 Values that share storage form a class: renamed values, and results that an op may write over an
 operand that dies there. A class lives in an input's buffer (in place), in a buffer that the caller
 gives for a result, or in the function's own frame. Frames are planned callees first; a callee's
-frame is one more item of its caller's, live during the call. The offsets of a frame come from a
-greedy best fit over lifetimes, largest first (the "greedy by size" of Pisarchyk and Lee 2020),
-printed beside the largest number of bytes live at once, which no layout can go below.
+frame is one more item of its caller's, live during the call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
+from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
+from fllmc.codegen.storage_classes import Classes
 from fllmc.codegen.tiles import tile_rows
 from fllmc.ir.ops import (
     AddN,
@@ -29,95 +27,10 @@ from fllmc.ir.ops import (
     Scan,
     Stop,
 )
-from fllmc.ir.plan import ALIGNMENT, Frame, OpPlace, Place
+from fllmc.ir.plan import Frame, OpPlace, Place
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.types import DTYPE_BYTES, Sizes, Type
 from fllmc.ir.walk import host_values
-
-
-class Item(msgspec.Struct, frozen=True):
-    """Bytes that must be at hand from op `start` through op `stop`."""
-
-    start: int
-    stop: int
-    bytes: int
-
-
-def aligned(count: int) -> int:
-    """Rounded up to the alignment."""
-    return -(-count // ALIGNMENT) * ALIGNMENT
-
-
-def offsets(items: Sequence[Item]) -> tuple[list[int], int]:
-    """An offset for each item such that none overlaps another alive with it, and the total."""
-    placed: list[tuple[Item, int]] = []
-    result = [0] * len(items)
-    order = sorted(range(len(items)), key=lambda i: (-items[i].bytes, items[i].start, i))
-    for i in order:
-        item = items[i]
-        near = sorted(
-            (offset, offset + other.bytes)
-            for other, offset in placed
-            if other.start <= item.stop and item.start <= other.stop
-        )
-        result[i] = best_gap(near, item.bytes)
-        placed.append((item, result[i]))
-    total = max((offset + item.bytes for item, offset in placed), default=0)
-    return result, total
-
-
-def best_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
-    """The start of the smallest hole between sorted stretches that takes `size` bytes, or the end."""
-    best: tuple[int, int] | None = None
-    end = 0
-    for start, stop in taken:
-        if start - end >= size and (best is None or start - end < best[0]):
-            best = (start - end, end)
-        end = max(end, stop)
-    return end if best is None else best[1]
-
-
-def live_bytes(items: Sequence[Item]) -> int:
-    """The most bytes alive at once."""
-    events = sorted(
-        [(item.start, 1, item.bytes) for item in items]
-        + [(item.stop + 1, 0, -item.bytes) for item in items]
-    )
-    now = most = 0
-    for _, _, change in events:
-        now += change
-        most = max(most, now)
-    return most
-
-
-class Classes:
-    """Values that share storage, with the ops at which a class is first written and last used."""
-
-    def __init__(self, function: Function):
-        self.parent = list(range(len(function.types)))
-        self.first = [-1] * len(function.types)
-        self.last = [-1] * len(function.types)
-        for at, op in enumerate(function.ops):
-            for value in op.results:
-                self.first[value] = self.last[value] = at
-            for value in op.operands:
-                self.last[value] = at
-        for value in function.results:
-            self.last[value] = len(function.ops)
-
-    def find(self, value: int) -> int:
-        """The class of a value, named by one of its members."""
-        while self.parent[value] != value:
-            value = self.parent[value]
-        return value
-
-    def join(self, old: int, new: int) -> None:
-        """Put `new` into the class of `old`."""
-        a, b = self.find(old), self.find(new)
-        if a != b:
-            self.parent[b] = a
-            self.first[a] = min(self.first[a], self.first[b])
-            self.last[a] = max(self.last[a], self.last[b])
 
 
 class Planner:
@@ -162,7 +75,9 @@ class Planner:
             case Fused(function=name):
                 found = self.fused_reusable(op, name, result)
             case Scan(carries=carries):
-                found = [op.operands[result]] if result < carries else self.scan_reusable(op, result)
+                found = (
+                    [op.operands[result]] if result < carries else self.scan_reusable(op, result)
+                )
             case _:
                 found = []
         good = [v for v in found if self.layout(v) == layout(kind) and v not in self.host]
@@ -186,9 +101,7 @@ class Planner:
         classes = Classes(body)
         rows = op.attrs.rows if isinstance(op.attrs, Fused) else ()
         target = Place("result", result)
-        written = [
-            classes.first[v] for v, place in enumerate(frame.places) if place == target
-        ]
+        written = [classes.first[v] for v, place in enumerate(frame.places) if place == target]
         first = min(written, default=len(body.ops))
         kind = body.types[body.results[result]]
         if kind.names[: len(rows)] != rows:
@@ -373,10 +286,10 @@ class Planner:
         for op, group in zip(self.function.ops, extras, strict=True):
             numbers = [next(rest) for _ in group]
             calls = bool(getattr(op.attrs, "function", ""))
-            ops.append(OpPlace(numbers[0] if calls else 0, tuple(numbers[1:] if calls else numbers)))
-        return Frame(
-            self.function.name, total, live_bytes(every), places, tuple(ops), self.tile
-        )
+            ops.append(
+                OpPlace(numbers[0] if calls else 0, tuple(numbers[1:] if calls else numbers))
+            )
+        return Frame(self.function.name, total, live_bytes(every), places, tuple(ops), self.tile)
 
 
 def layout(kind: Type) -> tuple[str, tuple[str, ...]]:

@@ -236,7 +236,9 @@ def function_lines(plan: Plan, function: Function, scans: Mapping[str, Scan]) ->
     write_ops(text, scans)
     inputs = [f"a{number}" for number in range(len(function.inputs))]
     results = [f"r{number}" for number in range(len(function.results))]
-    lines = [f"def bind_{identifier(function.name)}({', '.join(['rt', 'base', *inputs, *results])}):"]
+    lines = [
+        f"def bind_{identifier(function.name)}({', '.join(['rt', 'base', *inputs, *results])}):"
+    ]
     kinds = zip(function.inputs, function.types, strict=False)
     lines += [f"    # a{n}: {given.name}: {kind}" for n, (given, kind) in enumerate(kinds)]
     outs = zip(function.outputs, function.signature.results, strict=True)

@@ -75,7 +75,7 @@ def timeline(plan: Plan, entry: str) -> Timeline:
     walk = _Walk(plan, entry)
     base = dict.fromkeys(CATEGORIES, 0)
     for stored in plan.stored:
-        base[PERSISTENT[stored.role]] += stored.bytes
+        base[PERSISTENT[stored.role]] += aligned(stored.bytes)
     walk.run(entry, base, 0)
     return Timeline(tuple(walk.moments), tuple(walk.stretches))
 
@@ -102,7 +102,8 @@ class _Walk:
             now = self.now(name, list(alive), base)
             for item in planner.scratch(op, at):
                 now["transients"] += item.bytes
-            self.step(name, op, now, depth)
+            if not all(value in planner.host for value in op.results):
+                self.step(name, op, now, depth)
             alive = {value: 0 for value in alive if last[value] > at}
 
     def step(self, name: str, op: Op, now: dict[str, int], depth: int) -> None:
@@ -115,9 +116,8 @@ class _Walk:
             times = self.program.sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1
             self.stretches.append(Stretch(start, len(self.moments), callee, times, depth))
         else:
-            path = op.path
             held = tuple(now[category] for category in CATEGORIES)
-            self.moments.append(Moment(name, op.kind, path, held))
+            self.moments.append(Moment(name, op.kind, op.path, held))
 
     def now(self, name: str, alive: Sequence[int], base: Mapping[str, int]) -> dict[str, int]:
         """Bytes by category while these values of a function are alive.

@@ -145,7 +145,9 @@ def pick(text: FunctionText, op: Op, at: int) -> list[str]:
     at_dim = kind.names.index(op.attrs.dim)
     wanted = Type("i64", tuple(d for d in kind.dims if d.name != op.attrs.dim))
     shown = text.operand(index, wanted).text if index_kind.dims else text.tensor(index)
-    return [f"kernels.pick({text.tensor(x)}, {shown}, {at_dim}, {start}, {text.tensor(op.results[0])})"]
+    return [
+        f"kernels.pick({text.tensor(x)}, {shown}, {at_dim}, {start}, {text.tensor(op.results[0])})"
+    ]
 
 
 def spread(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -155,7 +157,9 @@ def spread(text: FunctionText, op: Op, at: int) -> list[str]:
     value, index = op.operands
     start = position(text, op.attrs.dim)
     shown = text.operand(index, text.function.types[value])
-    return [f"kernels.spread({text.tensor(value)}, {shown.text}, {start}, {text.tensor(op.results[0])})"]
+    return [
+        f"kernels.spread({text.tensor(value)}, {shown.text}, {start}, {text.tensor(op.results[0])})"
+    ]
 
 
 def heads_first(text: FunctionText, value: int, order: tuple[str, ...]) -> str:
@@ -182,7 +186,7 @@ def attend(text: FunctionText, op: Op, at: int) -> list[str]:
     results = zip(op.results, [q, k, k] if backward else [q, q], strict=True)
     out = [heads_first(text, v, o) for v, o in results]
     name = "attend_grad" if backward else "attend"
-    options = f'scale={attrs.scale!r}, causal={attrs.mask == "causal"}'
+    options = f"scale={attrs.scale!r}, causal={attrs.mask == 'causal'}"
     return [f"kernels.{name}({', '.join(given)}, {options}, out=({', '.join(out)}))"]
 
 
@@ -231,7 +235,9 @@ def random(text: FunctionText, op: Op, at: int) -> list[str]:
     starts = "".join(f"{position(text, dim)}, " for dim in attrs.dims[1:])
     shape = shape_text([text.sizes.size(dim.name) for dim in attrs.dims[1:]])
     out = text.tensor(op.results[0])
-    return [f"kernels.random({seed}, {samples}, {layer}, {attrs.place}, ({starts}), {shape}, out={out})"]
+    return [
+        f"kernels.random({seed}, {samples}, {layer}, {attrs.place}, ({starts}), {shape}, out={out})"
+    ]
 
 
 def transpose(text: FunctionText, op: Op, at: int) -> list[str]:

@@ -48,7 +48,9 @@ def aligned(
 
     The first `lead` dims of `shape` are rows, which both have and which are not in `names`.
     """
-    if list(names) == list(wanted)[len(wanted) - len(names) :] and (not lead or len(names) == len(wanted)):
+    if list(names) == list(wanted)[len(wanted) - len(names) :] and (
+        not lead or len(names) == len(wanted)
+    ):
         return name
     order = sorted(range(len(names)), key=lambda i: list(wanted).index(names[i]))
     text = name
@@ -59,5 +61,7 @@ def aligned(
     if not lead:
         while full and full[0] == 1 and wanted[len(wanted) - len(full)] not in extent:
             full = full[1:]
-    index = ", ".join([":"] * lead + [":" if d in extent else "None" for d in wanted[len(wanted) - len(full) :]])
+    index = ", ".join(
+        [":"] * lead + [":" if d in extent else "None" for d in wanted[len(wanted) - len(full) :]]
+    )
     return f"{text}[{index}]"

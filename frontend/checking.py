@@ -13,7 +13,7 @@ from msgspec import Struct
 from fllmc.frontend import ast
 from fllmc.frontend.errors import Unused
 from fllmc.frontend.library import Library, Module, named_sections, read_all
-from fllmc.frontend.semantics.blocks import recursions, typed_block
+from fllmc.frontend.semantics.blocks import recursions, stacked_stacks, typed_block
 from fllmc.frontend.semantics.rules import typed_rule
 from fllmc.frontend.semantics.typed import Block, Key, Rule
 from fllmc.ir.diagnostics import Diagnostic
@@ -59,7 +59,8 @@ def check_library(library: Library) -> Checked:
             elif isinstance(section, ast.Optimizer | ast.Rate):
                 rules[key], mistakes = typed_rule(section)
                 found.extend(mistakes)
-    found.extend(recursions(blocks))
+    circles = tuple(recursions(blocks))
+    found.extend(circles or stacked_stacks(blocks))
     if not any(each.severity == "error" for each in found):
         found.extend(_unused_imports(library.modules[library.main]))
     return Checked(library, blocks, rules, tuple(found))

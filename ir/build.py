@@ -63,7 +63,9 @@ class Builder:
             results = attrs.infer(kinds, Env(self.sizes, self.functions))
         except TypeRuleError as error:
             shown = ", ".join(map(str, kinds))
-            raise InternalError(f"{self.name}: {attrs.kind}({shown}) at {self.path}: {error}") from error
+            raise InternalError(
+                f"{self.name}: {attrs.kind}({shown}) at {self.path}: {error}"
+            ) from error
         numbers = tuple(range(len(self.types), len(self.types) + len(results)))
         self.types.extend(results)
         self.ops.append(Op(attrs, operands, numbers, self.path, self.span))
@@ -140,7 +142,9 @@ class Builder:
         self.path, self.span = outer_path, outer_span
         return tuple(mapping[value] for value in function.results)
 
-    def finish(self, results: Sequence[int], outputs: Sequence[str], span: Span = NOWHERE) -> Function:
+    def finish(
+        self, results: Sequence[int], outputs: Sequence[str], span: Span = NOWHERE
+    ) -> Function:
         """The function, with values numbered inputs first."""
         order = [*self._input_values, *(value for op in self.ops for value in op.results)]
         number = {value: position for position, value in enumerate(order)}

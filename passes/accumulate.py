@@ -1,13 +1,17 @@
-"""accumulate: training -> training. Gradients of a whole batch, in micro-batches.
+"""accumulate: training -> training. The whole step's gradients, over all micro-batches.
 
-    gradient(params, data, seed) -> (loss, count, grad...)
+    func gradient(params, tokens: vocab[batch, seq], ..., seed) -> (loss, count, grad.NAME, ...)
     ->
-    accumulated(params, data) -> (loss, grad...)
+    func gradients(params, tokens: vocab[microbatches, batch, seq], ...) -> (loss, grad.NAME, ...)
 
-The batch is cut into `microbatches` parts, which a scan works through with one sum for each
-gradient. All of them get the same seed, one over the number of tokens counted in the whole batch,
-so that the loss is one mean and never a mean of means. Where a gradient is a stacked result of a
-backward scan, its sum goes through that scan as a slice, so that each layer adds to it in place.
+Here `loss` is the mean: the sum over all micro-batches through the count of all, which is known
+before, so `seed` is one over the count and gradients need only be added. They are added, and given,
+in `reduce`. With one micro-batch there is no new dim and no scan. With more, `batch` shrinks to
+what one of them has, for all entries, and the scan's body `micro` carries loss and gradients. The
+gradients of a stack are added up within its backward scan, which gets the sums as further slices.
+
+Where micro-batches make data inputs of the step differ from those of other entries, the others' are
+called `micro.tokens` and so on.
 """
 
 from __future__ import annotations
@@ -15,190 +19,232 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import msgspec
+from msgspec import structs
 
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.ops import Scan
+from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Type
-from fllmc.ir.ops.structure import stack_of
+from fllmc.passes.apply_loss import BATCH
 from fllmc.passes.base import Context, Pass
-from fllmc.passes.errors import IndivisibleMicrobatches
+from fllmc.passes.differentiate import GRADIENT
+from fllmc.passes.gradients import zero
+from fllmc.passes.inline import EQUATIONS, reachable
+from fllmc.passes.naming import unique
+from fllmc.passes.training_errors import DimTaken, UnevenMicrobatches
 
+GRADIENTS = "gradients"
 MICROBATCHES = "microbatches"
 
 
-def gradients_of(function: Function) -> Mapping[str, int]:
-    """The gradient values of `gradient`, by the name of their parameter."""
-    pairs = zip(function.outputs, function.results, strict=True)
-    return {name[5:]: value for name, value in pairs if name.startswith("grad.")}
-
-
-def seed_of(b: Builder, weights: int, loss_type: Type) -> int:
-    """One over the number of tokens counted."""
-    b.path = "loss"
-    count = b.sum(weights, b.types[weights].names)
-    return b.cast(b.div(b.constant(1.0), count), loss_type.dtype)
-
-
-def whole_batch(program: Program) -> Function:
-    """`accumulated` for one micro-batch."""
-    gradient = program.function("gradient")
-    b = Builder("accumulated", program.sizes, program.signatures)
-    given = {
-        each.name: b.input(each.name, gradient.types[number], each.role)
-        for number, each in enumerate(gradient.inputs)
-        if each.name != "seed"
-    }
-    seed = seed_of(b, given["weights"], gradient.types[gradient.results[0]])
-    results = b.copy(gradient, [given.get(each.name, seed) for each in gradient.inputs])
-    return with_mean(b, gradient, results[0], results[2:], seed)
-
-
-def with_mean(b: Builder, gradient: Function, loss: int, sums: tuple[int, ...], seed: int) -> Function:
-    """The finished function: the mean loss and the gradients."""
-    b.path = "loss"
-    return b.finish([b.mul(loss, seed), *sums], ["loss", *gradient.outputs[2:]], gradient.span)
-
-
-class Micro:
-    """Makes the function of one micro-batch, which adds to the sums that it is given."""
-
-    def __init__(self, program: Program, dtype: str):
-        self.program = program
-        self.gradient = program.function("gradient")
-        self.dtype = dtype
-        self.b = Builder("micro", program.sizes, program.signatures)
-        self.bodies: list[Function] = []
-        uses = [v for op in self.gradient.ops for v in op.operands]
-        self.names = {
-            value: name for name, value in gradients_of(self.gradient).items() if value not in uses
-        }
-        self.done: dict[int, int] = {}
-
-    def sum_type(self, value: int) -> Type:
-        """The type of a gradient's sum."""
-        return msgspec.structs.replace(self.gradient.types[value], dtype=self.dtype)
-
-    def make(self) -> Function:
-        """Inputs: loss, sums, data, then parameters and seed; results: loss, sums."""
-        gradient, b = self.gradient, self.b
-        kinds = [gradient.types[value] for value in gradient.results]
-        loss = b.input("sum.loss", kinds[0])
-        sums = {
-            value: b.input(f"sum.{name[5:]}", self.sum_type(value))
-            for name, value in zip(gradient.outputs[2:], gradient.results[2:], strict=True)
-        }
-        order = [k for k, each in enumerate(gradient.inputs) if each.role == "data"]
-        order += [k for k, each in enumerate(gradient.inputs) if each.role != "data"]
-        mapping: dict[int, int] = {}
-        for k in order:
-            mapping[k] = b.input(gradient.inputs[k].name, gradient.types[k], gradient.inputs[k].role)
-        for op in gradient.ops:
-            self.copy_op(op, mapping, sums)
-        b.path = "accumulate"
-        results = [b.add(loss, mapping[gradient.results[0]])]
-        for value in gradient.results[2:]:
-            done = self.done.get(value)
-            added = b.cast(mapping[value], self.dtype)
-            results.append(b.add(sums[value], added) if done is None else done)
-        names = ["sum.loss", *(f"sum.{name[5:]}" for name in gradient.outputs[2:])]
-        return b.finish(results, names, gradient.span)
-
-    def copy_op(self, op: Op, mapping: dict[int, int], sums: Mapping[int, int]) -> None:
-        """One op of `gradient`; a backward scan takes the sums of its stacked gradients along."""
-        b = self.b
-        b.path, b.span = op.path, op.span
-        operands = [mapping[value] for value in op.operands]
-        attrs = op.attrs
-        if isinstance(attrs, Scan):
-            sunk = [v for v in op.results[attrs.carries :] if v in self.names]
-            if sunk:
-                body = self.summing(op, attrs, sunk)
-                stop = attrs.carries + attrs.slices
-                operands[stop:stop] = [sums[value] for value in sunk]
-                attrs = msgspec.structs.replace(
-                    attrs, function=body.name, slices=attrs.slices + len(sunk)
-                )
-                results = b.emit(attrs, *operands)
-                mapping.update(zip(op.results, results, strict=True))
-                self.done.update({value: mapping[value] for value in sunk})
-                return
-        mapping.update(zip(op.results, b.emit(attrs, *operands), strict=True))
-
-    def summing(self, op: Op, attrs: Scan, sunk: list[int]) -> Function:
-        """The scan's body with a slice for each sum, to which it adds its gradient."""
-        body = self.program.function(attrs.function)
-        inner = Builder(f"{body.name}.sum", self.program.sizes, self.program.signatures)
-        stop = attrs.carries + attrs.slices
-        given = [
-            inner.input(each.name, body.types[k], each.role) for k, each in enumerate(body.inputs)
-        ]
-        extra: list[int] = []
-        results_of = {v: body.results[op.results.index(v)] for v in sunk}
-        for value in sunk:
-            kind = msgspec.structs.replace(body.types[results_of[value]], dtype=self.dtype)
-            extra.append(inner.input(f"sum.{self.names[value]}", kind))
-        inner.order_inputs([*given[:stop], *extra, *given[stop:]])
-        results = list(inner.copy(body, given))
-        inner.path = "accumulate"
-        for value, total in zip(sunk, extra, strict=True):
-            at = op.results.index(value)
-            results[at] = inner.add(total, inner.cast(results[at], self.dtype))
-        function = inner.finish(results, body.outputs, body.span)
-        self.bodies.append(function)
-        self.b.functions[function.name] = function.signature
-        return function
-
-
-def in_parts(program: Program, dtype: str) -> tuple[Function, list[Function]]:
-    """`accumulated` as a scan over micro-batches, with the functions that it needs."""
-    micro = Micro(program, dtype)
-    body = micro.make()
-    b = Builder("accumulated", program.sizes, {**program.signatures, body.name: body.signature})
-    gradient = program.function("gradient")
-    given: dict[str, int] = {}
-    for number, each in enumerate(gradient.inputs):
-        if each.name == "seed":
-            continue
-        kind = gradient.types[number]
-        kind = stack_of(kind, MICROBATCHES) if each.role == "data" else kind
-        given[each.name] = b.input(each.name, kind, each.role)
-    given["seed"] = seed_of(b, given["weights"], gradient.types[gradient.results[0]])
-    b.path = "accumulate"
-    carries = 1 + len(gradient.results) - 2
-    zeros = [b.zeros(kind) for kind in body.signature.inputs[:carries]]
-    data = [each.name for each in body.inputs if each.role == "data"]
-    rest = [each.name for each in body.inputs[carries + len(data) :]]
-    scan = Scan(body.name, MICROBATCHES, carries, len(data))
-    results = b.emit(scan, *zeros, *(given[name] for name in (*data, *rest)))
-    done = with_mean(b, gradient, results[0], results[1:], given["seed"])
-    return done, [body, *micro.bodies]
-
-
 class Accumulate(Pass, frozen=True):
-    """Cut the batch into micro-batches and add up their gradients in dtype `reduce`."""
-
-    microbatches: int = 1
-    reduce: str = "f32"
-    batch: str = "batch"
+    """Replace the entry `gradient` of one micro-batch by `gradients` of the whole step."""
 
     name: ClassVar[str] = "accumulate"
     takes: ClassVar[Level] = "training"
     gives: ClassVar[Level] = "training"
     keeps: ClassVar[str] = "math"
 
+    microbatches: int = 1
+    reduce: str = "f32"
+
     def run(self, program: Program, cx: Context) -> Program:
-        """Add `accumulated`."""
-        del cx
+        """The program with `gradients`."""
         if self.microbatches == 1:
-            return program.with_functions(whole_batch(program), drop=("gradient",))
-        size = program.sizes.size(self.batch)
-        if size % self.microbatches:
-            raise DiagnosticError(IndivisibleMicrobatches(NOWHERE, self.microbatches, size))
-        program = program.with_dim(self.batch, size // self.microbatches)
-        program = program.with_dim(MICROBATCHES, self.microbatches)
-        done, more = in_parts(program, self.reduce)
-        return program.with_functions(done, *more, drop=("gradient",))
+            made = (at_once(program, self.reduce),)
+        else:
+            program = with_microbatches(program, self.microbatches)
+            made = by_parts(program, self.reduce)
+        kept = tuple(name for name in program.entries if name != GRADIENT)
+        program = structs.replace(program, entries=(GRADIENTS, *kept)).with_functions(*made)
+        used = reachable(program, (*program.entries, *EQUATIONS))
+        return program.with_functions(
+            drop=tuple(f.name for f in program.functions if f.name not in used)
+        )
+
+
+def with_microbatches(program: Program, count: int) -> Program:
+    """The program with smaller batches, the new dim, and the other entries' data renamed."""
+    if MICROBATCHES in program.sizes.dims:
+        raise DiagnosticError(DimTaken(NOWHERE, MICROBATCHES))
+    batch = program.sizes.size(BATCH)
+    if count < 1 or batch % count:
+        raise DiagnosticError(UnevenMicrobatches(NOWHERE, batch, count))
+    program = program.with_dim(BATCH, batch // count).with_dim(MICROBATCHES, count)
+    step = {given.name for given in program.function(GRADIENT).inputs if given.role == "data"}
+    others = [program.function(name) for name in program.entries if name != GRADIENT]
+    return program.with_functions(*(renamed(function, step) for function in others))
+
+
+def renamed(function: Function, names: set[str]) -> Function:
+    """The function with these data inputs called `micro.NAME`."""
+    inputs = tuple(
+        structs.replace(given, name=f"micro.{given.name}") if given.name in names else given
+        for given in function.inputs
+    )
+    return structs.replace(function, inputs=inputs)
+
+
+def counted(b: Builder, named: Mapping[str, int]) -> int:
+    """The sum of all weights."""
+    b.path = "loss"
+    weights = named["data.weights" if "data.weights" in named else "weights"]
+    return b.sum(weights, b.types[weights].names)
+
+
+def at_once(program: Program, reduce: str) -> Function:
+    """`gradients` of a single micro-batch."""
+    gradient = program.function(GRADIENT)
+    b = Builder(GRADIENTS, program.sizes, program.signatures)
+    operands, data = step_inputs(b, gradient, {})
+    count = counted(b, data)
+    operands.append(b.div(b.constant(1.0), count))
+    found = dict(zip(gradient.outputs, b.copy(gradient, operands), strict=True))
+    results = [b.div(found.pop("loss"), count)]
+    del found["count"]
+    for name, value in found.items():
+        b.path = name.removeprefix("grad.")
+        results.append(b.cast(value, reduce))
+    return b.finish(results, ["loss", *found], gradient.span)
+
+
+def step_inputs(
+    b: Builder, gradient: Function, stacks: Mapping[str, Type]
+) -> tuple[list[int], dict[str, int]]:
+    """The inputs of `gradient` but for the seed, some stacked; and those of data by name."""
+    operands: list[int] = []
+    data: dict[str, int] = {}
+    for number, given in enumerate(gradient.inputs[:-1]):
+        kind = stacks.get(given.name, gradient.types[number])
+        operands.append(b.input(given.name, kind, given.role))
+        if given.role == "data":
+            data[given.name] = operands[-1]
+    return operands, data
+
+
+def by_parts(program: Program, reduce: str) -> tuple[Function, ...]:
+    """`gradients` as a scan over micro-batches, the scan's body, and the stacks' bodies."""
+    gradient = program.function(GRADIENT)
+    sunk = sunk_sums(gradient)
+    bodies = {
+        at: with_sums(program, gradient.ops[at], sums, reduce) for at, sums in sunk.items()
+    }
+    name = unique("micro", program.signatures)
+    micro = micro_body(name, program, bodies, sunk, reduce)
+    signatures = {**program.signatures, name: micro.signature}
+    b = Builder(GRADIENTS, program.sizes, signatures)
+    stacks = {
+        given.name: stack_of(kind, MICROBATCHES)
+        for given, kind in zip(gradient.inputs, gradient.types, strict=False)
+        if given.role == "data"
+    }
+    operands, data = step_inputs(b, gradient, stacks)
+    count = counted(b, data)
+    seed = b.div(b.constant(1.0), count)
+    carries: list[int] = []
+    for output, kind in zip(micro.outputs, micro.signature.results, strict=True):
+        b.path = output.removeprefix("grad.")
+        carries.append(zero(b, kind))
+    slices = list(data.values())
+    shared = [value for value in operands if value not in slices]
+    b.path = ""
+    scan = Scan(name, MICROBATCHES, len(carries), len(slices))
+    loss, *grads = b.emit(scan, *carries, *slices, *shared, seed)
+    b.path = "loss"
+    done = b.finish([b.div(loss, count), *grads], micro.outputs, gradient.span)
+    return (*bodies.values(), micro, done)
+
+
+Sums = Mapping[int, str]
+"""By position among a scan's results: the output of `gradient` that this is."""
+
+
+def sunk_sums(gradient: Function) -> dict[int, Sums]:
+    """By position of a backward scan: its stacked results that are gradients and nothing else."""
+    uses = [*gradient.results, *(value for op in gradient.ops for value in op.operands)]
+    names = dict(zip(gradient.results, gradient.outputs, strict=True))
+    found: dict[int, Sums] = {}
+    for at, op in enumerate(gradient.ops):
+        if isinstance(op.attrs, Scan):
+            stacked = enumerate(op.results[op.attrs.carries :], op.attrs.carries)
+            alone = {n: names[v] for n, v in stacked if v in names and uses.count(v) == 1}
+            found.update({at: alone} if alone else {})
+    return found
+
+
+def with_sums(program: Program, op: Op, sums: Sums, reduce: str) -> Function:
+    """The body of a backward scan that takes sums as last slices and gives them with its share."""
+    attrs = op.attrs
+    assert isinstance(attrs, Scan)
+    body = program.function(attrs.function)
+    stop = attrs.carries + attrs.slices
+    makers = {value: made for made in body.ops for value in made.results}
+    b = Builder(body.name, program.sizes, program.signatures)
+    operands = [b.input(g.name, body.types[n], g.role) for n, g in enumerate(body.inputs[:stop])]
+    taken = {given.name for given in body.inputs}
+    totals: dict[int, int] = {}
+    for result in sums:
+        kind = structs.replace(body.types[body.results[result]], dtype=reduce)
+        name = unique(f"sum.{body.outputs[result].removeprefix('grad.')}", taken)
+        totals[result] = b.input(name, kind)
+    rest = enumerate(body.inputs[stop:], stop)
+    operands += [b.input(g.name, body.types[n], g.role) for n, g in rest]
+    results = list(b.copy(body, operands))
+    for result, total in totals.items():
+        maker = makers.get(body.results[result])
+        b.path = maker.path if maker else ""
+        results[result] = b.add(total, b.cast(results[result], reduce))
+    return b.finish(results, body.outputs, body.span)
+
+
+def micro_body(
+    name: str,
+    program: Program,
+    bodies: Mapping[int, Function],
+    sunk: Mapping[int, Sums],
+    reduce: str,
+) -> Function:
+    """(loss, sums, data, params, seed) -> (loss, sums): one micro-batch's share added."""
+    gradient = program.function(GRADIENT)
+    signatures = {**program.signatures, **{f.name: f.signature for f in bodies.values()}}
+    b = Builder(name, program.sizes, signatures)
+    kinds = dict(zip(gradient.outputs, gradient.signature.results, strict=True))
+    del kinds["count"]
+    sums = {
+        output: b.input(f"sum.{output}", kind if output == "loss" else in_dtype(kind, reduce))
+        for output, kind in kinds.items()
+    }
+    mapping: dict[int, int] = {}
+    for is_data in (True, False):
+        for number, given in enumerate(gradient.inputs):
+            if (given.role == "data") == is_data:
+                role = "value" if is_data else given.role
+                mapping[number] = b.input(given.name, gradient.types[number], role)
+    for at, op in enumerate(gradient.ops):
+        b.path, b.span = op.path, op.span
+        operands, attrs = [mapping[value] for value in op.operands], op.attrs
+        if isinstance(attrs, Scan) and at in sunk:
+            totals = [sums[output] for output in sunk[at].values()]
+            stop = attrs.carries + attrs.slices
+            operands[stop:stop] = totals
+            attrs = structs.replace(attrs, slices=attrs.slices + len(totals))
+        mapping.update(zip(op.results, b.emit(attrs, *operands), strict=True))
+    within = {output for found in sunk.values() for output in found.values()}
+    makers = {value: op for op in gradient.ops for value in op.results}
+    results: list[int] = []
+    for output, value in zip(gradient.outputs, gradient.results, strict=True):
+        if output in within:
+            results.append(mapping[value])
+        elif output in sums:
+            b.path = makers[value].path if value in makers else ""
+            share = b.cast(mapping[value], b.types[sums[output]].dtype)
+            results.append(b.add(sums[output], share))
+    return b.finish(results, list(sums), gradient.span)
+
+
+def in_dtype(kind: Type, dtype: str) -> Type:
+    """The type in another dtype."""
+    return structs.replace(kind, dtype=dtype)

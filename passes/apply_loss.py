@@ -1,104 +1,118 @@
-"""apply-loss: model -> training. From logits to the loss that is trained on.
+"""apply-loss: model -> training, behind `inline`. From logits to a loss that can be trained on.
 
-    model(params, tokens) -> (out)
+    func model(params, tokens: vocab[batch, seq]) -> (out: [batch, seq, vocab])
     ->
-    forward(params, tokens, targets, weights) -> (loss, count)
-    predict(params, tokens, position) -> (logits)
+    func forward(params, tokens, targets: vocab[batch, seq], weights: f32[batch, seq])
+        -> (loss: f32[], count: f32[])
+    func predict(params, tokens, position: seq[]) -> (logits: [batch, vocab])
 
-`loss` is the sum over tokens of weight times negative log likelihood, `count` the sum of weights;
-the mean is taken once, over all micro-batches and ranks. With `z-loss`, the squared log of the
-softmax's denominator is added (PaLM, Chowdhery et al. 2022, section 5). Logits are widened to at
-least f32.
+`loss` is the sum over all positions of weight times negative log-likelihood, `count` the sum of the
+weights. What the loss means is their ratio, taken over all that belongs together: micro-batches and
+ranks. So `loss` is never a mean.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import msgspec
+from msgspec import structs
 
 from fllmc.ir.build import Builder
-from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.ops import Log, Pick, ReduceMax, Stop
 from fllmc.ir.program import Function, Level, Program
-from fllmc.ir.types import indices, tensor
+from fllmc.ir.types import Type, indices, tensor
 from fllmc.passes.base import Context, Pass
 
-
-def token_dims(model: Function) -> tuple[str, tuple[str, ...]]:
-    """The dim that logits score, and their other dims."""
-    logits = model.types[model.results[0]]
-    named = [model.types[k].index for k, given in enumerate(model.inputs) if given.role == "data"]
-    scored = next((name for name in named if name in logits.names), None)
-    if scored is None:
-        raise InternalError(f"no data input holds indices of a dim of the result {logits}")
-    return scored, tuple(name for name in logits.names if name != scored)
-
-
-def model_inputs(b: Builder, model: Function) -> list[int]:
-    """The model's inputs, declared again."""
-    return [
-        b.input(given.name, model.types[number], given.role)
-        for number, given in enumerate(model.inputs)
-    ]
-
-
-def forward_function(program: Program, z_loss: float) -> Function:
-    """`forward`: the model with its loss."""
-    model = program.function("model")
-    scored, rest = token_dims(model)
-    b = Builder("forward", program.sizes, program.signatures)
-    given = model_inputs(b, model)
-    wide = "f64" if model.types[model.results[0]].dtype == "f64" else "f32"
-    targets = b.input("targets", indices(scored, *rest), "data")
-    weights = b.input("weights", tensor(wide, *rest), "data")
-    (out,) = b.copy(model, given)
-    b.path, b.span = "loss", model.span
-    logits = b.cast(out, wide)
-    largest = b.one(Stop(), b.one(ReduceMax((scored,)), logits))
-    exps = b.exp(b.sub(logits, largest))
-    log_sum = b.add(b.one(Log(), b.sum(exps, (scored,))), largest)
-    nll = b.sub(log_sum, b.one(Pick(scored), logits, targets))
-    if z_loss:
-        nll = b.add(nll, b.mul(b.constant(z_loss), b.mul(log_sum, log_sum)))
-    loss = b.sum(b.mul(weights, nll), rest)
-    return b.finish([loss, b.sum(weights, rest)], ["loss", "count"], model.span)
-
-
-def predict_function(program: Program) -> Function | None:
-    """`predict`: the logits at one position of each sample; None when samples have no positions."""
-    model = program.function("model")
-    _, rest = token_dims(model)
-    if len(rest) != 2:
-        return None
-    b = Builder("predict", program.sizes, program.signatures)
-    given = model_inputs(b, model)
-    position = b.input("position", indices(rest[1]), "data")
-    (out,) = b.copy(model, given)
-    b.path, b.span = "predict", model.span
-    wide = "f64" if b.types[out].dtype == "f64" else "f32"
-    logits = b.cast(b.one(Pick(rest[1]), out, position), wide)
-    return b.finish([logits], ["logits"], model.span)
+MODEL, FORWARD, PREDICT = "model", "forward", "predict"
+BATCH = "batch"
+"""The dim of the samples."""
 
 
 class ApplyLoss(Pass, frozen=True):
-    """Add the loss to the model."""
-
-    kind: str = "cross_entropy"
-    z_loss: float = 0.0
+    """Add the loss, with `z_loss` times the squared log-partition function (PaLM, section 5)."""
 
     name: ClassVar[str] = "apply-loss"
     takes: ClassVar[Level] = "model"
     gives: ClassVar[Level] = "training"
     keeps: ClassVar[str] = "new"
 
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    z_loss: float = 0.0
+
     def run(self, program: Program, cx: Context) -> Program:
-        """Replace `model` by `forward` and `predict`."""
-        del cx
-        if self.kind != "cross_entropy":
-            raise InternalError(f"no loss {self.kind}")
-        made = [forward_function(program, self.z_loss), predict_function(program)]
-        functions = [function for function in made if function is not None]
-        program = program.with_functions(*functions, drop=("model",))
-        entries = tuple(function.name for function in functions)
-        return msgspec.structs.replace(program, level="training", entries=entries)
+        """The program with `forward`, and `predict` where a model has one position per token."""
+        model = program.function(MODEL)
+        made = [self.forward(model, program)]
+        if len(token_dims(model)) == 2 and BATCH in token_dims(model):
+            made.append(predict(model, program))
+        entries = tuple(function.name for function in made)
+        program = structs.replace(program, level="training", entries=entries)
+        return program.with_functions(*made, drop=(MODEL,))
+
+    def forward(self, model: Function, program: Program) -> Function:
+        """The model with its loss."""
+        b, operands = begun(FORWARD, model, program)
+        vocab, dims = vocab_dim(model), token_dims(model)
+        wide = widest(model.signature.results[0].dtype)
+        targets = b.input(data_name(b, "targets"), indices(vocab, *dims), "data")
+        weights = b.input(data_name(b, "weights"), tensor(wide, *dims), "data")
+        (logits,) = b.copy(model, operands)
+        b.path, b.span = "loss", model.span
+        logits = b.cast(logits, wide)
+        lse = logsumexp(b, logits, vocab)
+        nll = b.sub(lse, b.one(Pick(vocab), logits, targets))
+        if self.z_loss:
+            nll = b.add(nll, b.mul(b.constant(self.z_loss), b.mul(lse, lse)))
+        loss, count = b.sum(b.mul(weights, nll), dims), b.sum(weights, dims)
+        return b.finish([loss, count], ["loss", "count"], model.span)
+
+
+def begun(name: str, model: Function, program: Program) -> tuple[Builder, list[int]]:
+    """A function with the inputs of the model: parameters first, then data."""
+    b = Builder(name, program.sizes, program.signatures)
+    kinds = model.signature.inputs
+    order = sorted(range(len(kinds)), key=lambda number: model.inputs[number].role != "param")
+    made = {n: b.input(model.inputs[n].name, kinds[n], model.inputs[n].role) for n in order}
+    return b, [made[number] for number in range(len(kinds))]
+
+
+def data_name(b: Builder, wish: str) -> str:
+    """The name of a data input, apart from any parameter's."""
+    taken = {given.name for given in b.inputs}
+    return f"data.{wish}" if wish in taken else wish
+
+
+def vocab_dim(model: Function) -> str:
+    """The dim of the logits that the tokens index; the last one if none does."""
+    logits = model.signature.results[0].names
+    pairs = zip(model.inputs, model.types, strict=False)
+    found = [kind.index for given, kind in pairs if given.role == "data" and kind.index in logits]
+    return found[-1] if found else logits[-1]
+
+
+def token_dims(model: Function) -> tuple[str, ...]:
+    """The dims of the targets: those of the logits less the vocabulary."""
+    vocab = vocab_dim(model)
+    return tuple(name for name in model.signature.results[0].names if name != vocab)
+
+
+def widest(dtype: str) -> str:
+    """The dtype that a loss over logits of this dtype is computed in."""
+    return "f64" if dtype == "f64" else "f32"
+
+
+def logsumexp(b: Builder, logits: int, over: str) -> int:
+    """log(sum(exp(logits))), less the maximum, which cancels and so needs no gradient."""
+    top = b.one(Stop(), b.one(ReduceMax((over,)), logits))
+    total = b.sum(b.exp(b.sub(logits, top)), (over,))
+    return b.add(b.one(Log(), total), top)
+
+
+def predict(model: Function, program: Program) -> Function:
+    """The logits at one position."""
+    b, operands = begun(PREDICT, model, program)
+    (along,) = (name for name in token_dims(model) if name != BATCH)
+    position = b.input(data_name(b, "position"), Type("i64", index=along), "data")
+    (logits,) = b.copy(model, operands)
+    b.path, b.span = PREDICT, model.span
+    return b.finish([b.one(Pick(along), logits, position)], ["logits"], model.span)

@@ -1,205 +1,232 @@
-"""differentiate: training -> training. The gradient of the loss, as ops.
+"""differentiate: training -> training. Add the function `gradient` to the loss in `forward`.
 
-    forward(params, data) -> (loss, count)
+    func forward(params, data) -> (loss, count)
     ->
-    gradient(params, data, seed) -> (loss, count, grad.embedding, grad.body.attn.wq, ...)
+    func gradient(params, data, seed: f32[]) -> (loss, count, grad.NAME for each trainable NAME)
 
-where `seed` is the cotangent of the loss. Only ops between the loss and a trainable parameter get
-gradient ops. A scan becomes a forward scan that also stacks its residuals, the forward values that
-the backward needs, and a scan the other way round over a backward body.
+Reverse mode. `seed` is the cotangent of the loss. Each op has its backward ops under its own path,
+those for its input apart from those for its weight; ops that no trainable parameter leads to have
+none. A stack's scan becomes a scan over `LAYER.forward`, which also stacks the values that are
+needed again, and one in the other direction over `LAYER.backward`:
+
+    %4 = scan{function=layer,over=layers,carries=1,slices=2}(%0, %1, %2)
+    ->
+    %4, %5, %6 = scan{function=layer.forward,over=layers,carries=1,slices=2}(%0, %1, %2)
+    %9, %10 = scan{function=layer.backward,over=layers,carries=1,slices=3,reverse=true}(%8, %5, %6, %1)
+
+Its carries are the cotangents of the forward carries, then gradients of what all layers share,
+summed up from zero; its stacked results are the gradients of the slices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-import msgspec
+from msgspec import structs
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Cast, Fill, Iota, Scan
+from fllmc.ir.diagnostics import DiagnosticError
+from fllmc.ir.ops import Scan, Signature
 from fllmc.ir.program import Function, Level, Op, Program
-from fllmc.ir.types import Type
+from fllmc.ir.span import NOWHERE
+from fllmc.passes.apply_loss import FORWARD
 from fllmc.passes.base import Context, Pass
-from fllmc.passes.gradients import CONSTANT, GRADIENTS
-from fllmc.passes.reverse import Reverse, ScanGradient
+from fllmc.passes.gradients import written_out, zero
+from fllmc.passes.inline import EQUATIONS, reachable
+from fllmc.passes.naming import unique
+from fllmc.passes.reverse import Bodies, Body, Cotangent, Draft, Key, Reverse, Saved, Stacked
+from fllmc.passes.training_errors import NothingTrains
 
-
-def wanted_values(function: Function, inputs: set[int], program: Program) -> set[int]:
-    """Float values that depend on the given inputs through differentiable ops."""
-    found = set(inputs)
-    for op in function.ops:
-        if type(op.attrs) in CONSTANT or not any(value in found for value in op.operands):
-            continue
-        if isinstance(op.attrs, Scan):
-            body = program.function(op.attrs.function)
-            inner = wanted_in_body(body, op, found, program)
-            results = [inner_value in inner for inner_value in body.results]
-            found.update(v for v, yes in zip(op.results, results, strict=True) if yes)
-        else:
-            found.update(v for v in op.results if function.types[v].is_float)
-    return found
-
-
-def wanted_in_body(body: Function, op: Op, outer: set[int], program: Program) -> set[int]:
-    """The wanted values of a scan body; a carry is wanted when any run makes it so."""
-    assert isinstance(op.attrs, Scan)
-    inputs = {k for k, value in enumerate(op.operands) if value in outer}
-    while True:
-        found = wanted_values(body, inputs, program)
-        more = {k for k in range(op.attrs.carries) if body.results[k] in found} - inputs
-        if not more:
-            return found
-        inputs |= more
-
-
-class BodyGradient:
-    """Makes the backward function of one scan."""
-
-    def __init__(self, op: Op, caller: Function, outer: set[int], program: Program):
-        assert isinstance(op.attrs, Scan)
-        self.op, self.attrs, self.caller, self.program = op, op.attrs, caller, program
-        self.body = program.function(op.attrs.function)
-        self.wanted = wanted_in_body(self.body, op, outer, program)
-        self.b = Builder(f"{self.body.name}.backward", program.sizes, program.signatures)
-        self.imported: dict[int, int] = {}
-        self.residuals: list[int] = []
-        self.constants: list[int] = []
-        self.slices: list[int] = []
-        self.makers = {v: each for each in self.body.ops for v in each.results}
-
-    def get(self, value: int) -> int:
-        """A forward value inside the backward body: an input, made on first use, or a constant."""
-        if value in self.imported:
-            return self.imported[value]
-        stop = self.attrs.carries + self.attrs.slices
-        maker = self.makers.get(value)
-        if maker is not None and isinstance(maker.attrs, Fill | Iota):
-            self.imported[value] = self.b.one(maker.attrs)
-            return self.imported[value]
-        if maker is not None and isinstance(maker.attrs, Cast) and maker.operands[0] >= (
-            self.attrs.carries
-        ) and maker.operands[0] < len(self.body.inputs):
-            self.imported[value] = self.b.one(maker.attrs, self.get(maker.operands[0]))
-            return self.imported[value]
-        if stop <= value < len(self.body.inputs):
-            self.constants.append(value)
-            name, role = self.body.inputs[value].name, self.body.inputs[value].role
-        else:
-            self.slices.append(value)
-            name, role = f"kept.{value}", "value"
-            if value < len(self.body.inputs):
-                name, role = self.body.inputs[value].name, self.body.inputs[value].role
-            if not self.attrs.carries <= value < stop:
-                self.residuals.append(value)
-                role = "value"
-        self.imported[value] = self.b.input(name, self.body.types[value], role)
-        return self.imported[value]
-
-    def make(self) -> ScanGradient:
-        """Walk the body backward and put the new function's inputs in order."""
-        attrs, body, b = self.attrs, self.body, self.b
-        stop = attrs.carries + attrs.slices
-        carries = [k for k in range(attrs.carries) if k in self.wanted]
-        shared = [k for k in range(stop, len(body.inputs)) if k in self.wanted]
-        used = {v for each in self.caller.ops for v in each.operands} | set(self.caller.results)
-        incoming = [
-            k
-            for k in range(attrs.carries, len(body.results))
-            if body.results[k] in self.wanted and self.op.results[k] in used
-        ]
-        reverse = Reverse(body, self.wanted, b, self.get)
-        carried = [b.input(f"d.{body.inputs[k].name}", body.types[k]) for k in carries]
-        sums = [b.input(f"sum.{body.inputs[k].name}", body.types[k]) for k in shared]
-        for k, value in zip(carries, carried, strict=True):
-            reverse.give(body.results[k], value)
-        stacked = [b.input(f"d.{body.outputs[k]}", body.types[body.results[k]]) for k in incoming]
-        for k, value in zip(incoming, stacked, strict=True):
-            reverse.give(body.results[k], value)
-        reverse.walk(GRADIENTS)
-        gradients = [k for k in range(attrs.carries, stop) if k in self.wanted]
-        results = [reverse.exact(k, reverse.cotangent(k)) for k in carries]
-        for k, total in zip(shared, sums, strict=True):
-            found = reverse.cotangent(k)
-            results.append(total if found is None else b.add(total, reverse.exact(k, found)))
-        results += [reverse.exact(k, reverse.cotangent(k)) for k in gradients]
-        order = [
-            *carried,
-            *sums,
-            *(self.imported[v] for v in self.slices),
-            *stacked,
-            *(self.imported[v] for v in self.constants),
-        ]
-        b.order_inputs(order)
-        names = [f"d.{body.inputs[k].name}" for k in (*carries, *shared, *gradients)]
-        function = b.finish(results, names, body.span)
-        return ScanGradient(
-            function, self.forward(), self.residuals, carries, shared,
-            self.slices, incoming, self.constants, gradients, {},
-        )  # fmt: skip
-
-    def forward(self) -> Function:
-        """The body with the residuals as further results."""
-        names = [*self.body.outputs, *(f"kept.{value}" for value in self.residuals)]
-        return msgspec.structs.replace(
-            self.body,
-            name=f"{self.body.name}.forward",
-            results=(*self.body.results, *self.residuals),
-            outputs=tuple(names),
-        )
-
-
-def gradient_function(program: Program) -> tuple[Function, list[Function]]:
-    """`gradient`, and the new bodies of its scans."""
-    forward = program.function("forward")
-    trainable = {p.name for p in program.parameters if p.trainable}
-    inputs = {k for k, given in enumerate(forward.inputs) if given.name in trainable}
-    wanted = wanted_values(forward, inputs, program)
-    b = Builder("gradient", program.sizes, program.signatures)
-    mapping = {
-        number: b.input(given.name, forward.types[number], given.role)
-        for number, given in enumerate(forward.inputs)
-    }
-    loss = forward.results[0]
-    seed = b.input("seed", Type(forward.types[loss].dtype))
-    reverse = Reverse(forward, wanted, b, mapping.__getitem__)
-    bodies: list[Function] = []
-    for op in forward.ops:
-        b.path, b.span = op.path, op.span
-        operands = [mapping[value] for value in op.operands]
-        if isinstance(op.attrs, Scan) and any(value in wanted for value in op.results):
-            made = BodyGradient(op, forward, wanted, program).make()
-            bodies += [made.forward, made.function]
-            b.functions.update({f.name: f.signature for f in (made.forward, made.function)})
-            attrs = msgspec.structs.replace(op.attrs, function=made.forward.name)
-            results = b.emit(attrs, *operands)
-            for residual, value in zip(made.residuals, results[len(op.results) :], strict=True):
-                made.stacked[residual] = -1 - value
-                mapping[-1 - value] = value
-            reverse.scans[op.results[0]] = made
-        else:
-            results = b.emit(op.attrs, *operands)
-        mapping.update(zip(op.results, results, strict=False))
-    reverse.give(loss, seed)
-    reverse.walk(GRADIENTS)
-    b.path = ""
-    ordered = [p.name for p in program.parameters if p.trainable]
-    numbers = [forward.input_number(name) for name in ordered]
-    gradients = [reverse.exact(number, reverse.cotangent(number)) for number in numbers]
-    results = [*(mapping[value] for value in forward.results), *gradients]
-    outputs = [*forward.outputs, *(f"grad.{name}" for name in ordered)]
-    return b.finish(results, outputs, forward.span), bodies
+GRADIENT = "gradient"
 
 
 class Differentiate(Pass, frozen=True):
-    """Add the function `gradient` beside `forward`."""
+    """Add `gradient`: the loss with its gradients to the trainable parameters."""
 
     name: ClassVar[str] = "differentiate"
     takes: ClassVar[Level] = "training"
     gives: ClassVar[Level] = "training"
-    keeps: ClassVar[str] = "new"
+    keeps: ClassVar[str] = "math"
 
     def run(self, program: Program, cx: Context) -> Program:
-        """Differentiate the loss of `forward`."""
-        del cx
-        function, bodies = gradient_function(program)
-        return program.with_functions(function, *bodies)
+        """The program with `gradient` as a further entry."""
+        if not any(parameter.trainable for parameter in program.parameters):
+            raise DiagnosticError(NothingTrains(NOWHERE, len(program.parameters)))
+        bodies = ScanBodies(program)
+        gradient = whole_gradient(program, bodies)
+        functions = (*bodies.functions.values(), gradient)
+        entries = (GRADIENT, *program.entries)
+        program = structs.replace(program, functions=functions, entries=entries)
+        used = reachable(program, (*entries, *EQUATIONS))
+        return program.with_functions(drop=tuple(f.name for f in functions if f.name not in used))
+
+
+def whole_gradient(program: Program, bodies: Bodies) -> Function:
+    """`gradient` of the program."""
+    forward = program.function(FORWARD)
+    trained = [parameter.name for parameter in program.parameters if parameter.trainable]
+    wanted = {n for n, given in enumerate(forward.inputs) if given.name in trained}
+    draft = Reverse(forward, bodies.active(forward, wanted), bodies).run(
+        [forward.outputs.index("loss")]
+    )
+    b = Builder(GRADIENT, program.sizes, signatures(bodies))
+    names = {given.name for given in forward.inputs}
+    mapping, extras = replayed(b, forward, draft)
+    b.path, b.span = "", NOWHERE
+    loss = forward.types[forward.results[forward.outputs.index("loss")]]
+    seed = b.input(unique("seed", names), loss)
+    operands = [
+        seed if isinstance(key, Cotangent) else fetched(key, mapping, extras) for key in draft.keys
+    ]
+    found = dict(zip(draft.gradients, b.copy(draft.function, operands), strict=True))
+    results = [mapping[value] for value in forward.results]
+    for name in trained:
+        number = forward.input_number(name)
+        kind = forward.types[number]
+        b.path = name
+        results.append(written_out(b, found[number], kind) if number in found else zero(b, kind))
+    outputs = (*forward.outputs, *(f"grad.{name}" for name in trained))
+    return b.finish(results, outputs, forward.span)
+
+
+def signatures(bodies: Bodies) -> dict[str, Signature]:
+    """The signatures of all functions."""
+    return {name: function.signature for name, function in bodies.functions.items()}
+
+
+def replayed(
+    b: Builder, function: Function, draft: Draft
+) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
+    """The forward function's inputs and ops, its scans with what they save.
+
+    Gives the new numbers of its values, and those of the further results of each scan.
+    """
+    mapping = {
+        number: b.input(given.name, function.types[number], given.role)
+        for number, given in enumerate(function.inputs)
+    }
+    extras: dict[int, tuple[int, ...]] = {}
+    for at, op in enumerate(function.ops):
+        b.path, b.span = op.path, op.span
+        attrs = op.attrs
+        if isinstance(attrs, Scan) and at in draft.stacks:
+            attrs = structs.replace(attrs, function=draft.stacks[at].function)
+        results = b.emit(attrs, *(mapping[value] for value in op.operands))
+        mapping.update(zip(op.results, results, strict=False))
+        extras[at] = results[len(op.results) :]
+    return mapping, extras
+
+
+def fetched(key: Saved, mapping: dict[int, int], extras: dict[int, tuple[int, ...]]) -> int:
+    """The number of a saved value in a replayed function."""
+    return mapping[key.value] if key.scan < 0 else extras[key.scan][key.value]
+
+
+class ScanBodies(Bodies):
+    """Makes the forward and backward bodies of scans."""
+
+    def __init__(self, program: Program) -> None:
+        self.functions = {function.name: function for function in program.functions}
+        self.sizes = program.sizes
+
+    def body(self, op: Op, attrs: Scan, active: set[int], given: frozenset[int]) -> Body:
+        """A scan's body. The carries with a cotangent are those of any run, not of the last."""
+        function = self.functions[attrs.function]
+        inputs = self.active_inputs(op, attrs, active)
+        inside = self.active(function, inputs)
+        carried = {position for position in given if position < attrs.carries}
+        while True:
+            wanted = sorted(carried | {n for n in given if n >= attrs.carries})
+            draft = Reverse(function, inside, self).run(wanted)
+            more = {position for position in draft.gradients if position < attrs.carries}
+            if more <= carried:
+                return self.assembled(function, attrs, draft, tuple(sorted(carried)))
+            carried |= more
+
+    def assembled(
+        self, function: Function, attrs: Scan, draft: Draft, carried: tuple[int, ...]
+    ) -> Body:
+        """Both bodies, from the draft."""
+        stop = attrs.carries + attrs.slices
+        saved = [key for key in draft.keys if isinstance(key, Saved)]
+        stacked = set(function.results[attrs.carries :])
+        shared = [k for k in saved if k.scan < 0 and stop <= k.value < len(function.inputs)]
+        slices = [k for k in saved if k.scan < 0 and attrs.carries <= k.value < stop]
+        others = [k for k in saved if k not in shared and k not in slices]
+        new = [k for k in others if k.scan >= 0 or k.value not in stacked]
+        forward = self.forward(function, draft, new)
+        handed = [
+            key for key in draft.keys if isinstance(key, Cotangent) and key.result >= attrs.carries
+        ]
+        sliced: list[Key] = [*others, *slices, *handed]
+        body = Body(
+            Stacked(forward.name, tuple(new)),
+            function,
+            carried,
+            tuple(n for n in draft.gradients if n >= stop),
+            tuple(n for n in draft.gradients if attrs.carries <= n < stop),
+            (*sliced, *shared),
+            len(sliced),
+        )
+        backward = backward_body(self, function, draft, body)
+        self.functions[backward.name] = backward
+        return body._replace(backward=backward)
+
+    def forward(self, function: Function, draft: Draft, saved: Sequence[Saved]) -> Function:
+        """The forward body, that also gives what is saved; the body itself if that is nothing."""
+        if not saved:
+            return function
+        name = unique(f"{function.name}.forward", self.functions)
+        b = Builder(name, self.sizes, signatures(self))
+        mapping, extras = replayed(b, function, draft)
+        outputs = list(function.outputs)
+        for _ in saved:
+            outputs.append(unique(f"saved.{len(outputs)}", outputs))
+        results = [mapping[value] for value in function.results]
+        results += [fetched(key, mapping, extras) for key in saved]
+        self.functions[name] = b.finish(results, outputs, function.span)
+        return self.functions[name]
+
+
+def backward_body(bodies: Bodies, function: Function, draft: Draft, body: Body) -> Function:
+    """The draft as a scan's body: (carries, slices, shared) -> (carries, stacked)."""
+    b = Builder(unique(f"{function.name}.backward", bodies.functions), bodies.sizes)
+    b.functions.update(signatures(bodies))
+    types = function.types
+    names: set[str] = set()
+
+    def named(wish: str) -> str:
+        name = unique(wish, names)
+        names.add(name)
+        return name
+
+    given: dict[Key, int] = {}
+    for position in body.carries:
+        name = named(f"grad.{function.outputs[position]}")
+        given[Cotangent(position)] = b.input(name, types[function.results[position]])
+    sums = {n: b.input(named(f"sum.{function.inputs[n].name}"), types[n]) for n in body.shared}
+    kinds = dict(zip(draft.keys, draft.function.types, strict=False))
+    for key in body.keys:
+        own = isinstance(key, Saved) and key.scan < 0 and key.value < len(function.inputs)
+        if isinstance(key, Cotangent):
+            given[key] = b.input(named(f"grad.{function.outputs[key.result]}"), kinds[key])
+        elif own:
+            source = function.inputs[key.value]
+            given[key] = b.input(named(source.name), kinds[key], source.role)
+        else:
+            given[key] = b.input(named("saved"), kinds[key])
+    found = dict(
+        zip(draft.gradients, b.copy(draft.function, [given[k] for k in draft.keys]), strict=True)
+    )
+    results: list[int] = []
+    for n in body.carries:
+        results.append(written_out(b, found[n], types[n]) if n in found else zero(b, types[n]))
+    for n in body.shared:
+        b.path = function.inputs[n].name
+        results.append(b.add(sums[n], found[n]))
+    for n in body.slices:
+        b.path = function.inputs[n].name
+        results.append(written_out(b, found[n], types[n]))
+    used = (*body.carries, *body.shared, *body.slices)
+    return b.finish(results, [f"grad.{function.inputs[n].name}" for n in used], function.span)

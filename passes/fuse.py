@@ -147,7 +147,9 @@ class Fuser:
         op = self.function.ops[at]
         near = self.clusters.inputs_of(at)
         for cluster in self.groups:
-            reads = {v for m in self.clusters.members[cluster] for v in self.function.ops[m].operands}
+            reads = {
+                v for m in self.clusters.members[cluster] for v in self.function.ops[m].operands
+            }
             if reads & (set(op.operands) - self.host):
                 near.add(cluster)
         return sorted((cluster for cluster in near if cluster in self.groups), reverse=True)

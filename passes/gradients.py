@@ -1,289 +1,357 @@
-"""The gradient of each op: one rule an op, in terms of other ops.
+"""The gradient of each op: one table from the class of its attributes to its rule.
 
-A rule gets the op's result cotangents and hands contributions to its operands. A cotangent may lack
-dims that its value has: it then stands for the same number along them, as broadcasting does, so a
-sum's gradient costs nothing. Gradients for inputs and for weights are separate ops.
+A rule gives the cotangent of one operand from those of the results. Cotangents are lazy about
+broadcasts: one that lacks a dim of its value is the same at each position of it. So a sum passes
+its cotangent on as it is, elementwise ops broadcast it by name where it meets other values, and
+only where an op needs a dim is it written out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from fllmc.ir import ops
+from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import Attrs
 from fllmc.ir.program import Op
-from fllmc.passes.reverse import Reverse
-
-Cotangents = Sequence[int | None]
-Rule = Callable[[Reverse, Op, Cotangents], None]
+from fllmc.ir.types import Dim, Type
 
 
-def first(cotangents: Cotangents) -> int:
-    """The cotangent of an op's one result; rules run only when there is one."""
-    found = cotangents[0]
-    if found is None:
-        raise InternalError("a gradient rule ran without a cotangent")
-    return found
+def widened(b: Builder, value: int, kind: Type, wanted: Collection[str]) -> int:
+    """The value written out along those of the wanted dims of `kind` that it lacks."""
+    have = b.types[value].names
+    missing = tuple(dim for dim in kind.dims if dim.name in wanted and dim.name not in have)
+    if not missing:
+        return value
+    return b.mul(b.one(ops.Fill(1.0, b.types[value].dtype, missing)), value)
 
 
-def elementwise(*parts: Callable[[Reverse, Op, int], int]) -> Rule:
-    """A rule with one part for each operand: (reverse, op, cotangent) -> contribution."""
-
-    def rule(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-        for operand, part in zip(op.operands, parts, strict=True):
-            if r.wants(operand):
-                r.give(operand, part(r, op, first(cotangents)))
-
-    return rule
+def ordered(b: Builder, value: int, kind: Type) -> int:
+    """The value with its dims in the order in which `kind` has them."""
+    have = b.types[value].names
+    order = tuple(name for name in kind.names if name in have)
+    return value if order == have else b.one(ops.Transpose(order), value)
 
 
-def same(r: Reverse, op: Op, d: int) -> int:
-    """The cotangent itself."""
-    del r, op
-    return d
+def written_out(b: Builder, value: int, kind: Type) -> int:
+    """The value with all dims of `kind`, laid out as it is."""
+    return ordered(b, widened(b, value, kind, kind.names), kind)
 
 
-def negated(r: Reverse, op: Op, d: int) -> int:
-    """Minus the cotangent."""
-    del op
-    return r.b.neg(d)
+def zero(b: Builder, kind: Type) -> int:
+    """Zeros as a tensor, also of type `f64[]`, where a fill would be a host scalar."""
+    if kind.dims or kind.dtype != "f64":
+        return b.zeros(kind)
+    over = min(b.sizes.dims, key=lambda name: (b.sizes.dims[name], name))
+    return b.sum(b.one(ops.Fill(0.0, kind.dtype, (Dim(over),))), (over,))
 
 
-def times(operand: int) -> Callable[[Reverse, Op, int], int]:
-    """The cotangent times an operand."""
-    return lambda r, op, d: r.b.mul(d, r.get(op.operands[operand]))
+class Site:
+    """One op as its rule sees it. `b` builds the backward function, where `saved` finds values.
+
+    `cotangents` stand for the results of the op, None for those that the loss does not depend on.
+    """
+
+    def __init__(
+        self,
+        b: Builder,
+        op: Op,
+        types: Sequence[Type],
+        saved: Callable[[int], int],
+        cotangents: Sequence[int | None],
+    ) -> None:
+        self.b = b
+        self.op = op
+        self.cotangents = cotangents
+        self.shared: tuple[int, ...] = ()
+        self._types = types
+        self._saved = saved
+
+    @property
+    def dy(self) -> int:
+        """The cotangent of the first result, which must have one."""
+        found = self.cotangents[0]
+        if found is None:
+            raise InternalError(f"{self.op.kind} at {self.op.path} is used for a second result")
+        return found
+
+    def x(self, position: int) -> int:
+        """An operand's value."""
+        return self._saved(self.op.operands[position])
+
+    def y(self, position: int = 0) -> int:
+        """A result's value."""
+        return self._saved(self.op.results[position])
+
+    def kind(self, position: int) -> Type:
+        """An operand's type."""
+        return self._types[self.op.operands[position]]
+
+    def result(self, position: int = 0) -> Type:
+        """A result's type."""
+        return self._types[self.op.results[position]]
+
+    def dy_with(self, names: Collection[str]) -> int:
+        """The cotangent of the first result, written out along these dims."""
+        return ordered(self.b, widened(self.b, self.dy, self.result(), names), self.result())
 
 
-def scaled(make: Callable[[Reverse, Op], int]) -> Callable[[Reverse, Op, int], int]:
-    """The cotangent times a local derivative."""
-    return lambda r, op, d: r.b.mul(d, make(r, op))
+Rule: TypeAlias = Callable[[Site, Any, int], "int | None"]
+"""Takes the site, the op's attributes and an operand's position; gives the cotangent, if any."""
 
 
-def out(r: Reverse, op: Op) -> int:
-    """The op's own result."""
-    return r.get(op.results[0])
+def nothing(s: Site, attrs: ops.Attrs, position: int) -> int | None:
+    """No gradient flows through."""
+    return None
 
 
-def one_minus(r: Reverse, value: int) -> int:
-    """1 - value."""
-    return r.b.sub(r.b.constant(1.0), value)
+def elementwise(rule: Callable[[Site, int], int | None]) -> Rule:
+    """The rule of an elementwise op: summed over the dims along which the operand is broadcast."""
+
+    def lifted(s: Site, attrs: ops.Attrs, position: int) -> int | None:
+        found = rule(s, position)
+        if found is None:
+            return None
+        lost = tuple(name for name in s.result().names if name not in s.kind(position).names)
+        return s.b.sum(widened(s.b, found, s.result(), lost), lost)
+
+    return lifted
 
 
-def power(r: Reverse, op: Op, d: int) -> int:
-    """d * n * a^(n-1)."""
-    a, n = (r.get(value) for value in op.operands)
-    less = r.b.sub(n, r.b.constant(1.0))
-    return r.b.mul(d, r.b.mul(n, r.b.one(ops.Pow(), a, less)))
+def unary(slope: Callable[[Site], int]) -> Rule:
+    """The rule of a function of one operand with this slope."""
+    return elementwise(lambda s, position: s.b.mul(s.dy, slope(s)))
 
 
-def no_exponent(r: Reverse, op: Op, d: int) -> int:
-    """Exponents are constants."""
-    del r, d
-    raise InternalError(f"no gradient for the exponent of pow at {op.span}")
+def passed(s: Site, position: int) -> int | None:
+    """The cotangent as it is."""
+    return s.dy
 
 
-def chosen(less_wins: bool) -> Callable[[Reverse, Op, int], int]:
-    """The cotangent where a < b, or where not; zero elsewhere."""
-
-    def part(r: Reverse, op: Op, d: int) -> int:
-        less = r.b.one(ops.Less(), *(r.get(value) for value in op.operands))
-        zero = r.b.constant(0.0)
-        return r.b.one(ops.Where(), less, *((d, zero) if less_wins else (zero, d)))
-
-    return part
+def sub(s: Site, position: int) -> int | None:
+    """a - b."""
+    return s.dy if position == 0 else s.b.neg(s.dy)
 
 
-def where(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """Each branch gets the cotangent where it was taken."""
-    d, zero = first(cotangents), r.b.constant(0.0)
-    condition, a, b = op.operands
-    if r.wants(a):
-        r.give(a, r.b.one(ops.Where(), r.get(condition), d, zero))
-    if r.wants(b):
-        r.give(b, r.b.one(ops.Where(), r.get(condition), zero, d))
+def mul(s: Site, position: int) -> int | None:
+    """a * b; of a square all at once."""
+    if s.op.operands[0] == s.op.operands[1]:
+        return s.b.mul(s.b.mul(s.dy, s.b.constant(2.0)), s.x(0)) if position == 0 else None
+    return s.b.mul(s.dy, s.x(1 - position))
 
 
-def add_all(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """Every operand gets the cotangent."""
-    for operand in op.operands:
-        if r.wants(operand):
-            r.give(operand, first(cotangents))
+def div(s: Site, position: int) -> int | None:
+    """a / b."""
+    scaled = s.b.div(s.dy, s.x(1))
+    return scaled if position == 0 else s.b.neg(s.b.mul(scaled, s.y()))
 
 
-def cast(r: Reverse, op: Op, d: int) -> int:
-    """The cotangent in the operand's dtype."""
-    return r.b.cast(d, r.kind(op.operands[0]).dtype)
+def power(s: Site, position: int) -> int | None:
+    """a^b: b a^(b-1) and log(a) a^b."""
+    b = s.b
+    if position == 1:
+        return b.mul(s.dy, b.mul(s.y(), b.one(ops.Log(), s.x(0))))
+    lower = b.one(ops.Pow(), s.x(0), b.sub(s.x(1), b.constant(1.0)))
+    return b.mul(s.dy, b.mul(s.x(1), lower))
 
 
-def rename(r: Reverse, op: Op, d: int) -> int:
-    """The cotangent under the old names."""
-    assert isinstance(op.attrs, ops.Rename)
-    return r.b.rename(d, {new: old for old, new in op.attrs.pairs})
+def chosen(s: Site, condition: int, where: bool) -> int:
+    """The cotangent where the condition is so, zeros elsewhere."""
+    none = s.b.constant(0.0)
+    pair = (s.dy, none) if where else (none, s.dy)
+    return s.b.one(ops.Where(), condition, *pair)
 
 
-def divisor(r: Reverse, op: Op, d: int) -> int:
-    """-d * (a / b) / b."""
-    return r.b.neg(r.b.div(r.b.mul(d, out(r, op)), r.get(op.operands[1])))
+def maximum(s: Site, position: int) -> int | None:
+    """To a where it is the larger, else to b: with max(x, 0) nothing flows back at 0."""
+    return chosen(s, s.b.one(ops.Less(), s.x(1), s.x(0)), position == 0)
 
 
-def cube(r: Reverse, op: Op) -> int:
-    """-1/2 of the result cubed: the derivative of a^(-1/2)."""
-    y = out(r, op)
-    return r.b.mul(r.b.mul(r.b.constant(-0.5), y), r.b.mul(y, y))
+def minimum(s: Site, position: int) -> int | None:
+    """To a where it is the smaller, else to b."""
+    return chosen(s, s.b.one(ops.Less(), s.x(0), s.x(1)), position == 0)
 
 
-def sigmoid(r: Reverse, op: Op) -> int:
+def where(s: Site, position: int) -> int | None:
+    """To the side that was chosen."""
+    return chosen(s, s.x(0), position == 1) if position else None
+
+
+def logistic_slope(s: Site) -> int:
     """y (1 - y)."""
-    y = out(r, op)
-    return r.b.mul(y, one_minus(r, y))
+    return s.b.mul(s.y(), s.b.sub(s.b.constant(1.0), s.y()))
 
 
-def tanh(r: Reverse, op: Op) -> int:
+def tanh_slope(s: Site) -> int:
     """1 - y^2."""
-    y = out(r, op)
-    return one_minus(r, r.b.mul(y, y))
+    return s.b.sub(s.b.constant(1.0), s.b.mul(s.y(), s.y()))
 
 
-def erf(r: Reverse, op: Op) -> int:
-    """2/sqrt(pi) exp(-a^2)."""
-    a = r.get(op.operands[0])
-    return r.b.mul(r.b.constant(2.0 / math.sqrt(math.pi)), r.b.exp(r.b.neg(r.b.mul(a, a))))
+def erf_slope(s: Site) -> int:
+    """2 / sqrt(pi) exp(-x^2)."""
+    bell = s.b.exp(s.b.neg(s.b.mul(s.x(0), s.x(0))))
+    return s.b.mul(s.b.constant(2.0 / math.sqrt(math.pi)), bell)
 
 
-def reduce_sum(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """Every summand gets the cotangent, which lacks the dims summed over."""
-    r.give(op.operands[0], first(cotangents), narrow=True)
+def rsqrt_slope(s: Site) -> int:
+    """-y^3 / 2."""
+    cube = s.b.mul(s.y(), s.b.mul(s.y(), s.y()))
+    return s.b.mul(s.b.constant(-0.5), cube)
 
 
-def no_rule(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """Ops that no gradient flows through; the frontend puts a `stop` where one would."""
-    del r, cotangents
-    raise InternalError(f"{op.kind} at {op.span} has no gradient")
+def log(s: Site, position: int) -> int | None:
+    """1 / x."""
+    return s.b.div(s.dy, s.x(0))
 
 
-def dot(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """d_a contracts what b has of its own, d_b what a has; the order gives the operand's layout."""
-    assert isinstance(op.attrs, ops.Dot)
-    d = r.exact(op.results[0], first(cotangents))
-    for mine, other in (op.operands, op.operands[::-1]):
-        if not r.wants(mine):
-            continue
-        wanted, have = r.kind(mine), r.kind(other)
-        over = tuple(name for name in have.names if name not in wanted.names)
-        pair = (d, r.get(other))
-        if not over:
-            r.give(mine, r.b.mul(*pair))
-            continue
-        kinds = [r.b.types[value] for value in pair]
-        attrs = ops.Dot(over)
-        forward = attrs.infer(kinds, r.env)[0].names == wanted.names
-        r.give(mine, r.b.one(attrs, *(pair if forward else pair[::-1])))
+def square_root(s: Site, position: int) -> int | None:
+    """1 / (2 y)."""
+    return s.b.div(s.b.mul(s.dy, s.b.constant(0.5)), s.y())
 
 
-def take(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """Rows are added up where they came from."""
-    assert isinstance(op.attrs, ops.Take)
-    table, index = op.operands
-    d = r.exact(op.results[0], first(cotangents))
-    r.give(table, r.b.one(ops.Put(r.kind(table).dim(op.attrs.dim)), r.get(index), d))
+def cast(s: Site, position: int) -> int | None:
+    """Back to the operand's dtype."""
+    return s.b.cast(s.dy, s.kind(0).dtype)
 
 
-def put(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """Values read the cotangent of where they went."""
-    assert isinstance(op.attrs, ops.Put)
-    index, value = op.operands
-    d = r.exact(op.results[0], first(cotangents))
-    r.give(value, r.b.one(ops.Take(op.attrs.dim.name), d, r.get(index)))
+def rename(s: Site, attrs: ops.Rename, position: int) -> int | None:
+    """Back to the old names."""
+    return s.b.rename(s.dy, {new: old for old, new in attrs.pairs})
 
 
-def pick(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """The cotangent at the position picked, zero elsewhere."""
-    assert isinstance(op.attrs, ops.Pick)
-    x, index = op.operands
-    d = r.exact(op.results[0], first(cotangents))
-    r.give(x, r.b.one(ops.Spread(r.kind(x).dim(op.attrs.dim)), d, r.get(index)))
+def as_it_is(s: Site, attrs: ops.Attrs, position: int) -> int | None:
+    """Of a transpose, and of a sum, since the lost dims are broadcast by name."""
+    return s.dy
 
 
-def spread(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """The cotangent at the position."""
-    assert isinstance(op.attrs, ops.Spread)
-    value, index = op.operands
-    d = r.exact(op.results[0], first(cotangents))
-    r.give(value, r.b.one(ops.Pick(op.attrs.dim.name), d, r.get(index)))
+def greatest(s: Site, attrs: ops.ReduceMax, position: int) -> int | None:
+    """To the largest elements, in equal shares where several are."""
+    b, kind = s.b, s.kind(0)
+    smaller = b.one(ops.Less(), s.x(0), s.y())
+    ones = b.one(ops.Where(), smaller, b.constant(0.0), b.one(ops.Fill(1.0, kind.dtype)))
+    share = b.div(s.dy, b.sum(ones, attrs.dims))
+    return b.one(ops.Where(), smaller, b.constant(0.0), share)
 
 
-def rope(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """Rotations are orthogonal: turn back."""
-    attrs = op.attrs
-    assert isinstance(attrs, ops.Rope)
-    back = ops.Rope(attrs.along, attrs.dim, attrs.theta, attrs.layout, not attrs.inverse)
-    r.give(op.operands[0], r.b.one(back, r.exact(op.results[0], first(cotangents))))
+def dot(s: Site, attrs: ops.Dot, position: int) -> int | None:
+    """The other operand, contracted with the cotangent over the dims that it alone has."""
+    mine, others = s.kind(position).names, s.kind(1 - position).names
+    own = tuple(name for name in others if name not in mine)
+    return contracted(s.b, s.dy, s.x(1 - position), own, s.kind(position))
 
 
-def attend(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """By attend_grad, from the result and its log-sum-exp."""
-    attrs = op.attrs
-    assert isinstance(attrs, ops.Attend)
-    if cotangents[1] is not None:
-        raise InternalError("attend's log-sum-exp has no gradient")
-    back = ops.AttendGrad(
-        attrs.along, attrs.heads, attrs.kv_heads, attrs.dim, attrs.scale, attrs.mask
-    )
-    given = [r.get(value) for value in (*op.operands, *op.results)]
-    found = r.b.emit(back, *given, r.exact(op.results[0], first(cotangents)))
-    for operand, contribution in zip(op.operands, found, strict=True):
-        if r.wants(operand):
-            r.give(operand, contribution)
+def contracted(b: Builder, dy: int, other: int, over: Sequence[str], kind: Type) -> int:
+    """dot[over](dy, other), with the operands in the order that gives the layout of `kind`."""
+    have = b.types[dy].names
+    other = b.sum(other, tuple(name for name in over if name not in have))
+    left = tuple(name for name in over if name in have)
+    if not left:
+        return b.mul(dy, other)
+    natural = product_names(b.types[dy].names, b.types[other].names, left)
+    if natural == tuple(name for name in kind.names if name in natural):
+        return b.one(ops.Dot(left), dy, other)
+    return b.one(ops.Dot(left), other, dy)
 
 
-def scan(r: Reverse, op: Op, cotangents: Cotangents) -> None:
-    """By the reversed scan that was made with the forward one."""
-    r.reversed_scan(op, cotangents)
+def product_names(a: Sequence[str], b: Sequence[str], over: Sequence[str]) -> tuple[str, ...]:
+    """The dims of a dot of values with these dims, in order."""
+    batch = tuple(name for name in a if name in b and name not in over)
+    own_a, own_b = (n for n in a if n not in b), (n for n in b if n not in a)
+    return (*batch, *own_a, *own_b)
 
 
-GRADIENTS: Final[Mapping[type[Attrs], Rule]] = {
-    ops.Add: elementwise(same, same),
-    ops.AddN: add_all,
+def take(s: Site, attrs: ops.Take, position: int) -> int | None:
+    """Added up at the rows that were taken."""
+    if position == 1:
+        return None
+    return s.b.one(ops.Put(Dim(attrs.dim)), s.x(1), s.dy_with(s.kind(1).names))
+
+
+def put(s: Site, attrs: ops.Put, position: int) -> int | None:
+    """Taken from the rows that were added to."""
+    if position == 0:
+        return None
+    return s.b.one(ops.Take(attrs.dim.name), s.dy_with((attrs.dim.name,)), s.x(0))
+
+
+def pick(s: Site, attrs: ops.Pick, position: int) -> int | None:
+    """At the position that was picked, zeros elsewhere."""
+    if position == 1:
+        return None
+    return s.b.one(ops.Spread(Dim(attrs.dim)), s.dy_with(s.kind(1).names), s.x(1))
+
+
+def spread(s: Site, attrs: ops.Spread, position: int) -> int | None:
+    """Picked at the position."""
+    if position == 1:
+        return None
+    names = (*s.kind(1).names, attrs.dim.name)
+    return s.b.one(ops.Pick(attrs.dim.name), s.dy_with(names), s.x(1))
+
+
+def rope(s: Site, attrs: ops.Rope, position: int) -> int | None:
+    """Turned back."""
+    back = msgspec.structs.replace(attrs, inverse=not attrs.inverse)
+    return s.b.one(back, s.dy_with((attrs.along, attrs.dim)))
+
+
+def attend(s: Site, attrs: ops.Attend, position: int) -> int | None:
+    """One op gives all three; the log-sum-exp is for the backward pass and has no gradient."""
+    if s.cotangents[1] is not None:
+        raise InternalError(f"{s.op.path}: no gradient flows through the log-sum-exp of attend")
+    if not s.shared:
+        back = ops.AttendGrad(
+            attrs.along, attrs.heads, attrs.kv_heads, attrs.dim, attrs.scale, attrs.mask
+        )
+        values = (s.x(0), s.x(1), s.x(2), s.y(0), s.y(1))
+        s.shared = s.b.emit(back, *values, written_out(s.b, s.dy, s.result()))
+    return s.shared[position]
+
+
+GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
+    **dict.fromkeys((ops.Fill, ops.Iota, ops.Less, ops.Random, ops.Stop), nothing),
+    ops.Add: elementwise(passed),
+    ops.AddN: elementwise(passed),
     ops.Attend: attend,
     ops.Cast: elementwise(cast),
-    ops.Cos: elementwise(
-        scaled(lambda r, op: r.b.neg(r.b.one(ops.Sin(), r.get(op.operands[0]))))
-    ),
-    ops.Div: elementwise(lambda r, op, d: r.b.div(d, r.get(op.operands[1])), divisor),
+    ops.Cos: unary(lambda s: s.b.neg(s.b.one(ops.Sin(), s.x(0)))),
+    ops.Div: elementwise(div),
     ops.Dot: dot,
-    ops.Erf: elementwise(scaled(erf)),
-    ops.Exp: elementwise(scaled(out)),
-    ops.Log: elementwise(lambda r, op, d: r.b.div(d, r.get(op.operands[0]))),
-    ops.Maximum: elementwise(chosen(less_wins=False), chosen(less_wins=True)),
-    ops.Minimum: elementwise(chosen(less_wins=True), chosen(less_wins=False)),
-    ops.Mul: elementwise(times(1), times(0)),
-    ops.Neg: elementwise(negated),
+    ops.Erf: unary(erf_slope),
+    ops.Exp: unary(lambda s: s.y()),
+    ops.Log: elementwise(log),
+    ops.Maximum: elementwise(maximum),
+    ops.Minimum: elementwise(minimum),
+    ops.Mul: elementwise(mul),
+    ops.Neg: elementwise(lambda s, position: s.b.neg(s.dy)),
     ops.Pick: pick,
-    ops.Pow: elementwise(power, no_exponent),
+    ops.Pow: elementwise(power),
     ops.Put: put,
-    ops.ReduceMax: no_rule,
-    ops.ReduceSum: reduce_sum,
-    ops.Rename: elementwise(rename),
+    ops.ReduceMax: greatest,
+    ops.ReduceSum: as_it_is,
+    ops.Rename: rename,
     ops.Rope: rope,
-    ops.Rsqrt: elementwise(scaled(cube)),
-    ops.Scan: scan,
-    ops.Sigmoid: elementwise(scaled(sigmoid)),
-    ops.Sin: elementwise(scaled(lambda r, op: r.b.one(ops.Cos(), r.get(op.operands[0])))),
+    ops.Rsqrt: unary(rsqrt_slope),
+    ops.Sigmoid: unary(logistic_slope),
+    ops.Sin: unary(lambda s: s.b.one(ops.Cos(), s.x(0))),
     ops.Spread: spread,
-    ops.Sqrt: elementwise(
-        lambda r, op, d: r.b.div(r.b.mul(d, r.b.constant(0.5)), out(r, op))
-    ),
-    ops.Sub: elementwise(same, negated),
+    ops.Sqrt: elementwise(square_root),
+    ops.Sub: elementwise(sub),
     ops.Take: take,
-    ops.Tanh: elementwise(scaled(tanh)),
-    ops.Transpose: elementwise(same),
-    ops.Where: where,
+    ops.Tanh: unary(tanh_slope),
+    ops.Transpose: as_it_is,
+    ops.Where: elementwise(where),
 }
+"""Every op that may stand in a program before it is differentiated, but `scan`."""
 
-CONSTANT: Final[frozenset[type[Attrs]]] = frozenset(
-    {ops.Fill, ops.Iota, ops.Less, ops.Random, ops.Stop}
-)
-"""Ops whose results carry no gradient."""
+
+def rule_of(op: Op) -> Rule:
+    """The op's rule; InternalError if it has none."""
+    found = GRADIENTS.get(type(op.attrs))
+    if found is None:
+        raise InternalError(f"{op.kind} at {op.path} has no gradient")
+    return found

@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, Put, Transpose
+from fllmc.ir.ops import Attend, Dot, DotAdd, Put, Transpose
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass

@@ -1,14 +1,16 @@
-"""optimizer-step: training -> training. The whole step: gradients, clipping, updates.
+"""optimizer-step: training -> training. From gradients to the whole training step.
 
-    accumulated(params, data) -> (loss, grad...)
+    func gradients(params, data) -> (loss, grad.NAME, ...)
     ->
-    train(params, states, data, step) -> (params, states, loss, grad_norm)
-    evaluate(params, evaluate.tokens, ...) -> (loss, count)
+    func train(params, states NAME#m, ..., data, step: f64[] host)
+        -> (NAME, NAME#m, ..., loss, grad_norm)
 
-Each trainable parameter is updated by the optimizer's equations, which the frontend made functions
-of scalars: instantiated for a tensor they work elementwise. A frozen parameter has no gradient, no
-state and no update. Gradients are scaled down together when their norm is above `clip` (Pascanu et
-al. 2013), with the 1e-6 in the denominator that PyTorch's clip_grad_norm_ has.
+Trainable parameters and their states are replaced; a frozen parameter has no state and is not given
+back. Gradients are clipped together as `torch.nn.utils.clip_grad_norm_` does, then the equations
+of `optimizer` (or of `optimizer.no_decay`) are written out for each parameter, with `rate` at
+`step`, which counts from 1. The loss alone becomes the entry `evaluate`.
+
+What states begin with stays in the program as the function `optimizer.states`.
 """
 
 from __future__ import annotations
@@ -16,116 +18,129 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import msgspec
+from msgspec import structs
 
 from fllmc.ir.build import Builder
 from fllmc.ir.ops import AddN, Minimum, Sqrt
-from fllmc.ir.program import Function, Input, Level, Parameter, Program
+from fllmc.ir.program import Function, Level, Parameter, Program
+from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import HOST_SCALAR
+from fllmc.passes.accumulate import GRADIENTS
+from fllmc.passes.apply_loss import FORWARD, widest
 from fllmc.passes.base import Context, Pass
+from fllmc.passes.gradients import written_out
+from fllmc.passes.inline import reachable
 
-
-def state_name(parameter: str, state: str) -> str:
-    """The name of an optimizer state, `body.attn.wq#m`."""
-    return f"{parameter}#{state}"
-
-
-def gradient_norm(b: Builder, gradients: Mapping[str, int]) -> int:
-    """The square root of the sum of squares of all elements."""
-    b.path = "clip"
-    squares = [b.sum(b.mul(g, g), b.types[g].names) for g in gradients.values()]
-    return b.one(Sqrt(), b.one(AddN(), *squares))
-
-
-def train_function(program: Program, clip: float, steps: int) -> Function:
-    """`train`."""
-    source = program.function("accumulated")
-    trained = [p for p in program.parameters if p.trainable]
-    states = program.function("optimizer.states").outputs
-    b = Builder("train", program.sizes, program.signatures)
-    given: dict[str, int] = {}
-    for number, each in enumerate(source.inputs):
-        if each.role == "param":
-            given[each.name] = b.input(each.name, source.types[number], "param")
-    for parameter in trained:
-        for state in states:
-            name = state_name(parameter.name, state)
-            given[name] = b.input(name, parameter.type, "state")
-    for number, each in enumerate(source.inputs):
-        if each.role != "param":
-            given[each.name] = b.input(each.name, source.types[number], each.role)
-    step = b.input("step", HOST_SCALAR, "host")
-    results = b.copy(source, [given[each.name] for each in source.inputs])
-    gradients = {p.name: g for p, g in zip(trained, results[1:], strict=True)}
-    norm = gradient_norm(b, gradients)
-    if clip:
-        ratio = b.div(b.constant(clip), b.add(norm, b.constant(1e-6)))
-        scale = b.one(Minimum(), ratio, b.constant(1.0))
-        gradients = {name: b.mul(g, scale) for name, g in gradients.items()}
-    b.path = "rate"
-    (rate,) = b.copy(program.function("rate"), [step, b.constant(steps)], "rate")
-    new: dict[str, int] = {}
-    for parameter in trained:
-        new |= updates(b, program, parameter, given, gradients[parameter.name], (rate, step))
-    outputs = {**new, "loss": results[0], "grad_norm": norm}
-    return b.finish(list(outputs.values()), list(outputs), source.span)
-
-
-def updates(
-    b: Builder,
-    program: Program,
-    parameter: Parameter,
-    given: Mapping[str, int],
-    gradient: int,
-    scalars: tuple[int, int],
-) -> dict[str, int]:
-    """The new parameter and states, by name."""
-    function = program.function("optimizer" if parameter.decays else "optimizer.no_decay")
-    operands = {
-        "param": given[parameter.name],
-        "grad": b.cast(gradient, parameter.type.dtype),
-        "rate": scalars[0],
-        "step": scalars[1],
-    }
-    for each in function.inputs:
-        if each.name not in operands:
-            operands[each.name] = given[state_name(parameter.name, each.name)]
-    results = b.copy(function, [operands[each.name] for each in function.inputs], "optimizer")
-    names = [
-        parameter.name if output == "param" else state_name(parameter.name, output)
-        for output in function.outputs
-    ]
-    return dict(zip(names, results, strict=True))
-
-
-def renamed_data(function: Function, name: str) -> Function:
-    """An entry whose data inputs have storage of their own, `evaluate.tokens`."""
-    inputs = tuple(
-        Input(f"evaluate.{each.name}", each.role) if each.role == "data" else each
-        for each in function.inputs
-    )
-    return msgspec.structs.replace(function, name=name, inputs=inputs)
+TRAIN, EVALUATE, STATES = "train", "evaluate", "optimizer.states"
+CLIP_EPS = 1e-6
+"""What `torch.nn.utils.clip_grad_norm_` adds to the norm that it divides by."""
 
 
 class OptimizerStep(Pass, frozen=True):
-    """Make the entries of a run. `clip` 0 does not clip; `steps` is the run's length."""
-
-    clip: float = 0.0
-    steps: int = 1
+    """Replace `gradients` by `train`. `steps` is the length of the run, `clip` 0 for no clipping."""
 
     name: ClassVar[str] = "optimizer-step"
     takes: ClassVar[Level] = "training"
     gives: ClassVar[Level] = "training"
     keeps: ClassVar[str] = "new"
 
+    steps: int
+    clip: float = 0.0
+
     def run(self, program: Program, cx: Context) -> Program:
-        """Add `train`, name the other entries, and drop what is used up."""
-        del cx
-        train = train_function(program, self.clip, self.steps)
-        made = [train, renamed_data(program.function("forward"), "evaluate")]
-        if any(function.name == "predict" for function in program.functions):
-            made.append(renamed_data(program.function("predict"), "predict"))
-        spent = ("forward", "accumulated", "optimizer", "optimizer.no_decay", "rate")
-        program = program.with_functions(*made, drop=spent)
-        entries = tuple(function.name for function in made)
-        return msgspec.structs.replace(program, entries=entries)
+        """The program with the entries `train`, `evaluate` and, if there is one, `predict`."""
+        evaluate = structs.replace(program.function(FORWARD), name=EVALUATE)
+        names = {GRADIENTS: TRAIN, FORWARD: EVALUATE}
+        entries = tuple(names.get(name, name) for name in program.entries)
+        train = self.train(program)
+        program = structs.replace(program, entries=entries).with_functions(train, evaluate)
+        used = reachable(program, (*entries, STATES))
+        return program.with_functions(
+            drop=tuple(f.name for f in program.functions if f.name not in used)
+        )
+
+    def train(self, program: Program) -> Function:
+        """The whole step."""
+        b = Builder(TRAIN, program.sizes, program.signatures)
+        gradients = program.function(GRADIENTS)
+        trained = [parameter for parameter in program.parameters if parameter.trainable]
+        operands, states = train_inputs(b, gradients, trained, program.function(STATES).outputs)
+        step = b.input("step", HOST_SCALAR, "host")
+        found = dict(zip(gradients.outputs, b.copy(gradients, operands), strict=True))
+        outputs = {"loss": found.pop("loss")}
+        b.path, b.span = "clip", NOWHERE
+        outputs["grad_norm"] = norm(b, list(found.values()))
+        scale = self.scale(b, outputs["grad_norm"]) if self.clip else None
+        rate = self.rate(b, program.function("rate"), step)
+        inputs = dict(zip((i.name for i in gradients.inputs), operands, strict=True))
+        updated: dict[str, int] = {}
+        for parameter in trained:
+            b.path = "clip"
+            name = parameter.name
+            slope = found[f"grad.{name}"]
+            if scale is not None:
+                slope = b.mul(slope, b.cast(scale, b.types[slope].dtype))
+            given = {"param": inputs[name], "grad": slope, "rate": rate, "step": step}
+            updated |= update(b, program, parameter, {**given, **states[name]})
+        weights = {name: value for name, value in updated.items() if "#" not in name}
+        results = weights | updated | outputs
+        return b.finish(list(results.values()), list(results), gradients.span)
+
+    def scale(self, b: Builder, whole: int) -> int:
+        """What gradients of this norm are multiplied by."""
+        clipped = b.div(b.constant(self.clip), b.add(whole, b.constant(CLIP_EPS)))
+        return b.one(Minimum(), b.constant(1.0), clipped)
+
+    def rate(self, b: Builder, function: Function, step: int) -> int:
+        """The learning rate of the step, a host scalar."""
+        given = {"step": step, "steps": b.constant(self.steps)}
+        (rate,) = b.copy(function, [given[i.name] for i in function.inputs], "rate")
+        return rate
+
+
+def train_inputs(
+    b: Builder, gradients: Function, trained: list[Parameter], states: tuple[str, ...]
+) -> tuple[list[int], dict[str, dict[str, int]]]:
+    """The inputs of `gradients` with states behind the parameters; states by parameter."""
+    made: dict[int, int] = {}
+    found: dict[str, dict[str, int]] = {}
+
+    def add(params: bool) -> None:
+        for number, given in enumerate(gradients.inputs):
+            if (given.role == "param") == params:
+                made[number] = b.input(given.name, gradients.types[number], given.role)
+
+    add(True)
+    for parameter in trained:
+        kind = gradients.types[gradients.input_number(parameter.name)]
+        found[parameter.name] = {
+            state: b.input(f"{parameter.name}#{state}", kind, "state") for state in states
+        }
+    add(False)
+    return [made[number] for number in range(len(gradients.inputs))], found
+
+
+def norm(b: Builder, gradients: list[int]) -> int:
+    """The Euclidean norm of all gradients together, in at least f32."""
+    squares: list[int] = []
+    for gradient in gradients:
+        wide = b.cast(gradient, widest(b.types[gradient].dtype))
+        squares.append(b.sum(b.mul(wide, wide), b.types[wide].names))
+    return b.one(Sqrt(), b.one(AddN(), *squares) if len(squares) > 1 else squares[0])
+
+
+def update(
+    b: Builder, program: Program, parameter: Parameter, given: Mapping[str, int]
+) -> dict[str, int]:
+    """The parameter and its states after the step, by their names."""
+    function = program.function("optimizer" if parameter.decays else "optimizer.no_decay")
+    kind = b.types[given["param"]]
+    b.path, b.span = "optimizer", NOWHERE
+    values = {**given, "grad": b.cast(given["grad"], kind.dtype)}
+    operands = [values[i.name] for i in function.inputs]
+    results = b.copy(function, operands, "optimizer")
+    found: dict[str, int] = {}
+    for output, value in zip(function.outputs, results, strict=True):
+        name = parameter.name if output == "param" else f"{parameter.name}#{output}"
+        found[name] = written_out(b, b.cast(value, kind.dtype), kind)
+    return found

@@ -1,147 +1,251 @@
-"""Reverse mode over a flat function: cotangents gathered from the last op to the first.
+"""One straight-line function run backward: its ops in reverse, each by its gradient rule.
 
-The same walk serves the entry, where gradient ops follow the forward ops in one function, and the
-body of a scan, where they go to a function of their own that gets what it needs of the forward
-values as slices: residuals that the forward scan stacks, the stacked parameters, shared values.
+What comes out is a draft: a function whose inputs are the values that the rules asked for, taken
+note of in the order of asking. `passes/differentiate.py` decides how each of them gets there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
-import msgspec
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 from fllmc.ir.build import Builder
-from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import Add, AddN, Env, Fill, Scan, Transpose
-from fllmc.ir.program import Function, Op
-from fllmc.ir.types import Type
-
-Get = Callable[[int], int]
-Cotangents = Sequence[int | None]
-
-
-class Reverse:
-    """The state of one walk. Values of the forward function are named by their forward numbers."""
-
-    def __init__(self, forward: Function, wanted: set[int], b: Builder, get: Get):
-        self.forward = forward
-        self.wanted = wanted
-        self.b = b
-        self.get = get
-        self.env = Env(b.sizes, b.functions)
-        self.contributions: dict[int, list[int]] = {}
-        self.scans: dict[int, ScanGradient] = {}
-
-    def kind(self, value: int) -> Type:
-        """The type of a forward value."""
-        return self.forward.types[value]
-
-    def wants(self, value: int) -> bool:
-        """Whether a trained parameter has a part in the value."""
-        return value in self.wanted
-
-    def give(self, value: int, contribution: int, narrow: bool = False) -> None:
-        """Add to the cotangent of a value, summed over dims that the value lacks.
-
-        A contribution that lacks a dim of the op's result stands for equal numbers along it. Where
-        the operand lacks that dim too, the sum is the number times the dim's size: `narrow` says
-        that the rule has no such dims.
-        """
-        have = self.b.types[contribution].names
-        over = [name for name in have if name not in self.kind(value).names]
-        if not narrow:
-            contribution = self.b.sum(contribution, over)
-        self.contributions.setdefault(value, []).append(contribution)
-
-    def cotangent(self, value: int) -> int | None:
-        """All contributions added up; None when there are none."""
-        found = self.contributions.get(value, [])
-        if len(found) > 1:
-            total = self.b.one(Add() if len(found) == 2 else AddN(), *found)
-            self.contributions[value] = found = [total]
-        return found[0] if found else None
-
-    def exact(self, value: int, cotangent: int | None) -> int:
-        """A cotangent with the dims and layout of its value; zeros for None."""
-        wanted = self.kind(value)
-        if cotangent is None:
-            return self.b.zeros(wanted)
-        have = self.b.types[cotangent]
-        missing = [dim for dim in wanted.dims if dim.name not in have.names]
-        if missing:
-            ones = self.b.one(Fill(1.0, wanted.dtype, wanted.dims))
-            cotangent = self.b.mul(ones, cotangent)
-        if self.b.types[cotangent].names != wanted.names:
-            cotangent = self.b.one(Transpose(wanted.names), cotangent)
-        return cotangent
-
-    def walk(self, rules: Mapping[type, Callable[[Reverse, Op, Cotangents], None]]) -> None:
-        """Run the rule of every op that has a cotangent and a wanted operand, last op first."""
-        for op in reversed(self.forward.ops):
-            if not any(self.wants(value) for value in op.operands):
-                continue
-            found = [self.cotangent(value) for value in op.results]
-            if all(value is None for value in found):
-                continue
-            self.b.path, self.b.span = op.path, op.span
-            found = [
-                None if value is None else self.widened(op, result, value)
-                for result, value in zip(op.results, found, strict=True)
-            ]
-            if type(op.attrs) not in rules:
-                raise InternalError(f"{op.kind} has no gradient rule")
-            rules[type(op.attrs)](self, op, found)
-
-    def widened(self, op: Op, result: int, cotangent: int) -> int:
-        """The cotangent with the dims that some operand lacks, which its rule sums over."""
-        have = self.b.types[cotangent].names
-        lost = [
-            name
-            for name in self.kind(result).names
-            if name not in have and any(name not in self.kind(v).names for v in op.operands)
-        ]
-        return self.exact(result, cotangent) if lost else cotangent
-
-    def reversed_scan(self, op: Op, cotangents: Cotangents) -> None:
-        """Emit the reversed scan and hand its results to the operands."""
-        made = self.scans[op.results[0]]
-        attrs = op.attrs
-        assert isinstance(attrs, Scan)
-        carried = [self.exact(op.results[k], cotangents[k]) for k in made.carries]
-        sums = [self.b.zeros(self.kind(op.operands[k])) for k in made.shared]
-        slices = [
-            *(self.get(made.stacked[v]) if v in made.stacked else self.get(op.operands[v])
-              for v in made.slices),
-            *(self.exact(op.results[k], cotangents[k]) for k in made.incoming),
-        ]  # fmt: skip
-        rest = [self.get(op.operands[k]) for k in made.constants]
-        back = Scan(
-            made.function.name, attrs.over, len(carried) + len(sums), len(slices), not attrs.reverse
-        )
-        results = self.b.emit(back, *carried, *sums, *slices, *rest)
-        targets = [*made.carries, *made.shared, *made.stacked_gradients]
-        for position, value in zip(targets, results, strict=True):
-            if self.wants(op.operands[position]):
-                self.give(op.operands[position], value)
+from fllmc.ir.ops import Add, AddN, Fill, Iota, Scan
+from fllmc.ir.ops.structure import stack_of
+from fllmc.ir.program import Function, Op, Role
+from fllmc.ir.types import Sizes, Type
+from fllmc.ir.walk import host_values
+from fllmc.passes.gradients import Site, nothing, ordered, rule_of, written_out, zero
 
 
-class ScanGradient(msgspec.Struct):
-    """The backward function of a scan and what it is given, by the forward body's input numbers.
+class Saved(NamedTuple):
+    """A forward value that the backward function takes.
 
-    `carries` need a cotangent; `shared` values get their gradient as further carries; `slices` are
-    forward values: residuals or stacked inputs; `incoming` are stacked results with a cotangent;
-    `constants` are shared inputs. `stacked` maps a residual to its stacked value in the caller, and
-    `stacked_gradients` are the slices whose gradient is a stacked result.
+    It is value number `value` of the function; or, where `scan` is the position of a scan among its
+    ops, number `value` among the further values that this scan is to stack.
+    """
+
+    value: int
+    scan: int = -1
+
+
+class Cotangent(NamedTuple):
+    """The cotangent of a result, by its position, that the backward function is given."""
+
+    result: int
+
+
+Key: TypeAlias = "Saved | Cotangent"
+
+
+class Stacked(NamedTuple):
+    """The function that a scan is to run forward, and the values of the body that it adds."""
+
+    function: str
+    saved: tuple[Saved, ...]
+
+
+class Draft(NamedTuple):
+    """A function run backward. Input i is `keys[i]`, result i the cotangent of input `gradients[i]`.
+
+    `stacks` holds, by position among the forward ops, what its scans are to run instead.
     """
 
     function: Function
-    forward: Function
-    residuals: list[int]
-    carries: list[int]
-    shared: list[int]
-    slices: list[int]
-    incoming: list[int]
-    constants: list[int]
-    stacked_gradients: list[int]
-    stacked: dict[int, int]
+    keys: tuple[Key, ...]
+    gradients: tuple[int, ...]
+    stacks: Mapping[int, Stacked]
+
+
+class Body(NamedTuple):
+    """A scan's body run forward and backward.
+
+    `carries` are the forward carries whose cotangents the backward scan carries, `shared` the
+    shared inputs whose gradients it sums, `slices` the sliced inputs whose gradients it stacks, all
+    by position among the forward body's inputs. `keys` are what it takes beside carries: first
+    `sliced` of them by slices, the others shared; a `Saved` speaks of the forward body.
+    """
+
+    forward: Stacked
+    backward: Function
+    carries: tuple[int, ...]
+    shared: tuple[int, ...]
+    slices: tuple[int, ...]
+    keys: tuple[Key, ...]
+    sliced: int
+
+
+class Bodies:
+    """What makes the bodies of scans, and knows all functions."""
+
+    functions: dict[str, Function]
+    sizes: Sizes
+
+    def active(self, function: Function, inputs: set[int]) -> set[int]:
+        """The values that depend on these inputs by ops that gradients flow through."""
+        found = set(inputs)
+        for op in function.ops:
+            if isinstance(op.attrs, Scan):
+                found |= self._active_results(op, op.attrs, found)
+            elif rule_of(op) is not nothing and found.intersection(op.operands):
+                found.update(v for v in op.results if function.types[v].is_float)
+        return found
+
+    def active_inputs(self, op: Op, attrs: Scan, active: set[int]) -> set[int]:
+        """The inputs of a scan's body that are active in some run of it."""
+        body = self.functions[attrs.function]
+        found = {position for position, value in enumerate(op.operands) if value in active}
+        while True:
+            inside = self.active(body, found)
+            carried = {c for c in range(attrs.carries) if body.results[c] in inside}
+            if carried <= found:
+                return found
+            found |= carried
+
+    def _active_results(self, op: Op, attrs: Scan, active: set[int]) -> set[int]:
+        body = self.functions[attrs.function]
+        inputs = self.active_inputs(op, attrs, active)
+        inside = self.active(body, inputs)
+        carried = {op.results[c] for c in range(attrs.carries) if c in inputs}
+        return carried | {
+            op.results[at] for at, value in enumerate(body.results) if value in inside
+        }
+
+    def body(self, op: Op, attrs: Scan, active: set[int], given: frozenset[int]) -> Body:
+        """A scan's body for the active operands and results with a cotangent."""
+        raise NotImplementedError
+
+
+class Reverse:
+    """A function on its way back. Cotangents are only gathered for active values."""
+
+    def __init__(self, function: Function, active: set[int], bodies: Bodies) -> None:
+        self.function = function
+        self.active = active
+        self.bodies = bodies
+        signatures = {name: f.signature for name, f in bodies.functions.items()}
+        self.b = Builder(function.name, bodies.sizes, signatures)
+        self.keys: dict[Key, int] = {}
+        self.stacks: dict[int, Stacked] = {}
+        self._host = host_values(function)
+        self._makers = {value: op for op in function.ops for value in op.results}
+        self._again: dict[int, int] = {}
+        self._found: dict[int, list[int]] = {}
+
+    def run(self, given: Sequence[int]) -> Draft:
+        """The draft for cotangents of these results."""
+        for position in given:
+            value = self.function.results[position]
+            if value in self.active:
+                self.push(value, self.key(Cotangent(position), self.function.types[value]))
+        for at in reversed(range(len(self.function.ops))):
+            op = self.function.ops[at]
+            self.b.path, self.b.span = op.path, op.span
+            if not any(self._found.get(value) for value in op.results):
+                continue
+            if isinstance(op.attrs, Scan):
+                self._scan(at, op, op.attrs)
+            else:
+                self._op(op)
+        return self._draft()
+
+    def _draft(self) -> Draft:
+        gradients = tuple(n for n in range(len(self.function.inputs)) if self._found.get(n))
+        results: list[int] = []
+        for number in gradients:
+            self.b.path = self.function.inputs[number].name
+            found = self.total(number)
+            assert found is not None
+            results.append(found)
+        names = [f"grad.{self.function.inputs[number].name}" for number in gradients]
+        draft = self.b.finish(results, names, self.function.span)
+        return Draft(draft, tuple(self.keys), gradients, self.stacks)
+
+    def key(self, key: Key, kind: Type, role: Role = "value") -> int:
+        """The input that stands for a key, added on first use."""
+        if key not in self.keys:
+            self.keys[key] = self.b.input(f"v{len(self.keys)}", kind, role)
+        return self.keys[key]
+
+    def saved(self, value: int) -> int:
+        """A value of the forward function. What costs nothing to make is made again."""
+        maker = self._makers.get(value)
+        if maker is None or not (value in self._host or isinstance(maker.attrs, Fill | Iota)):
+            role: Role = "host" if value in self._host else "value"
+            return self.key(Saved(value), self.function.types[value], role)
+        if value not in self._again:
+            operands = [self.saved(operand) for operand in maker.operands]
+            self._again[value] = self.b.one(maker.attrs, *operands)
+        return self._again[value]
+
+    def push(self, value: int, cotangent: int | None) -> None:
+        """Add to the cotangent of a value, if it is active."""
+        if cotangent is None or value not in self.active:
+            return
+        kind = self.function.types[value]
+        found = self.b.cast(cotangent, kind.dtype)
+        self._found.setdefault(value, []).append(ordered(self.b, found, kind))
+
+    def total(self, value: int) -> int | None:
+        """The whole cotangent of a value, once all its uses have been gone through."""
+        found = self._found.get(value, [])
+        if len(found) > 1:
+            total = self.b.one(Add() if len(found) == 2 else AddN(), *found)
+            found[:] = [ordered(self.b, total, self.function.types[value])]
+        return found[0] if found else None
+
+    def _op(self, op: Op) -> None:
+        cotangents = [self.total(value) for value in op.results]
+        site = Site(self.b, op, self.function.types, self.saved, cotangents)
+        rule = rule_of(op)
+        for position, value in enumerate(op.operands):
+            if value in self.active:
+                self.push(value, rule(site, op.attrs, position))
+
+    def _scan(self, at: int, op: Op, attrs: Scan) -> None:
+        """A scan in the other direction over the body run backward."""
+        cotangents = [self.total(value) for value in op.results]
+        given = frozenset(n for n, found in enumerate(cotangents) if found is not None)
+        body = self.bodies.body(op, attrs, self.active, given)
+        self.stacks[at] = body.forward
+        types, b = self.function.types, self.b
+        carries = [self._whole(cotangents[c], types[op.results[c]]) for c in body.carries]
+        carries += [zero(b, types[op.operands[position]]) for position in body.shared]
+        others = [self._handed(at, op, attrs, body, cotangents, key) for key in body.keys]
+        b.functions[body.backward.name] = body.backward.signature
+        back = Scan(
+            body.backward.name, attrs.over, len(carries), body.sliced, reverse=not attrs.reverse
+        )
+        results = b.emit(back, *carries, *others)
+        for position, result in zip(
+            (*body.carries, *body.shared, *body.slices), results, strict=True
+        ):
+            self.push(op.operands[position], result)
+
+    def _handed(
+        self,
+        at: int,
+        op: Op,
+        attrs: Scan,
+        body: Body,
+        cotangents: Sequence[int | None],
+        key: Key,
+    ) -> int:
+        """What the backward scan is given for a key of its body."""
+        if isinstance(key, Cotangent):
+            return self._whole(cotangents[key.result], self.function.types[op.results[key.result]])
+        inner = self.bodies.functions[attrs.function]
+        if key not in body.forward.saved:
+            if attrs.carries <= key.value < len(inner.inputs) and key.scan < 0:
+                return self.saved(op.operands[key.value])
+            return self.saved(op.results[inner.results.index(key.value, attrs.carries)])
+        forward = self.bodies.functions[body.forward.function]
+        position = len(inner.results) + body.forward.saved.index(key)
+        kind = forward.types[forward.results[position]]
+        return self.key(Saved(position - len(inner.results), at), stack_of(kind, attrs.over))
+
+    def _whole(self, cotangent: int | None, kind: Type) -> int:
+        """A cotangent with all dims of its value; zeros where there is none."""
+        return zero(self.b, kind) if cotangent is None else written_out(self.b, cotangent, kind)
+
+

@@ -65,7 +65,9 @@ def emit_sum(b: Builder, mapping: dict[int, int], op: Op, sunk: Sequence[tuple[i
 def with_sums_sunk(function: Function, program: Program) -> Function:
     """The function with accumulating products."""
     found = products(function)
-    sums = {op.results[0]: sinkable(function, op, found) for op in function.ops if len(op.results) == 1}
+    sums = {
+        op.results[0]: sinkable(function, op, found) for op in function.ops if len(op.results) == 1
+    }
     sunk = {value for values in sums.values() for value in values}
     b = Builder(function.name, program.sizes, program.signatures)
     mapping = {

@@ -61,6 +61,24 @@ def _visit(
     done.add(key)
 
 
+def stacked_stacks(blocks: Mapping[Key, Block]) -> Iterator[Diagnostic]:
+    """Stacks of blocks that hold a stack themselves. There must be no circle of blocks."""
+    for block in blocks.values():
+        for outer in block.nested.values():
+            inner = _first_stack(outer.block, blocks) if outer.over else None
+            if inner:
+                reason = "a stack can't hold another stack, and it does"
+                yield BadStack(outer.span, outer.block.name, outer.over, reason, inner.span)
+
+
+def _first_stack(key: Key, blocks: Mapping[Key, Block]) -> Nested | None:
+    for nested in blocks[key].nested.values() if key in blocks else ():
+        found = nested if nested.over else _first_stack(nested.block, blocks)
+        if found:
+            return found
+    return None
+
+
 def signature(bound: Bound, modules: Mapping[str, Module]) -> Signature:
     """What a block's users see, read from its head. Unknown dims leave broken kinds."""
     block = bound.section

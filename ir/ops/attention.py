@@ -67,7 +67,9 @@ class Attend(Attrs, frozen=True, tag="attend"):
         require(k == v, f"keys {k} and values {v} differ")
         require(q.dtype == k.dtype, f"queries {q} and keys {k} differ in dtype")
         heads, groups = env.sizes.size(self.heads), env.sizes.size(self.kv_heads)
-        require(heads % groups == 0, f"{self.kv_heads}={groups} does not divide {self.heads}={heads}")
+        require(
+            heads % groups == 0, f"{self.kv_heads}={groups} does not divide {self.heads}={heads}"
+        )
         require(q.axes_of(self.heads) == k.axes_of(self.kv_heads), f"{q}, {k}: heads placed apart")
         rest_q = set(q.without((self.heads,)).dims)
         require(rest_q == set(k.without((self.kv_heads,)).dims), f"{q} and {k} differ in a dim")

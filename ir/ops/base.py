@@ -76,7 +76,9 @@ def distinct(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
     names = [dim.name for dim in dims]
     require(len(set(names)) == len(names), f"a dim stands twice in [{', '.join(names)}]")
     axes = [axis for dim in dims for axis in dim.axes]
-    require(len(set(axes)) == len(axes), f"an axis divides two dims of [{', '.join(map(str, dims))}]")
+    require(
+        len(set(axes)) == len(axes), f"an axis divides two dims of [{', '.join(map(str, dims))}]"
+    )
     return dims
 
 
@@ -102,5 +104,3 @@ def linear_in_one(operands: Sequence[Type], allowed: Sequence[int]) -> tuple[str
     require(position in allowed, f"operand {position} is an unresolved partial value")
     require(operands[position].combine == "sum", "a partial maximum must be resolved first")
     return operands[position].partial
-
-

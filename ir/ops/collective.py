@@ -37,7 +37,9 @@ class AllGather(Attrs, frozen=True, tag="all_gather"):
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         (kind,) = operands
         have = kind.axes_of(self.dim)
-        require(have[len(have) - len(self.axes) :] == self.axes, f"{kind}: not divided by {self.axes}")
+        require(
+            have[len(have) - len(self.axes) :] == self.axes, f"{kind}: not divided by {self.axes}"
+        )
         return (replace_dim(kind, Dim(self.dim, have[: len(have) - len(self.axes)])),)
 
 

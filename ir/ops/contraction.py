@@ -59,7 +59,9 @@ class ReduceSum(Reduce, frozen=True, tag="sum"):
         require(all(name in kind.names for name in self.dims), f"{kind} lacks one of {self.dims}")
         require(not kind.partial or kind.combine == "sum", "a partial maximum can't be summed")
         divided = tuple(axis for name in self.dims for axis in kind.axes_of(name))
-        return (msgspec.structs.replace(kind.without(self.dims), partial=merged(kind.partial, divided)),)
+        return (
+            msgspec.structs.replace(kind.without(self.dims), partial=merged(kind.partial, divided)),
+        )
 
 
 class ReduceMax(Reduce, frozen=True, tag="max"):

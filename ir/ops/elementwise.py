@@ -184,7 +184,8 @@ class Rename(Attrs, frozen=True, tag="rename"):
         for old in new:
             require(old in kind.names, f"{kind} has no dim {old}")
             require(
-                env.sizes.size(old) == env.sizes.size(new[old]), f"{old} and {new[old]} differ in size"
+                env.sizes.size(old) == env.sizes.size(new[old]),
+                f"{old} and {new[old]} differ in size",
             )
         dims = tuple(Dim(new.get(dim.name, dim.name), dim.axes) for dim in kind.dims)
         return (msgspec.structs.replace(kind, dims=distinct(dims)),)

@@ -65,7 +65,9 @@ class Scan(Attrs, frozen=True, tag="scan"):
         )
         matches(inner, found.inputs, f"{self.function}: input")
         matches(found.results[: self.carries], operands[: self.carries], f"{self.function}: carry")
-        stacked = [kind.placed((Dim(self.over), *kind.dims)) for kind in found.results[self.carries :]]
+        stacked = [
+            kind.placed((Dim(self.over), *kind.dims)) for kind in found.results[self.carries :]
+        ]
         return (*found.results[: self.carries], *stacked)
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:

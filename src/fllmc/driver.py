@@ -18,8 +18,8 @@ from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
 from fllmc.ir.types import Mesh
 from fllmc.passes.base import Context
+from fllmc.passes.decisions import decisions
 from fllmc.passes.pipeline import standard_pipeline
-from fllmc.passes.place.summary import decisions
 from fllmc.passes.runner import Dump, Timing, run_pipeline
 
 
@@ -59,7 +59,7 @@ def compile_spec(
 
     program, timings = run_pipeline(spec.program, standard_pipeline(spec), cx, clock, keep)
     hardware = load_target(target)
-    found_decisions = decisions(program, spec.schedule.shards)
+    found_decisions = decisions(program, spec.schedule)
     plan = make_plan(program, spec, hardware, found_decisions, mesh_read)
     texts = tuple((level, print_program(each)) for level, each in levels.items())
     return Compiled(spec, plan, schedule_text(plan), texts, tuple(found), timings)

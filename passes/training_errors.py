@@ -1,0 +1,52 @@
+"""What can be wrong with turning a model into a training step, in words.
+
+Codes E0364 to E0369 and E0501 to E0509.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from fllmc.ir.diagnostics import Diagnostic
+
+
+class NothingTrains(Diagnostic, frozen=True):
+    """Every parameter of the model is frozen, so there is nothing to compute gradients for.
+
+    An adapter's `freeze` may select all parameters if `tune` or `lora` then selects some to train.
+    """
+
+    code: ClassVar[str] = "E0364"
+    title: ClassVar[str] = "all {count} parameters are frozen"
+    label: ClassVar[str] = "nothing is left to train"
+    help: ClassVar[tuple[str, ...]] = ("take some out with `tune`, or add updates with `lora`",)
+
+    count: int
+
+
+class UnevenMicrobatches(Diagnostic, frozen=True):
+    """A batch is cut into micro-batches of equal size, so their number must divide its samples."""
+
+    code: ClassVar[str] = "E0501"
+    title: ClassVar[str] = "a batch of {batch} samples can't be cut into {count} micro-batches"
+    label: ClassVar[str] = "does not divide {batch}"
+
+    batch: int
+    count: int
+
+    def helps(self) -> tuple[str, ...]:
+        """The numbers that work, nearest first."""
+        works = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
+        near = sorted(sorted(works, key=lambda n: (abs(n - self.count), n))[:4])
+        return (f"`microbatches` can be {', '.join(map(str, near))}",)
+
+
+class DimTaken(Diagnostic, frozen=True):
+    """The compiler adds the dim `microbatches` to what a step is fed, so a model can't have it."""
+
+    code: ClassVar[str] = "E0502"
+    title: ClassVar[str] = "the model has a dim `{dim}`, which is the compiler's own"
+    label: ClassVar[str] = "taken"
+    help: ClassVar[tuple[str, ...]] = ("call the model's dim something else",)
+
+    dim: str
