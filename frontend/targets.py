@@ -43,6 +43,13 @@ def load_target(name: str) -> Target:
     return target
 
 
+def smallest_target(needed: int) -> Target:
+    """The device that ships with least memory that is at least `needed` bytes, else with most."""
+    targets = [load_target(name) for name in shipped("targets")]
+    by_memory = sorted(targets, key=lambda target: (target.memory_bytes, target.name))
+    return next((t for t in by_memory if t.memory_bytes >= needed), by_memory[-1])
+
+
 def read_target(section: ast.Target) -> tuple[Target, tuple[Diagnostic, ...]]:
     """The section's figures, and what is wrong with it."""
     name = section.name

@@ -1,4 +1,4 @@
-"""Clusters of ops with a legality rule: a partition of a function's ops whose graph stays acyclic."""
+"""Clusters of ops: a partition of a function's ops whose graph stays acyclic."""
 
 from __future__ import annotations
 
@@ -46,6 +46,29 @@ class Clusters:
             if (self.ancestors[other] >> cluster) & 1:
                 self.ancestors[other] |= gained
 
+    def may_merge(self, a: int, b: int) -> bool:
+        """Whether the two clusters can become one: no way from one to the other passes a third."""
+        third = (self.ancestors[a] | self.ancestors[b]) & ~(1 << a) & ~(1 << b)
+        between = (1 << a) | (1 << b)
+        return all(
+            not (third >> other) & 1 or not self.ancestors[other] & between
+            for other in range(len(self.members))
+        )
+
+    def merge(self, a: int, b: int) -> None:
+        """Move all members of cluster b to cluster a; b stays behind, empty."""
+        gained = (self.ancestors[a] | self.ancestors[b]) & ~(1 << a) & ~(1 << b)
+        for at in self.members[b]:
+            self.cluster_of[at] = a
+        self.members[a] += self.members[b]
+        self.members[b] = []
+        self.ancestors[a] = gained
+        for other in range(len(self.members)):
+            if (self.ancestors[other] >> b) & 1 or (self.ancestors[other] >> a) & 1:
+                self.ancestors[other] &= ~(1 << b)
+                self.ancestors[other] |= gained | (1 << a)
+        self.ancestors[b] = 0
+
     def _upstream(self, clusters: set[int]) -> int:
         found = 0
         for cluster in clusters:
@@ -59,7 +82,8 @@ class Clusters:
         not live longer than they did.
         """
         done = 0
-        left = sorted(range(len(self.members)), key=lambda c: max(self.members[c]))
+        full = [c for c in range(len(self.members)) if self.members[c]]
+        left = sorted(full, key=lambda c: max(self.members[c]))
         result: list[list[int]] = []
         while left:
             ready = next(c for c in left if self.ancestors[c] & ~done == 0)

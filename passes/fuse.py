@@ -117,17 +117,21 @@ class Fuser:
         if not fusable(op) or op.results[0] in self.host:
             self.clusters.start(at)
             return
-        for cluster in self.candidates(at):
+        near = self.candidates(at)
+        for cluster in near:
             group = self.groups[cluster]
             found = self.rows_with(group.rows, op)
             reads = bool(group.row_sums & set(op.operands))
-            if found is None or reads or not self.keeps_sums(cluster, found[0]):
+            if found is None or reads or not self.still_fits(cluster, found[0]):
                 continue
             if self.clusters.may_join(at, cluster):
                 self.clusters.join(at, cluster)
                 group.rows = found[0]
                 if found[1]:
                     group.row_sums.add(op.results[0])
+                for other in near:
+                    if other != cluster:
+                        self.unite(cluster, other)
                 return
         cluster = self.clusters.start(at)
         widest = max(self.tensors(op), key=lambda kind: len(kind.dims))
@@ -136,7 +140,21 @@ class Fuser:
             sums = {op.results[0]} if found[1] else set[int]()
             self.groups[cluster] = Group(found[0], sums)
 
-    def keeps_sums(self, cluster: int, rows: tuple[str, ...]) -> bool:
+    def unite(self, cluster: int, other: int) -> None:
+        """Merge another group into one that now shares a value with it, where that is sound."""
+        a, b = self.groups[cluster], self.groups[other]
+        rows = prefix(a.rows, b.rows)
+        sums = a.row_sums | b.row_sums
+        members = self.clusters.members[cluster] + self.clusters.members[other]
+        reads = {value for at in members for value in self.function.ops[at].operands}
+        if not rows or reads & sums or not self.clusters.may_merge(cluster, other):
+            return
+        if self.still_fits(cluster, rows) and self.still_fits(other, rows):
+            self.clusters.merge(cluster, other)
+            a.rows, a.row_sums = rows, sums
+            del self.groups[other]
+
+    def still_fits(self, cluster: int, rows: tuple[str, ...]) -> bool:
         """Whether all members still fit when the rows shrink to `rows`."""
         ops = [self.function.ops[at] for at in self.clusters.members[cluster]]
         kinds = [kind for op in ops for kind in self.tensors(op)]

@@ -153,7 +153,8 @@ class Reverse:
         gradients = tuple(n for n in range(len(self.function.inputs)) if self._found.get(n))
         results: list[int] = []
         for number in gradients:
-            self.b.path = self.function.inputs[number].name
+            given = self.function.inputs[number]
+            self.b.path = given.name if given.role == "param" else ""
             found = self.total(number)
             assert found is not None
             results.append(found)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import msgspec
+from msgspec import structs
 
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
-from fllmc.frontend.targets import load_target
+from fllmc.frontend.targets import load_target, smallest_target
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Program
@@ -38,16 +39,21 @@ def compile_spec(
     path: str,
     mesh: str = "",
     overrides: Mapping[str, str] | None = None,
-    target: str = "cpu",
+    target: str = "",
     clock: Callable[[], float] = lambda: 0.0,
     dump: Dump | None = None,
+    tell: Callable[[str], None] = lambda reading: None,
 ) -> Compiled:
     """Compile a spec file, or a spec that ships by its name, for a mesh.
 
-    An empty mesh is the spec's own, or one device. Raises DiagnosticError with all that is wrong.
+    An empty mesh is the spec's own, or one device; `tell` is given how it was read. An empty target
+    is the smallest device that ships on which the plan fits. Raises DiagnosticError with all that
+    is wrong.
     """
+    begin = clock()
     spec, warnings = load_spec(path, overrides or {})
     chosen, mesh_read = choose_mesh(mesh, spec)
+    tell(mesh_read)
     found: list[Diagnostic] = list(warnings)
     cx = Context(mesh=chosen, report=found.append)
     levels: dict[str, Program] = {}
@@ -57,12 +63,17 @@ def compile_spec(
         if dump is not None:
             dump(number, name, program)
 
+    read = Timing("read and check", clock() - begin, 0.0)
     program, timings = run_pipeline(spec.program, standard_pipeline(spec), cx, clock, keep)
-    hardware = load_target(target)
-    found_decisions = decisions(program, spec.schedule)
-    plan = make_plan(program, spec, hardware, found_decisions, mesh_read)
+    begin = clock()
+    reasons = decisions(program, spec.schedule)
+    plan = make_plan(program, spec, load_target(target or "cpu"), reasons, mesh_read)
+    if not target:
+        plan = structs.replace(plan, target=smallest_target(plan.arena_bytes))
+    source = schedule_text(plan)
+    planned = Timing("plan and schedule", clock() - begin, 0.0)
     texts = tuple((level, print_program(each)) for level, each in levels.items())
-    return Compiled(spec, plan, schedule_text(plan), texts, tuple(found), timings)
+    return Compiled(spec, plan, source, texts, tuple(found), (read, *timings, planned))
 
 
 def choose_mesh(text: str, spec: Spec) -> tuple[Mesh, str]:

@@ -19,7 +19,7 @@ dims {
 train run: llama3_8b {
   data: text
   loss: cross_entropy(z_loss: 1e-3)
-  optimizer: adamw(betas: (0.9, 0.95), eps: 1e-5, weight_decay: 0.1)
+  optimizer: adamw(betas: (0.9, 0.95), eps: 1e-4, weight_decay: 0.1)
   no_decay: [*.scale, embedding]
   rate: cosine(peak: 1e-2, floor: 1e-3, warmup: 2)
   clip: 0.5
@@ -43,7 +43,7 @@ dims {
 train run: gpt2 {
   data: text
   loss: cross_entropy()
-  optimizer: adamw(betas: (0.9, 0.95), eps: 1e-5, weight_decay: 0.1)
+  optimizer: adamw(betas: (0.9, 0.95), eps: 1e-4, weight_decay: 0.1)
   no_decay: [*.scale, *.bias]
   rate: cosine(peak: 1e-2, floor: 1e-3, warmup: 2)
   steps: 5
@@ -62,12 +62,19 @@ schedule placed for run {
   shard batch over data
   shard (HEADS, ffn, vocab) over tensor
   microbatches: COUNT
+  DIRECTIVES
 }
 """
 
+STORED = "shard embed over data in *"
+"""Parameters stored in parts over the data axis, gathered where they are used."""
+RECOMPUTED = "recompute body.* keep [attn.attend]"
+"""Of each layer the backward keeps its input and what attention gives."""
 
-def small_spec(model: str, dtype: str, microbatches: int) -> str:
+
+def small_spec(model: str, dtype: str, microbatches: int, directives: str = "") -> str:
     """The text of `llama` or `gpt`, everything in `dtype`, the batch cut into `microbatches`."""
     own, heads = (LLAMA, "heads, kv_heads") if model == "llama" else (GPT, "heads")
     rest = REST.replace("HEADS", heads).replace("COUNT", str(microbatches))
+    rest = rest.replace("  DIRECTIVES\n", f"  {directives}\n" if directives else "")
     return own.replace("DTYPE", dtype) + rest

@@ -63,7 +63,8 @@ def normed(b: Builder, x: int, scale: int) -> int:
     narrow = b.types[x].dtype
     wide = b.cast(x, "f64" if narrow == "f64" else "f32")
     mean = b.mul(b.sum(b.mul(wide, wide), ("embed",)), b.constant(1 / SIZES["embed"]))
-    return b.cast(b.mul(b.mul(wide, b.rsqrt(b.add(mean, b.constant(1e-5)))), scale), narrow)
+    sharp = b.mul(wide, b.rsqrt(b.add(mean, b.constant(1e-5))))
+    return b.cast(b.mul(sharp, b.cast(scale, b.types[wide].dtype)), narrow)
 
 
 def layer(params: str, compute: str) -> Function:

@@ -19,8 +19,8 @@ def mesh_option(function: F) -> F:
 
 def target_option(function: F) -> F:
     """`--target h100`."""
-    words = "Device to plan for: one that ships, or a .fllm file with a `target` section."
-    return click.option("--target", default="cpu", show_default=True, help=words)(function)
+    words = "Device to plan for: one that ships, or a .fllm file; else the smallest that fits."
+    return click.option("--target", default="", metavar="DEVICE", help=words)(function)
 
 
 def set_option(function: F) -> F:

@@ -1,0 +1,85 @@
+"""What a plan comes to, in a few lines or as data: the same for `compile` and `inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fllmc.codegen import figures
+from fllmc.ir.plan import Plan
+from fllmc.ir.quantities import bytes_text, count_text, flops_text
+from fllmc.ir.render import Paint
+
+
+def fits(plan: Plan) -> bool:
+    """Whether one rank's arena fits in the target's memory."""
+    return plan.arena_bytes <= plan.target.memory_bytes
+
+
+def summary_lines(name: str, plan: Plan, paint: Paint) -> Iterator[str]:
+    """The figures of a plan."""
+    program, memory = plan.program, figures.memory(plan)
+    counted = figures.parameters(program)
+    trained = "all trained"
+    if counted.trained != counted.total:
+        trained = f"{count_text(counted.trained)} trained"
+    ranks = f"{program.mesh.size:,} rank{'s' * (program.mesh.size > 1)} of {plan.target.name}"
+    yield paint("1", f"{name}: {count_text(counted.total)} parameters, {trained}; {ranks}")
+    yield "memory per rank"
+    for words, size in memory_rows(plan):
+        yield f"  {words:<28}{bytes_text(size):>10}"
+    share = 100 * memory.arena / max(plan.target.memory_bytes, 1)
+    room = f"{share:.1f} % of {bytes_text(plan.target.memory_bytes)}"
+    yield f"  {'in all':<28}{bytes_text(memory.arena):>10}   {room}"
+    yield f"  {'alive at the peak':<28}{bytes_text(memory.least):>10}"
+    yield "per rank and step"
+    entry = program.entries[0]
+    yield f"  {'matrix work':<28}{flops_text(figures.operations(plan, entry)):>10}"
+    rows = figures.traffic(plan, entry)
+    for row in rows:
+        words = f"{row.kind} over {', '.join(row.axes)}"
+        yield f"  {words:<28}{bytes_text(row.bytes):>10}   {row.calls:,} calls"
+    if not rows:
+        yield f"  {'collectives':<28}{'none':>10}"
+
+
+def memory_rows(plan: Plan) -> list[tuple[str, int]]:
+    """The arena's parts, which add up to it."""
+    memory = figures.memory(plan)
+    return [
+        ("parameters", memory.parameters),
+        ("optimizer state", memory.optimizer),
+        ("data", memory.data),
+        ("activations and gradients", memory.working),
+    ]
+
+
+def summary_data(name: str, plan: Plan) -> dict[str, Any]:
+    """The same as data."""
+    program, memory = plan.program, figures.memory(plan)
+    counted = figures.parameters(program)
+    entry = program.entries[0]
+    return {
+        "name": name,
+        "mesh": str(program.mesh),
+        "mesh_read": plan.mesh_read,
+        "ranks": program.mesh.size,
+        "target": plan.target.name,
+        "target_bytes": plan.target.memory_bytes,
+        "fits": fits(plan),
+        "parameters": counted.total,
+        "trained": counted.trained,
+        "memory": {
+            "parameters": memory.parameters,
+            "optimizer": memory.optimizer,
+            "data": memory.data,
+            "working": memory.working,
+            "arena": memory.arena,
+            "least": memory.least,
+        },
+        "matrix_flops": figures.operations(plan, entry),
+        "collectives": [
+            {"kind": row.kind, "axes": row.axes, "calls": row.calls, "bytes": row.bytes}
+            for row in figures.traffic(plan, entry)
+        ],
+    }
