@@ -83,12 +83,16 @@ class Train(msgspec.Struct, frozen=True):
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """`shard DIMS over AXES`; with a selector it speaks of the stored parameters alone."""
+    """`shard DIMS over AXES`; with a selector it speaks of the stored parameters alone.
+
+    An `optional` one, of the default schedule, leaves dims whole that the axes do not divide.
+    """
 
     dims: tuple[str, ...]
     axes: tuple[str, ...]
     selector: str = ""
     span: Span = NOWHERE
+    optional: bool = False
 
 
 class Recompute(msgspec.Struct, frozen=True):

@@ -79,7 +79,7 @@ class OptimizerStep(Pass, frozen=True):
             name = parameter.name
             slope = found[f"grad.{name}"]
             if scale is not None:
-                slope = b.mul(slope, b.cast(scale, b.types[slope].dtype))
+                slope = b.mul(b.cast(slope, b.types[scale].dtype), scale)
             given = {"param": inputs[name], "grad": slope, "rate": rate, "step": step}
             updated |= update(b, program, parameter, {**given, **states[name]})
         weights = {name: value for name, value in updated.items() if "#" not in name}

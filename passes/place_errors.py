@@ -39,6 +39,25 @@ class Indivisible(Diagnostic, frozen=True):
         return (f"`{self.axis}` of size {sizes_shown(self.works)} divides {what}",)
 
 
+class LeftWhole(Diagnostic, frozen=True):
+    """The default schedule would divide a dim over an axis that does not divide it.
+
+    Since the spec didn't ask for it, the dim stays whole: every rank along the axis holds and
+    computes all of it. A `schedule` in the spec says what is divided; padding a dim such as `vocab`
+    to a multiple of the axis lets it be divided.
+    """
+
+    code = "W0316"
+    severity = "warning"
+    title = "`{dim}` of size {size} stays whole: axis `{axis}` of size {extent} does not divide it"
+    label = "the default schedule divides `{dim}` over `{axis}`"
+
+    dim: str
+    size: int
+    axis: str
+    extent: int
+
+
 class AxisTwice(Diagnostic, frozen=True):
     """An axis divides two dims of one value, or one dim twice.
 

@@ -70,8 +70,10 @@ class Communicator:
             dist.all_gather_into_tensor(out, source.contiguous(), group=group)
             return
         assert scratch is not None
-        parts = scratch.view(self.sizes[axes], *source.shape)
-        dist.all_gather_into_tensor(parts, source.contiguous(), group=group)
+        first, *rest = source.shape
+        joined = scratch.view(self.sizes[axes] * first, *rest)  # gloo takes no stacked result
+        dist.all_gather_into_tensor(joined, source.contiguous(), group=group)
+        parts = joined.view(self.sizes[axes], *source.shape)
         split = out.unflatten(dim, (self.sizes[axes], source.shape[dim]))
         split.copy_(parts.movedim(0, dim))
 

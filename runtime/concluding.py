@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fllmc.ir.plan import Plan
+from fllmc.ir.quantities import bytes_text
 from fllmc.runtime.communicator import Communicator
 from fllmc.runtime.data.baseline import bigram_baseline
 from fllmc.runtime.data.dataset import Dataset
 from fllmc.runtime.data.tokenizers import Tokenizer
 from fllmc.runtime.executor import Executor
-from fllmc.runtime.quantities import shown_bytes
 from fllmc.runtime.sampling import ENTRY, sample_text
 
 
@@ -29,7 +29,7 @@ def moved_line(plan: Plan, moved: int) -> str:
     if not plan.collectives:
         return ""
     sites = len({each.site for each in plan.collectives})
-    return f"collectives moved {shown_bytes(moved)} per rank at {sites} sites, as planned"
+    return f"collectives moved {bytes_text(moved)} per rank at {sites} sites, as planned"
 
 
 def sampled(

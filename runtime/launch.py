@@ -26,6 +26,7 @@ from fllmc.runtime.machine import (
     require_local,
     require_packages,
     require_world,
+    share_cores,
     thread_count,
 )
 from fllmc.runtime.options import Options
@@ -66,6 +67,7 @@ def _prepare(
     if place:
         require_world(mesh, place)
     require_packages()
+    share_cores()
     here = _local_world(place) if place else mesh.size
     device = choose_device(mesh, here, options)
     if place is None:

@@ -11,11 +11,11 @@ import msgspec
 
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.plan import ALIGNMENT, Plan
+from fllmc.ir.quantities import bytes_text
 from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Mesh
 from fllmc.runtime import run_errors
 from fllmc.runtime.options import Options
-from fllmc.runtime.quantities import shown_bytes
 
 PER_CORE = 8
 MOST_PROCESSES = 64
@@ -109,9 +109,9 @@ def require_local(plan: Plan, device: str) -> None:
     each = plan.arena_bytes + ALIGNMENT
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if each * mesh.size > available:
-        needed, has = shown_bytes(each * mesh.size), shown_bytes(available)
+        needed, has = bytes_text(each * mesh.size), bytes_text(available)
         raise DiagnosticError(
-            run_errors.TooLittleMemory(NOWHERE, needed, has, shown_bytes(each), mesh.size)
+            run_errors.TooLittleMemory(NOWHERE, needed, has, bytes_text(each), mesh.size)
         )
 
 
@@ -133,6 +133,15 @@ def fitted(mesh: Mesh, processes: int, exact: bool) -> str:
         sizes.append((axis.name, size))
         left //= size
     return ",".join(f"{name}={size}" for name, size in reversed(sizes))
+
+
+def share_cores() -> None:
+    """Let idle threads sleep rather than spin. Must come before torch is imported.
+
+    Where processes outnumber cores, spinning threads keep the cores from those that have work, and
+    a step takes ten times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def thread_count(plan: Plan, processes: int, options: Options) -> int:

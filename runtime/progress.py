@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fllmc.runtime.quantities import shown_bytes, shown_rate
+from fllmc.ir.quantities import bytes_text, count_text, seconds_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -26,13 +26,13 @@ class Report(msgspec.Struct, frozen=True):
     planned: int
 
     def line(self, width: int) -> str:
-        """`step  50  loss 2.870  valid 2.960  27.9k tok/s  12 ms/step  memory 61 MiB (...)`."""
+        """`step  50  loss 2.870  valid 2.960  27.9k tok/s  12 ms/step  memory 61.0 MiB (...)`."""
         valid = f"valid {self.valid:.3f}  " if self.valid is not None else ""
-        took = f"{self.seconds * 1e3:.0f} ms" if self.seconds < 10 else f"{self.seconds:.1f} s"
+        rate = count_text(self.tokens_per_second, ("", "k", "M", "G"))
         return (
             f"step {self.step:>{width}}  loss {self.loss:.3f}  {valid}"
-            f"{shown_rate(self.tokens_per_second)} tok/s  {took}/step  "
-            f"memory {shown_bytes(self.allocated)} (planned {shown_bytes(self.planned)})"
+            f"{rate} tok/s  {seconds_text(self.seconds)}/step  "
+            f"memory {bytes_text(self.allocated)} (planned {bytes_text(self.planned)})"
         )
 
 

@@ -201,6 +201,8 @@ class Lowering:
             node = self.default_schedule(dims)
             node = self.overrides.applied("schedule", node)
             schedule, found = read_schedule(node, dims, None, paths)
+            shards = tuple(structs.replace(shard, optional=True) for shard in schedule.shards)
+            schedule = structs.replace(schedule, shards=shards)
         else:
             node = self.overrides.applied("schedule", node)
             known = (*dims, *self.module.dims)

@@ -10,15 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import gcd, isqrt
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
 from fllmc.ir.settings import Shard
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type
-from fllmc.passes.place_errors import AxisTwice, Indivisible, NoSuchAxis, SelectsNothing
+from fllmc.passes.place_errors import (
+    AxisTwice,
+    Indivisible,
+    LeftWhole,
+    NoSuchAxis,
+    SelectsNothing,
+)
 
 Axes = Mapping[str, tuple[str, ...]]
 """The axes that divide each dim, by the dim's name; a dim that is absent is whole."""
@@ -85,10 +92,11 @@ class Resolved(Struct, frozen=True):
 def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
     """The layout that directives give a training program on a mesh."""
     sizes = Sizes(program.sizes.dims, mesh)
+    shards, left_whole = _fitting(shards, sizes, program)
     divided = {axis.name for axis in mesh.axes if axis.size > 1}
     canonical: dict[str, tuple[str, ...]] = {}
     reasons: list[Because] = []
-    found: list[Diagnostic] = list(_missing_axes(shards, mesh))
+    found: list[Diagnostic] = [*left_whole, *_missing_axes(shards, mesh)]
     for shard in shards:
         if not shard.selector:
             for reason in _reasons(shard, divided, sizes):
@@ -114,6 +122,41 @@ def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
     layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons)
     found += _indivisible(layout, sizes, program)
     return Resolved(layout, tuple(found))
+
+
+def _fitting(
+    shards: Sequence[Shard], sizes: Sizes, program: Program
+) -> tuple[tuple[Shard, ...], list[Diagnostic]]:
+    """The directives, optional ones without the dims that their axes do not divide.
+
+    Query and key heads are divided together or not at all.
+    """
+    pairs = {
+        (op.attrs.heads, op.attrs.kv_heads)
+        for function in program.functions
+        for op in function.ops
+        if isinstance(op.attrs, Attend)
+    }
+    fitting: list[Shard] = []
+    found: list[Diagnostic] = []
+    for shard in shards:
+        axes = [axis for axis in shard.axes if sizes.mesh.has(axis)]
+        extent = sizes.mesh.extent(axes)
+        dims = [dim for dim in shard.dims if _declared(dim, sizes)]
+        misfits = {dim for dim in dims if sizes.size(dim) % extent}
+        if not shard.optional or not misfits:
+            fitting.append(shard)
+            continue
+        together = {dim for pair in sorted(pairs) if misfits & set(pair) for dim in pair}
+        found += [
+            LeftWhole(shard.span, dim, sizes.size(dim), axes[0], extent)
+            for dim in dims
+            if dim in misfits
+        ]
+        kept = tuple(dim for dim in dims if dim not in misfits | together)
+        if kept:
+            fitting.append(structs.replace(shard, dims=kept))
+    return tuple(fitting), found
 
 
 def _has(parameter: Parameter, dim: str) -> bool:

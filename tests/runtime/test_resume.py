@@ -116,9 +116,7 @@ def test_on_four_processes_and_from_four_to_one(tmp_path: Path) -> None:
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "whole")[:3], rel=1e-5)
 
 
-def test_other_data_or_seed_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_data_or_seed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made(tmp_path)
     assert go(run, "a", steps=2) == SUCCESS
     seeded = run._replace(

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fllmc.cli.exits import INTERNAL, exit_status
 from fllmc.ir.diagnostics import DiagnosticError
+
+
+@contextmanager
+def sourced(texts: Mapping[str, str]) -> Iterator[None]:
+    """Lends texts that no file holds to the diagnostics that pass through."""
+    from fllmc.frontend import SpecError
+
+    try:
+        yield
+    except SpecError:
+        raise
+    except DiagnosticError as error:
+        raise SpecError(error.diagnostics, texts) from error
 
 
 def failed(error: Exception) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fllmc.cli.failures import sourced
 from fllmc.cli.group import Command
 from fllmc.cli.options import mesh_option
 
@@ -76,18 +77,3 @@ def read_program(file: str) -> tuple[Program, dict[str, str]]:
     with sourced({name: text}):
         return load_program(text, name), {name: text}
 
-
-class sourced:  # noqa: N801
-    """Lends texts to the diagnostics that pass through, for what no file holds."""
-
-    def __init__(self, texts: dict[str, str]) -> None:
-        self.texts = texts
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from fllmc.ir.diagnostics import DiagnosticError
-
-        if isinstance(error, DiagnosticError) and not hasattr(error, "sources"):
-            error.sources = self.texts  # type: ignore[attr-defined]

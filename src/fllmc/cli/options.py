@@ -44,3 +44,24 @@ def overrides(sets: Iterable[str]) -> dict[str, str]:
             raise click.BadParameter(f"'{text}' is not KEY=VALUE", param_hint="--set")
         found[key.strip()] = value.strip()
     return found
+
+
+def training_options(function: F) -> F:
+    """What `run` and `resume` take."""
+    for option in (
+        click.option("--quiet", "-q", is_flag=True, help="Show no progress."),
+        click.option("--keep", default=3, show_default=True, help="Checkpoints kept; 0: all."),
+        click.option("--threads", default=0, help="Threads of a process; else by size."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+            help="Where to run; auto: on GPUs where there are enough.",
+        ),
+        click.option(
+            "--steps", default=0, type=click.IntRange(min=0), help="Stop after this many steps."
+        ),
+    ):
+        function = option(function)
+    return function
