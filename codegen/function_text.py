@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fllmc.codegen.torch_elementwise import Operand, host_text
+from fllmc.codegen.torch_elementwise import Number, Operand, host_number, number_text
 from fllmc.codegen.views import aligned, shape_text
-from fllmc.ir.ops import Elementwise
+from fllmc.ir.ops import Fill
 from fllmc.ir.plan import Frame, Plan
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import Type
@@ -35,7 +35,7 @@ class FunctionText:
         self.bind: list[str] = []
         self.body: list[str] = []
         self.views: dict[str, str] = {}
-        self.numbers: dict[int, str] = {}
+        self.numbers: dict[int, Number] = {}
         self.sites: dict[tuple[str, int], int] = {}
 
     def tensor(self, value: int) -> str:
@@ -65,7 +65,7 @@ class FunctionText:
 
     def number(self, value: int) -> str:
         """The text of a host scalar: a number or a name."""
-        return self.numbers[value]
+        return number_text(self.numbers[value])
 
     def operand(self, value: int, result: Type) -> Operand:
         """An operand aligned to the dims of an elementwise result."""
@@ -73,21 +73,19 @@ class FunctionText:
             return Operand(self.number(value), True)
         kind = self.function.types[value]
         text = aligned(self.tensor(value), kind.names, self.sizes.local_shape(kind), result.names)
-        return Operand(self.view(text), False)
+        return Operand(self.view(text), False, len(kind.dims) == len(result.dims))
 
     def host_op(self, op: Op) -> None:
         """A scalar computed in Python; constants are folded."""
-        value = op.results[0]
-        if op.kind == "fill":
-            self.numbers[value] = repr(float(op.attrs.value))  # type: ignore[union-attr]
+        (value,) = op.results
+        if isinstance(op.attrs, Fill):
+            self.numbers[value] = op.attrs.value
             return
-        assert isinstance(op.attrs, Elementwise)
-        text = host_text(op.attrs, [self.number(v) for v in op.operands])
-        if text[0].isdigit() or text[0] == "-":
-            self.numbers[value] = text
-            return
-        self.numbers[value] = f"s{value}"
-        self.body.append(f"s{value} = {text}")
+        found = host_number(op.attrs, [self.numbers[v] for v in op.operands])
+        if isinstance(found, str):
+            self.body.append(f"s{value} = {found}")
+            found = f"s{value}"
+        self.numbers[value] = found
 
     def comment(self, op: Op) -> None:
         """One line that says what the following lines compute, and where it was written."""

@@ -80,10 +80,11 @@ class FusedText:
         if not self.has_rows(kind):
             wanted, _ = self.inner(result)
             shape = self.text.sizes.local_shape(kind)
-            return Operand(self.text.view(aligned(name, kind.names, shape, wanted)), False)
+            return Operand(self.text.view(aligned(name, kind.names, shape, wanted)), False, False)
         names, shape = self.inner(kind)
         wanted, _ = self.inner(result)
-        return Operand(self.tile_view(name, aligned(name, names, (1, *shape), wanted, 1)), False)
+        text = self.tile_view(name, aligned(name, names, (1, *shape), wanted, 1))
+        return Operand(text, False, len(names) == len(wanted))
 
     def tile_view(self, name: str, text: str) -> str:
         """Another view of a tiled tensor, cut into tiles as that tensor is."""

@@ -8,9 +8,11 @@ result may share storage with an operand that dies.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
+from fllmc.ir import host_math
 from fllmc.ir.ops import (
     Add,
     AddN,
@@ -39,10 +41,13 @@ from fllmc.ir.ops import (
 
 
 class Operand(NamedTuple):
-    """An operand's text; `host` when it is a Python float and not a tensor."""
+    """An operand's text. `host`: it is a Python float and not a tensor. `wide`: it has all dims of
+    the result.
+    """
 
     text: str
     host: bool
+    wide: bool = True
 
 
 Rule = Callable[[Sequence[Operand], str], list[str]]
@@ -97,22 +102,28 @@ def less(a: Sequence[Operand], out: str) -> list[str]:
 
 def where(a: Sequence[Operand], out: str) -> list[str]:
     """b where a else c; numbers become tensors of no dims."""
-    shown = [f"rt.number({x.text}, {out})" if x.host else x.text for x in a[1:]]
-    return [f"torch.where({a[0].text}, {shown[0]}, {shown[1]}, out={out})"]
+    b, c = (f"rt.number({x.text}, {out})" if x.host else x.text for x in a[1:])
+    if a[0].host:
+        return [f"{out}.copy_({b} if {a[0].text} else {c})"]
+    return [f"torch.where({a[0].text}, {b}, {c}, out={out})"]
+
+
+def copy(a: Sequence[Operand], out: str) -> list[str]:
+    """The first operand, broadcast and cast to the result."""
+    return [f"{out}.fill_({a[0].text})" if a[0].host else f"{out}.copy_({a[0].text})"]
 
 
 def add_all(a: Sequence[Operand], out: str) -> list[str]:
     """The sum of all, in order; only the first may share storage with the result."""
-    if len(a) == 1:
-        return [f"{out}.copy_({a[0].text})"]
-    first = commutative("add")(a[:2], out)
-    return [*first, *(f"{out}.add_({x.text})" for x in a[2:])]
+    if len(a) > 1 and any(x.wide and not x.host for x in a[:2]):
+        return [*commutative("add")(a[:2], out), *(f"{out}.add_({x.text})" for x in a[2:])]
+    return [*copy(a, out), *(f"{out}.add_({x.text})" for x in a[1:])]
 
 
 ELEMENTWISE: Final[Mapping[type[Attrs], Rule]] = {
     Add: commutative("add"),
     AddN: add_all,
-    Cast: lambda a, out: [f"{out}.copy_({a[0].text})"],
+    Cast: copy,
     Cos: unary("cos"),
     Div: divide,
     Erf: unary("erf"),
@@ -128,43 +139,61 @@ ELEMENTWISE: Final[Mapping[type[Attrs], Rule]] = {
     Sigmoid: unary("sigmoid"),
     Sin: unary("sin"),
     Sqrt: unary("sqrt"),
-    Stop: lambda a, out: [f"{out}.copy_({a[0].text})"],
+    Stop: copy,
     Sub: subtract,
     Tanh: unary("tanh"),
     Where: where,
 }
 
-HOST: Final[Mapping[type[Attrs], str]] = {
-    Add: "({0} + {1})",
-    AddN: "sum(({all},))",
-    Cast: "{0}",
-    Cos: "math.cos({0})",
-    Div: "({0} / {1})",
-    Erf: "math.erf({0})",
-    Exp: "math.exp({0})",
-    Less: "({0} < {1})",
-    Log: "math.log({0})",
-    Maximum: "max({0}, {1})",
-    Minimum: "min({0}, {1})",
-    Mul: "({0} * {1})",
-    Neg: "(-{0})",
-    Pow: "({0} ** {1})",
-    Rsqrt: "(1.0 / math.sqrt({0}))",
-    Sigmoid: "(1.0 / (1.0 + math.exp(-{0})))",
-    Sin: "math.sin({0})",
-    Sqrt: "math.sqrt({0})",
-    Stop: "{0}",
-    Sub: "({0} - {1})",
-    Tanh: "math.tanh({0})",
-    Where: "({1} if {0} else {2})",
+
+class HostOp(NamedTuple):
+    """A host op: the function that folds constants, and the text of the same in generated code."""
+
+    value: Callable[..., float]
+    text: str
+
+
+HOST: Final[Mapping[type[Attrs], HostOp]] = {
+    Add: HostOp(operator.add, "({0} + {1})"),
+    AddN: HostOp(lambda *a: sum(a), "sum(({all},))"),
+    Cast: HostOp(lambda a: a, "{0}"),
+    Cos: HostOp(host_math.cos, "host.cos({0})"),
+    Div: HostOp(host_math.div, "host.div({0}, {1})"),
+    Erf: HostOp(math.erf, "math.erf({0})"),
+    Exp: HostOp(host_math.exp, "host.exp({0})"),
+    Less: HostOp(operator.lt, "({0} < {1})"),
+    Log: HostOp(host_math.log, "host.log({0})"),
+    Maximum: HostOp(host_math.maximum, "host.maximum({0}, {1})"),
+    Minimum: HostOp(host_math.minimum, "host.minimum({0}, {1})"),
+    Mul: HostOp(operator.mul, "({0} * {1})"),
+    Neg: HostOp(operator.neg, "(-{0})"),
+    Pow: HostOp(host_math.power, "host.power({0}, {1})"),
+    Rsqrt: HostOp(host_math.rsqrt, "host.rsqrt({0})"),
+    Sigmoid: HostOp(host_math.sigmoid, "host.sigmoid({0})"),
+    Sin: HostOp(host_math.sin, "host.sin({0})"),
+    Sqrt: HostOp(host_math.sqrt, "host.sqrt({0})"),
+    Stop: HostOp(lambda a: a, "{0}"),
+    Sub: HostOp(operator.sub, "({0} - {1})"),
+    Tanh: HostOp(math.tanh, "math.tanh({0})"),
+    Where: HostOp(lambda a, b, c: b if a else c, "({1} if {0} else {2})"),
 }
 
+Number: TypeAlias = float | str
+"""A host scalar: a constant, or the name under which generated code holds it."""
 
-def host_text(attrs: Attrs, operands: Sequence[str]) -> str:
-    """A host op as Python text, folded to a number when all operands are numbers."""
-    text = HOST[type(attrs)].format(*operands, all=", ".join(operands))
-    if any(part[0].isalpha() for part in operands):
-        return text
-    # The text is arithmetic on number literals that this module wrote itself.
-    value = eval(text, {"__builtins__": {}, "math": math, "max": max, "min": min, "sum": sum})
-    return repr(value)
+
+def number_text(number: Number) -> str:
+    """A host scalar as Python text."""
+    if isinstance(number, str):
+        return number
+    return repr(number) if math.isfinite(number) else f'float("{number}")'
+
+
+def host_number(attrs: Attrs, operands: Sequence[Number]) -> Number:
+    """A host op folded to a constant when all operands are constants, else as text."""
+    rule = HOST[type(attrs)]
+    constants = [number for number in operands if not isinstance(number, str)]
+    if len(constants) == len(operands):
+        return rule.value(*constants)
+    texts = [number_text(number) for number in operands]
+    return rule.text.format(*texts, all=", ".join(texts))

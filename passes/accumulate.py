@@ -129,9 +129,7 @@ def by_parts(program: Program, reduce: str) -> tuple[Function, ...]:
     """`gradients` as a scan over micro-batches, the scan's body, and the stacks' bodies."""
     gradient = program.function(GRADIENT)
     sunk = sunk_sums(gradient)
-    bodies = {
-        at: with_sums(program, gradient.ops[at], sums, reduce) for at, sums in sunk.items()
-    }
+    bodies = {at: with_sums(program, gradient.ops[at], sums, reduce) for at, sums in sunk.items()}
     name = unique("micro", program.signatures)
     micro = micro_body(name, program, bodies, sunk, reduce)
     signatures = {**program.signatures, name: micro.signature}

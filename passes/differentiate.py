@@ -12,7 +12,7 @@ needed again, and one in the other direction over `LAYER.backward`:
     %4 = scan{function=layer,over=layers,carries=1,slices=2}(%0, %1, %2)
     ->
     %4, %5, %6 = scan{function=layer.forward,over=layers,carries=1,slices=2}(%0, %1, %2)
-    %9, %10 = scan{function=layer.backward,over=layers,carries=1,slices=3,reverse=true}(%8, %5, %6, %1)
+    %8, %9 = scan{function=layer.backward,over=layers,carries=1,slices=3,reverse=true}(%7, ...)
 
 Its carries are the cotangents of the forward carries, then gradients of what all layers share,
 summed up from zero; its stacked results are the gradients of the slices.

@@ -105,18 +105,20 @@ def updated(
     x: int,
     weights: Mapping[str, int],
     draw: Draw | None,
+    dtype: str,
 ) -> int:
-    """What the update adds to the result of `op` on x; `weights` are its parts' values."""
+    """What the update adds to the result of `op` on x; `weights` are its parts' values.
+
+    It is computed in `dtype`, as the result is.
+    """
     first, second = update.parts(used)
-    dtype = b.types[x].dtype
     where = b.path or update.base.name
     b.path = f"{where}.{first}"
     if isinstance(op.attrs, Take):
-        inner = b.one(op.attrs, weights[first], x)
+        inner = b.cast(b.one(op.attrs, weights[first], x), dtype)
     else:
         given = x if draw is None else dropped_out(b, x, update, draw)
         inner = b.one(Dot(used.source), given, b.cast(weights[first], dtype))
     b.path = f"{where}.{second}"
-    inner_dtype = b.types[inner].dtype
-    outer = b.one(Dot((update.rank_dim,)), inner, b.cast(weights[second], inner_dtype))
+    outer = b.one(Dot((update.rank_dim,)), inner, b.cast(weights[second], dtype))
     return b.mul(outer, b.constant(update.lora.alpha / update.lora.rank))

@@ -210,7 +210,8 @@ class Rewriter:
             self.place += 1
         weights = {part: named[f"{update.base.name}.{part}"] for part in PARTS}
         used = used_as(op, weight, function)
-        return updated(b, update, op, used, mapping[op.operands[1 - weight]], weights, draw)
+        x, dtype = mapping[op.operands[1 - weight]], function.types[op.results[0]].dtype
+        return updated(b, update, op, used, x, weights, draw, dtype)
 
 
 def callee(op: Op) -> str:

@@ -37,7 +37,7 @@ CLIP_EPS = 1e-6
 
 
 class OptimizerStep(Pass, frozen=True):
-    """Replace `gradients` by `train`. `steps` is the length of the run, `clip` 0 for no clipping."""
+    """Replace `gradients` by `train`, for a run of `steps`. No clipping where `clip` is 0."""
 
     name: ClassVar[str] = "optimizer-step"
     takes: ClassVar[Level] = "training"
@@ -129,6 +129,22 @@ def norm(b: Builder, gradients: list[int]) -> int:
     return b.one(Sqrt(), b.one(AddN(), *squares) if len(squares) > 1 else squares[0])
 
 
+def equations(b: Builder, function: Function, operands: list[int], dtype: str) -> tuple[int, ...]:
+    """The results of equations over scalars, on tensors of a dtype.
+
+    A choice between two host scalars by a tensor's elements would be a tensor in f64.
+    """
+    mapping = dict(enumerate(operands))
+    for op in function.ops:
+        b.path, b.span = ".".join(filter(None, ("optimizer", op.path))), op.span
+        results = b.emit(op.attrs, *(mapping[value] for value in op.operands))
+        for value, made in zip(op.results, results, strict=True):
+            kind = b.types[made]
+            mapping[value] = b.cast(made, dtype) if kind.is_float and kind.dims else made
+    b.path, b.span = "optimizer", NOWHERE
+    return tuple(mapping[value] for value in function.results)
+
+
 def update(
     b: Builder, program: Program, parameter: Parameter, given: Mapping[str, int]
 ) -> dict[str, int]:
@@ -138,7 +154,7 @@ def update(
     b.path, b.span = "optimizer", NOWHERE
     values = {**given, "grad": b.cast(given["grad"], kind.dtype)}
     operands = [values[i.name] for i in function.inputs]
-    results = b.copy(function, operands, "optimizer")
+    results = equations(b, function, operands, kind.dtype)
     found: dict[str, int] = {}
     for output, value in zip(function.outputs, results, strict=True):
         name = parameter.name if output == "param" else f"{parameter.name}#{output}"

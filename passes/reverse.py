@@ -6,6 +6,7 @@ note of in the order of asking. `passes/differentiate.py` decides how each of th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -46,7 +47,7 @@ class Stacked(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A function run backward. Input i is `keys[i]`, result i the cotangent of input `gradients[i]`.
+    """A function run backward: input i is `keys[i]`, result i the gradient to `gradients[i]`.
 
     `stacks` holds, by position among the forward ops, what its scans are to run instead.
     """
@@ -75,7 +76,7 @@ class Body(NamedTuple):
     sliced: int
 
 
-class Bodies:
+class Bodies(ABC):
     """What makes the bodies of scans, and knows all functions."""
 
     functions: dict[str, Function]
@@ -111,9 +112,9 @@ class Bodies:
             op.results[at] for at, value in enumerate(body.results) if value in inside
         }
 
+    @abstractmethod
     def body(self, op: Op, attrs: Scan, active: set[int], given: frozenset[int]) -> Body:
         """A scan's body for the active operands and results with a cotangent."""
-        raise NotImplementedError
 
 
 class Reverse:
@@ -248,5 +249,3 @@ class Reverse:
     def _whole(self, cotangent: int | None, kind: Type) -> int:
         """A cotangent with all dims of its value; zeros where there is none."""
         return zero(self.b, kind) if cotangent is None else written_out(self.b, cotangent, kind)
-
-

@@ -10,6 +10,10 @@ import torch.distributed as dist
 
 from fllmc.ir.types import Mesh
 
+# Their names since torch 2.13, and before.
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
@@ -37,13 +41,13 @@ class Communicator:
         """Every rank's JSON-like value, in rank order, on every rank; so it is a barrier, too."""
         mine = torch.frombuffer(bytearray(msgspec.json.encode(value)), dtype=torch.uint8)
         lengths = torch.zeros(dist.get_world_size(), dtype=torch.int64)
-        dist.all_gather_into_tensor(lengths, torch.tensor([mine.numel()]))
+        all_gather_single(lengths, torch.tensor([mine.numel()]))
         longest = int(lengths.max())
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: mine.numel()] = mine
-        found = torch.zeros(len(lengths), longest, dtype=torch.uint8)
-        dist.all_gather_into_tensor(found, padded)
-        whole = zip(found, lengths.tolist(), strict=True)
+        found = torch.zeros(len(lengths) * longest, dtype=torch.uint8)
+        all_gather_single(found, padded)
+        whole = zip(found.view(len(lengths), longest), lengths.tolist(), strict=True)
         return [msgspec.json.decode(row[:length].numpy().tobytes()) for row, length in whole]
 
     def any(self, flag: bool) -> bool:
@@ -67,12 +71,12 @@ class Communicator:
         """Concatenate the group's parts along a dim; through scratch when it isn't the first."""
         group = self.groups[axes]
         if dim == 0:
-            dist.all_gather_into_tensor(out, source.contiguous(), group=group)
+            all_gather_single(out, source.contiguous(), group=group)
             return
         assert scratch is not None
         first, *rest = source.shape
         joined = scratch.view(self.sizes[axes] * first, *rest)  # gloo takes no stacked result
-        dist.all_gather_into_tensor(joined, source.contiguous(), group=group)
+        all_gather_single(joined, source.contiguous(), group=group)
         parts = joined.view(self.sizes[axes], *source.shape)
         split = out.unflatten(dim, (self.sizes[axes], source.shape[dim]))
         split.copy_(parts.movedim(0, dim))
@@ -95,7 +99,9 @@ class Communicator:
             count = out.shape[dim]
             out.copy_(whole.narrow(dim, self.positions[axes] * count, count))
             return
-        parts = scratch.view(self.sizes[axes], *out.shape)
+        first, *rest = out.shape
+        joined = scratch.view(self.sizes[axes] * first, *rest)
+        parts = joined.view(self.sizes[axes], *out.shape)
         split = source.unflatten(dim, (self.sizes[axes], out.shape[dim]))
         parts.copy_(split.movedim(dim, 0))
-        dist.reduce_scatter_tensor(out, parts, group=group)
+        reduce_scatter_single(out, joined, group=group)

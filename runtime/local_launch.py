@@ -22,7 +22,7 @@ from fllmc.ir.span import NOWHERE
 from fllmc.runtime.failures import Failure, first_failure
 from fllmc.runtime.ranks import Job, worker
 from fllmc.runtime.run_errors import WorkerKilled
-from fllmc.runtime.statuses import SIGNALLED, WORKER_FAILED
+from fllmc.runtime.statuses import INTERNAL, SIGNALLED, WORKER_FAILED
 from fllmc.runtime.stopping import ECHO_SECONDS, SIGNALS
 
 CLOSING_SECONDS = 5
@@ -32,7 +32,8 @@ CLOSING_SECONDS = 5
 def start_local(job: Job) -> int | Failure:
     """Run the job's processes to their end: the exit status, or the failure that came first."""
     processes = job.plan.program.mesh.size
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # what it would say is said here
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -57,7 +58,8 @@ def start_local(job: Job) -> int | Failure:
         except ChildFailedError as error:
             if relay.number and not any(Path(post).iterdir()):
                 return SIGNALLED + relay.number  # it came before there was anything to save
-            return first_failure(Path(post)) or _killed(error, job)
+            told = first_failure(Path(post))
+            return told if told and not told.follows else _killed(error, job) or told or INTERNAL
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -82,10 +84,13 @@ class Relay:
                     os.kill(child.pid, signal.SIGTERM)
 
 
-def _killed(error: ChildFailedError, job: Job) -> Failure:
+def _killed(error: ChildFailedError, job: Job) -> Failure | None:
     """A process that left no record: ended by a signal or by a library."""
-    rank, failure = error.get_first_failure()
-    code = failure.exitcode
-    how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit status {code}"
-    text = render([WorkerKilled(NOWHERE, rank, how)], {}, job.options.color)
-    return Failure(rank, 0, WORKER_FAILED, text)
+    silent = {rank: found.exitcode for rank, found in error.failures.items()}
+    for rank, code in sorted(silent.items()):
+        if code == WORKER_FAILED:
+            continue
+        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"status {code}"
+        text = render([WorkerKilled(NOWHERE, rank, how)], {}, job.options.color)
+        return Failure(rank, 0, WORKER_FAILED, text)
+    return None

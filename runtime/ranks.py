@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from fllmc.runtime.trainer import Outcome, train
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits in a collective for the others."""
+
+LAST_WORDS = 2.0
+"""Seconds for which a process that lost another lets the launcher see how that one ended."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -77,6 +81,8 @@ def worker(encoded: bytes, post: str) -> int:
         return run_joined(job, place).status
     except Exception as error:
         failure = leave_failure(error, place.rank, job.options, Path(post))
+        if failure.follows:
+            time.sleep(LAST_WORDS)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(failure.status)  # at once, so that the others do not wait

@@ -129,6 +129,7 @@ def _fitting(
 ) -> tuple[tuple[Shard, ...], list[Diagnostic]]:
     """The directives, optional ones without the dims that their axes do not divide.
 
+    One that would be left without dims stays as it is, to be reported: its axis would do nothing.
     Query and key heads are divided together or not at all.
     """
     pairs = {
@@ -144,18 +145,17 @@ def _fitting(
         extent = sizes.mesh.extent(axes)
         dims = [dim for dim in shard.dims if _declared(dim, sizes)]
         misfits = {dim for dim in dims if sizes.size(dim) % extent}
-        if not shard.optional or not misfits:
+        together = {dim for pair in sorted(pairs) if misfits & set(pair) for dim in pair}
+        kept = tuple(dim for dim in dims if dim not in misfits | together)
+        if not shard.optional or not misfits or not kept:
             fitting.append(shard)
             continue
-        together = {dim for pair in sorted(pairs) if misfits & set(pair) for dim in pair}
         found += [
             LeftWhole(shard.span, dim, sizes.size(dim), axes[0], extent)
             for dim in dims
             if dim in misfits
         ]
-        kept = tuple(dim for dim in dims if dim not in misfits | together)
-        if kept:
-            fitting.append(structs.replace(shard, dims=kept))
+        fitting.append(structs.replace(shard, dims=kept))
     return tuple(fitting), found
 
 

@@ -101,7 +101,7 @@ def _compile(folder: Path, number: int, case: Case) -> None:
     compiled = compile_spec(str(spec), mesh=case.mesh)
     (folder / f"source{number}.py").write_text(compiled.source)
     part = folder / f"plan{number}.part"
-    part.write_bytes(msgspec.json.encode(msgspec.structs.replace(compiled.plan, decisions=())))  # TEMP
+    part.write_bytes(msgspec.json.encode(compiled.plan))
     part.rename(part.with_suffix(".json"))
 
 

@@ -1,7 +1,8 @@
-"""A small Llama written op by op, as `inline` leaves it, with its optimizer; and how to judge it."""
+"""A small Llama op by op, as `inline` leaves it, with its optimizer; and how to judge it."""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -209,7 +210,7 @@ def loss_of(program: Program, given: Mapping[str, Any]) -> Any:
 @contextmanager
 def wide_jax() -> Iterator[Any]:
     """JAX with 64-bit values."""
-    import jax
+    jax: Any = importlib.import_module("jax")
 
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)

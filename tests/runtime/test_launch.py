@@ -75,7 +75,7 @@ def test_an_arena_larger_than_memory_is_refused(
     run = made(tmp_path)
     large = structs.replace(run.plan, arena_bytes=1 << 50)
     assert launch(large, run.source, options(tmp_path, "a", device="cpu")) == ENVIRONMENT
-    assert "error[E0803]: the plan needs 1024 TiB" in capsys.readouterr().err
+    assert "error[E0803]: the plan needs 1.00 PiB" in capsys.readouterr().err
 
 
 def test_gpus_that_are_not_there_are_refused(
