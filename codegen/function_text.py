@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fllmc.codegen.torch_elementwise import Number, Operand, host_number, number_text
-from fllmc.codegen.views import aligned, shape_text
+from fllmc.codegen.views import aligned, quoted, shape_text
 from fllmc.ir.ops import Fill
 from fllmc.ir.plan import Frame, Plan
 from fllmc.ir.program import Function, Op
@@ -13,19 +13,15 @@ from fllmc.ir.types import Type
 from fllmc.ir.walk import host_values
 
 
-def identifier(name: str) -> str:
-    """A function's name as Python."""
-    return name.replace(".", "_")
-
-
 class FunctionText:
     """Collects `bind` lines (views, made once) and `body` lines (the work of each call).
 
     Names: `a0, a1, ...` inputs, `r0, ...` result buffers of the caller, `v12` a value in the frame,
-    `t3` another view of something, `s12` a Python float.
+    `t3` another view of something, `s12` a Python float. `binders` names the generated function
+    that binds each function of the program.
     """
 
-    def __init__(self, plan: Plan, function: Function):
+    def __init__(self, plan: Plan, function: Function, binders: Mapping[str, str]):
         self.plan = plan
         self.program = plan.program
         self.sizes = plan.program.sizes
@@ -36,7 +32,8 @@ class FunctionText:
         self.body: list[str] = []
         self.views: dict[str, str] = {}
         self.numbers: dict[int, Number] = {}
-        self.sites: dict[tuple[str, int], int] = {}
+        self.binders = binders
+        self.sites = {(c.function, c.op): c.site for c in plan.collectives}
 
     def tensor(self, value: int) -> str:
         """The name of a value's tensor, bound on first use."""
@@ -51,7 +48,7 @@ class FunctionText:
     def arena(self, kind: Type, offset: str, shape: Sequence[int] | None = None) -> str:
         """The text of a view of the arena."""
         extents = self.sizes.local_shape(kind) if shape is None else shape
-        return f'rt.view("{kind.dtype}", {offset}, {shape_text(extents)})'
+        return f"rt.view({quoted(kind.dtype)}, {offset}, {shape_text(extents)})"
 
     def view(self, text: str, name: str = "") -> str:
         """The name bound to this text; the same text is bound once."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fllmc.codegen.memory import entry_donations, persistent, plan_frames
+from fllmc.codegen.donations import copied_input
+from fllmc.codegen.memory import persistent, plan_frames
 from fllmc.ir.ops import COLLECTIVES, AllGather, AllReduce, ReduceScatter, Scan
 from fllmc.ir.plan import Collective, Decision, Frame, Plan, Stored
 from fllmc.ir.program import Function, Op, Program
@@ -53,9 +54,8 @@ def stored_tensors(program: Program, frames: Mapping[str, Frame]) -> tuple[tuple
             kind = function.types[value]
             if output not in found:
                 found[output] = ("output", kind)
-            elif result in entry_donations(function):
-                if frames[name].places[value].kind != "argument":
-                    found[f"{output}'"] = ("output", kind)
+            elif copied_input(function, frames[name], result) is not None:
+                found[f"{output}'"] = ("output", kind)
     order = {"param": 0, "state": 1, "data": 2, "output": 3}
     names = sorted(found, key=lambda name: order[found[name][0]])
     offsets, end = persistent(program.sizes, [found[name][1] for name in names], 0)
@@ -86,7 +86,7 @@ def state_values(program: Program) -> dict[str, float]:
 
 
 def collectives(program: Program) -> tuple[Collective, ...]:
-    """Every collective of every entry with its bytes and calls; sites are numbered in text order."""
+    """Every collective of every entry, with bytes and calls; sites are numbered in text order."""
     found: list[Collective] = []
     sites: dict[tuple[str, int], int] = {}
 

@@ -45,7 +45,7 @@ def offsets(items: Sequence[Item]) -> tuple[list[int], int]:
 
 
 def best_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
-    """The start of the smallest hole between sorted stretches that takes `size` bytes, or the end."""
+    """The start of the smallest hole between sorted stretches that takes `size`, or the end."""
     best: tuple[int, int] | None = None
     end = 0
     for start, stop in taken:

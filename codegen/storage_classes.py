@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from fllmc.ir.ops import Rename, Stop
 from fllmc.ir.program import Function
 
 
 class Classes:
-    """Values that share storage, with the ops at which a class is first written and last used."""
+    """Values that share storage, with the ops at which a class is first written and last used.
+
+    An input counts as written at -1, a result as used after the last op. At first each value shares
+    with its aliases alone: what `rename` and `stop` give is their operand's storage.
+    """
 
     def __init__(self, function: Function):
         self.parent = list(range(len(function.types)))
@@ -19,6 +24,9 @@ class Classes:
                 self.last[value] = at
         for value in function.results:
             self.last[value] = len(function.ops)
+        for op in function.ops:
+            if isinstance(op.attrs, Rename | Stop):
+                self.join(op.operands[0], op.results[0])
 
     def find(self, value: int) -> int:
         """The class of a value, named by one of its members."""

@@ -8,8 +8,8 @@ from fllmc.ir.program import Function
 from fllmc.ir.types import Sizes
 
 TILE_ELEMENTS: Final = 1 << 16
-"""Elements of the widest value in a tile. 64 Ki floats are 256 KiB: a group's few live tiles stay in
-a core's second-level cache, and one call's work (about 10 us) hides the cost of making it."""
+"""Elements of the widest value in a tile. 64 Ki floats are 256 KiB: a group's few live tiles stay
+in a core's second-level cache, and one call's work (about 10 us) hides the cost of making it."""
 
 
 def group_rows(function: Function, rows: tuple[str, ...], sizes: Sizes) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from fllmc.codegen.function_text import FunctionText
-from fllmc.codegen.torch_elementwise import ELEMENTWISE
-from fllmc.codegen.views import matrix, shape_text
+from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
+from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
     AllGather,
     AllReduce,
@@ -197,12 +197,11 @@ def rope(text: FunctionText, op: Op, at: int) -> list[str]:
     attrs = op.attrs
     kind = text.function.types[op.operands[0]]
     extent = dict(zip(kind.names, text.sizes.local_shape(kind), strict=True))
-    table = text.view(
-        f'rt.rope_table({extent[attrs.along]}, {extent[attrs.dim]}, {attrs.theta!r}, "{kind.dtype}")'
-    )
+    shape = f"{extent[attrs.along]}, {extent[attrs.dim]}"
+    table = text.view(f"rt.rope_table({shape}, {attrs.theta!r}, {quoted(kind.dtype)})")
     along, dim = kind.names.index(attrs.along), kind.names.index(attrs.dim)
     source, out = text.tensor(op.operands[0]), text.tensor(op.results[0])
-    options = f'{along}, {dim}, layout="{attrs.layout}", inverse={attrs.inverse}'
+    options = f"{along}, {dim}, layout={quoted(attrs.layout)}, inverse={attrs.inverse}"
     return [f"kernels.rope({source}, {table}, {options}, out={out})"]
 
 
@@ -211,7 +210,8 @@ def fill(text: FunctionText, op: Op, at: int) -> list[str]:
     del at
     assert isinstance(op.attrs, Fill)
     out = text.tensor(op.results[0])
-    return [f"{out}.fill_({op.attrs.value!r})" if op.attrs.value else f"{out}.zero_()"]
+    value = number_text(op.attrs.value)
+    return [f"{out}.fill_({value})" if op.attrs.value else f"{out}.zero_()"]
 
 
 def iota(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -262,7 +262,7 @@ def all_reduce(text: FunctionText, op: Op, at: int) -> list[str]:
     kind = text.function.types[op.operands[0]]
     lines = [] if source == out else [f"{out}.copy_({source})"]
     site = text.sites[text.function.name, at]
-    return [*lines, f'rt.all_reduce({site}, {out}, "{kind.combine}")']
+    return [*lines, f"rt.all_reduce({site}, {out}, {quoted(kind.combine)})"]
 
 
 def moved(name: str) -> Rule:

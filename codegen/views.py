@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from fllmc.ir.types import Sizes, Type
@@ -10,6 +11,11 @@ from fllmc.ir.types import Sizes, Type
 def shape_text(shape: Sequence[int]) -> str:
     """A Python tuple."""
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+
+
+def quoted(text: str) -> str:
+    """A Python string literal; whatever the text holds, it can't end the literal or the line."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def product(numbers: Sequence[int]) -> int:

@@ -85,7 +85,7 @@ class Builder:
         return self.one(Fill(0.0, kind.dtype, kind.dims, kind.partial))
 
     def cast(self, value: int, dtype: str) -> int:
-        """The value in that dtype; itself when it has it already, or is a host constant."""
+        """The value in that dtype; itself when it has it already, or holds indices."""
         kind = self.types[value]
         return value if kind.dtype == dtype or kind.index else self.one(Cast(dtype), value)
 

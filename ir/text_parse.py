@@ -12,7 +12,7 @@ from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.errors import MissingAttribute, Repeated, UnknownWord, UnreadableText
 from fllmc.ir.span import Span
 from fllmc.ir.text_lexer import Source, Token
-from fllmc.ir.text_words import is_pair, is_sequence
+from fllmc.ir.text_words import declared, is_pair, is_sequence
 from fllmc.ir.types import DTYPE_BYTES, Dim, Type
 
 Item = TypeVar("Item")
@@ -182,7 +182,7 @@ class Reader:
         self, cls: type[msgspec.Struct], end: str, owner: str, skip: tuple[str, ...] = ()
     ) -> dict[str, Any]:
         """Named fields up to the end sign, checked to be all that have no default."""
-        known = {f.name: f for f in msgspec.structs.fields(cls) if f.name not in skip}
+        known = {f.name: f for f in declared(cls) if f.name not in skip}
         found: dict[str, Any] = {}
         first = self.at
 
@@ -207,6 +207,6 @@ class Reader:
         skip: tuple[str, ...] = (),
     ) -> None:
         """Give up when a field without a default was not given."""
-        for field in msgspec.structs.fields(cls):
+        for field in declared(cls):
             if field.required and field.name not in found and field.name not in skip:
                 self.wrong(MissingAttribute(span, owner, field.name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from typing import Any, get_args, get_origin
 
 import msgspec
@@ -58,10 +59,16 @@ def value(hint: Any, held: Any) -> str:
     return json.dumps(msgspec.json.encode(held).decode())
 
 
+@cache
+def declared(cls: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a struct. To find them is slow: it compiles the text of each annotation."""
+    return msgspec.structs.fields(cls)
+
+
 def fields(struct: msgspec.Struct, skip: tuple[str, ...] = ()) -> str:
     """The fields that differ from their defaults: `contract=[embed], dtype=bf16`."""
     shown: list[str] = []
-    for info in msgspec.structs.fields(type(struct)):
+    for info in declared(type(struct)):
         held = getattr(struct, info.name)
         if info.name not in skip and (info.required or held != info.default):
             shown.append(f"{info.name}={value(info.type, held)}")

@@ -1,9 +1,9 @@
 """Types of values: a dtype, named dims with their placement on mesh axes, and open partial sums.
 
 A type prints as `bf16[batch@data, seq, heads@tensor, head_dim]+tensor`: each dim by name, the mesh
-axes that divide it after `@`, and after the bracket the axes over which the value is still a partial
-sum (`+tensor`) or a partial maximum (`^tensor`). A tensor of indices into dim `vocab` prints as
-`vocab[batch, seq]` and is stored as i64.
+axes that divide it after `@`, and after the bracket the axes over which the value is still a
+partial sum (`+tensor`) or a partial maximum (`^tensor`). A tensor of indices into dim `vocab`
+prints as `vocab[batch, seq]` and is stored as i64.
 """
 
 from __future__ import annotations

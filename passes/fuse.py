@@ -78,10 +78,11 @@ class Fuser:
                 rows = prefix(rows, kind.names)
         row_sum = False
         if isinstance(op.attrs, ReduceSum | ReduceMax):
-            row_sum = rows[0] in op.attrs.dims
+            dims = op.attrs.dims
+            row_sum = rows[0] in dims
             if row_sum and isinstance(op.attrs, ReduceMax):
                 return None
-            rows = tuple(takewhile(lambda name: (name in op.attrs.dims) == row_sum, rows))
+            rows = tuple(takewhile(lambda name: (name in dims) == row_sum, rows))
         if not row_sum:
             rows = prefix(rows, result.names)
         if not rows or (row_sum and set(result.names) & set(rows)):

@@ -2,8 +2,9 @@
 
 A `dot` becomes one (batched) matrix multiplication without copies when, in each operand's memory
 order, its batch, own and contracted dims stand in runs, in one order on both sides, and the last
-dim isn't a batch dim. `attend` wants [batch..., along, heads, dim] or [batch..., heads, along, dim],
-`put` its index dims first. Where that doesn't hold, a `transpose` is inserted:
+dim isn't a batch dim. `attend` wants [batch..., along, heads, dim] or [batch..., heads, along,
+dim] with batch dims in one order, `take` its dim first or last, `put` its index dims first. Where
+that doesn't hold, a `transpose` is inserted:
 
     %2 = dot{contract=[seq]}(%0: [seq, embed, batch], %1)
     ->
@@ -18,7 +19,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Attend, Dot, DotAdd, Put, Transpose
+from fllmc.ir.ops import Attend, Dot, DotAdd, Put, Take, Transpose
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
@@ -69,11 +70,11 @@ def dot_orders(attrs: Dot, a: Type, b: Type) -> tuple[tuple[str, ...], tuple[str
     return order_a, order_b
 
 
-def attend_order(attrs: Attend, heads: str, kind: Type) -> tuple[str, ...]:
+def attend_order(attrs: Attend, heads: str, kind: Type, batch: Sequence[str]) -> tuple[str, ...]:
     """The memory order nearest to the given one that the attention kernels take."""
-    batch = tuple(n for n in kind.names if n not in (attrs.along, heads, attrs.dim))
     inner = ((attrs.along, heads, attrs.dim), (heads, attrs.along, attrs.dim))
-    return kind.names if kind.names[len(batch) :] in inner else (*batch, *inner[0])
+    found = kind.names[len(batch) :]
+    return (*batch, *(found if found in inner else inner[0]))
 
 
 def wanted_orders(op: Op, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
@@ -85,10 +86,16 @@ def wanted_orders(op: Op, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
         case Dot():
             orders[:] = dot_orders(op.attrs, kinds[0], kinds[1])
         case Attend():  # the gradient's definition is a subclass
-            q = attend_order(op.attrs, op.attrs.heads, kinds[0])
-            k = attend_order(op.attrs, op.attrs.kv_heads, kinds[1])
+            inner = (op.attrs.along, op.attrs.heads, op.attrs.dim)
+            batch = [name for name in kinds[0].names if name not in inner]
+            q = attend_order(op.attrs, op.attrs.heads, kinds[0], batch)
+            k = attend_order(op.attrs, op.attrs.kv_heads, kinds[1], batch)
             lse = tuple(name for name in q if name != op.attrs.dim)
             orders[:] = [q, k, k, q, lse, q][: len(kinds)]
+        case Take(dim=dim):
+            names = kinds[0].names
+            if dim not in (names[0], names[-1]):
+                orders[0] = (dim, *(name for name in names if name != dim))
         case Put():
             index, value = kinds[-2:]
             rest = tuple(name for name in value.names if name not in index.names)

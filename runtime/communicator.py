@@ -34,7 +34,7 @@ class Communicator:
             self.positions[names] = mesh.position(place, names)
             for ranks in mesh.groups(names):
                 group = dist.new_group(list(ranks))
-                if rank in ranks:
+                if rank in ranks and isinstance(group, dist.ProcessGroup):
                     self.groups[names] = group
 
     def gather(self, value: Any) -> list[Any]:

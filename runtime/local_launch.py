@@ -23,7 +23,7 @@ from fllmc.runtime.failures import Failure, first_failure
 from fllmc.runtime.ranks import Job, worker
 from fllmc.runtime.run_errors import WorkerKilled
 from fllmc.runtime.statuses import INTERNAL, SIGNALLED, WORKER_FAILED
-from fllmc.runtime.stopping import ECHO_SECONDS, SIGNALS
+from fllmc.runtime.stopping import ECHO_SECONDS, heeded
 
 CLOSING_SECONDS = 5
 """How long the processes left over from a failure have to end by themselves."""
@@ -49,7 +49,7 @@ def start_local(job: Job) -> int | Failure:
     )
     relay = Relay()
     with tempfile.TemporaryDirectory(prefix="fllmc-") as post:
-        before = {number: signal.signal(number, relay.heard) for number in SIGNALS}
+        before = {number: signal.signal(number, relay.heard) for number in heeded()}
         try:
             statuses = elastic_launch(config, worker)(msgspec.msgpack.encode(job), post)
             return max(statuses.values())

@@ -8,9 +8,14 @@ import threading
 import time
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO_SECONDS = 1.0
 """A terminal and a launcher both pass on one Ctrl-C; within this time it counts as one."""
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that ask a run to stop, less those that its starter set it to ignore (nohup)."""
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in asking if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Stop:
@@ -27,7 +32,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in heeded():
                 self._before[number] = signal.signal(number, self._heard)
         return self
 

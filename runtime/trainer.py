@@ -14,7 +14,6 @@ from fllmc.runtime import run_errors
 from fllmc.runtime.checkpoint.folders import find_latest
 from fllmc.runtime.checkpoint.save import alone
 from fllmc.runtime.communicator import Communicator
-from fllmc.runtime.concluding import moved_line, sampled, valid_lines
 from fllmc.runtime.data.dataset import Dataset, open_dataset
 from fllmc.runtime.evaluating import evaluation
 from fllmc.runtime.executor import Executor
@@ -29,6 +28,7 @@ from fllmc.runtime.resuming import Progress, facts_of, restore_run, save_run
 from fllmc.runtime.run_folder import CHECKPOINTS, METRICS, plan_hash
 from fllmc.runtime.statuses import STOPPED, SUCCESS
 from fllmc.runtime.stopping import Stop
+from fllmc.runtime.telling import moved_line, opening_lines, sampled, valid_lines
 
 TOKENIZER = "tokenizer.json"
 
@@ -233,6 +233,8 @@ def train(
         run = Run(plan, source, options, comm, rank, device)
         shown = rank == 0 and not options.quiet
         display = stack.enter_context(Display(run.steps, shown))
+        for line in opening_lines(plan, run.dataset, options.folder, device):
+            display.say(line)
         run.begin(display)
         metrics = None
         if rank == 0:

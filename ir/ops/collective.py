@@ -16,7 +16,7 @@ def replace_dim(kind: Type, new: Dim) -> Type:
 
 
 class AllReduce(Attrs, frozen=True, tag="all_reduce"):
-    """Combine partial values over axes, by the type's sum or maximum; every rank gets the result."""
+    """Combine partial values over axes by the type's sum or maximum; all ranks get the result."""
 
     axes: tuple[str, ...]
 

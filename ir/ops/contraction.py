@@ -86,7 +86,7 @@ def index_operand(index: Type, dim: str) -> None:
 class Take(Attrs, frozen=True, tag="take"):
     """table[index]: (table[dim, ...rest], index of dim [...]) -> [...index dims, ...rest].
 
-    With `dim` divided, each rank gives zeros for the positions that it does not hold: a partial sum.
+    With `dim` divided, ranks give zeros for the positions that they do not hold: a partial sum.
     """
 
     dim: str

@@ -21,7 +21,7 @@ from fllmc.ir.types import FLOATS, Dim, Type
 
 
 class Elementwise(Attrs, frozen=True):
-    """An op on each element alone. `linear` lists the operands that it is linear in, one at a time."""
+    """An op on each element alone. `linear` lists operands that it is linear in, one at a time."""
 
     linear: ClassVar[tuple[int, ...]] = ()
 
@@ -203,7 +203,7 @@ class Transpose(Attrs, frozen=True, tag="transpose"):
 
 
 class Fill(Attrs, frozen=True, tag="fill"):
-    """A constant: every element has `value`. Open axes make it a partial value (only zero may be)."""
+    """A constant: each element has `value`. Open axes make it a partial value (only zero may be)."""
 
     value: float
     dtype: str = "f64"

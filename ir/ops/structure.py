@@ -39,10 +39,10 @@ class Scan(Attrs, frozen=True, tag="scan"):
     """Run a function once for each position of dim `over`, as jax.lax.scan does.
 
     Operands: `carries` values handed from one run to the next, then `slices` values whose first dim
-    is `over`, of which each run gets its own position, then values that all runs share. Results: the
-    last carries, then the function's other results stacked along a new first dim `over`. `reverse`
-    runs from the last position to the first. The function takes (carries, slices, shared) and gives
-    (carries, stacked).
+    is `over`, of which each run gets its own position, then values that all runs share. Results:
+    the last carries, then the function's other results stacked along a new first dim `over`.
+    `reverse` runs from the last position to the first. The function takes (carries, slices, shared)
+    and gives (carries, stacked).
     """
 
     function: str

@@ -83,5 +83,3 @@ def choose_mesh(text: str, spec: Spec) -> tuple[Mesh, str]:
     if spec.mesh.axes:
         return spec.mesh, f"{spec.mesh}: as the spec declares it"
     return Mesh(), "one device"
-
-

@@ -14,7 +14,7 @@ from fllmc.runtime.data.windows import Windows
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.feeding import Feeder
 from fllmc.runtime.initialise import initialise, view_of
-from fllmc.runtime.parts import expected, lasting_parts, parameter_count
+from fllmc.runtime.parts import expected, lasting_parts, offsets_of, parameter_count
 from tests.runtime.small_run import Made, made
 
 
@@ -26,7 +26,8 @@ class NoOne:
 
 
 def executor_of(run: Made, rank: int = 0) -> Executor:
-    return Executor(run.plan, run.source, rank, NoOne())
+    nobody: Any = NoOne()
+    return Executor(run.plan, run.source, rank, nobody)
 
 
 def initial(run: Made) -> dict[str, torch.Tensor]:
@@ -89,7 +90,7 @@ def test_counts_parameters(tmp_path: Path) -> None:
 def test_ranks_are_fed_the_global_batch(tmp_path: Path, mesh: str, microbatches: int) -> None:
     plan = made(tmp_path, mesh, microbatches).plan
     run = Made(plan, made(tmp_path, mesh, microbatches).source, tmp_path)
-    windows = Windows(np.arange(1000) % 251, plan.data.seq, 3)
+    windows = Windows((np.arange(1000) % 251).astype(np.uint8), plan.data.seq, 3)
     wanted = windows.batch(24, plan.data.batch)
     for field in ("tokens", "targets"):
         found = _whole_input(plan, run, field, windows)
@@ -100,8 +101,6 @@ def _whole_input(plan: Plan, run: Made, field: str, windows: Windows) -> torch.T
     stored = next(s for s in plan.stored if s.name == field)
     sizes = plan.program.sizes
     whole = torch.full(sizes.shape(stored.type), -1)
-    from fllmc.runtime.parts import offsets_of
-
     for rank in range(plan.program.mesh.size):
         executor = executor_of(run, rank)
         Feeder(plan, executor, "train", rank).fill(24, windows.batch)

@@ -124,6 +124,14 @@ def test_a_new_run_never_writes_over_another(
     assert first.startswith("small-") and second == f"{first}.2"
 
 
+def test_a_folder_that_cannot_be_made_is_a_diagnostic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path)
+    assert go(run, "text.txt/a") == ENVIRONMENT
+    assert "error[E0806]" in capsys.readouterr().err
+
+
 def test_the_artifact_is_kept_with_the_run(tmp_path: Path) -> None:
     run = made(tmp_path, steps=1)
     artifact = tmp_path / "x.fllmx"

@@ -100,6 +100,16 @@ def test_one_ctrl_c_may_be_heard_twice() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_collectives_other_than_planned_are_a_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,10 +43,11 @@ HIDDEN = "[batch, seq, embed]"
 
 
 class Drawn(NamedTuple):
-    """A spec's text, and the mesh that it is for as axis=size pairs with commas; one may be."""
+    """A spec's text, the mesh that it is for (`data=2,tensor=2`, or empty), and its optimizer."""
 
     text: str
-    mesh: str
+    mesh: str = ""
+    optimizer: str = OPTIMIZERS[0]
 
     def __repr__(self) -> str:
         return f"mesh {self.mesh or '1'}\n{self.text}"
@@ -393,4 +394,4 @@ def specs(draw: st.DrawFn, meshes: Sequence[str] = MESHES) -> Drawn:
         section(f"train run: {subject}", train),
         section("schedule placed for run", draw(schedules(found, stacks, trained))),
     ]
-    return Drawn("\n\n".join(parts) + "\n", mesh)
+    return Drawn("\n\n".join(parts) + "\n", mesh, optimizer)

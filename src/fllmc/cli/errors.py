@@ -54,6 +54,17 @@ class FitsNothing(Diagnostic, frozen=True):
     inspect: str
 
 
+class NoRun(Diagnostic, frozen=True):
+    """The folder of a run holds the artifact that it runs; this folder holds none."""
+
+    code = "E0731"
+    title = "`{folder}` is not the folder of a run: it has no `{artifact}`"
+    help = ("`fllmc run` says at its start which folder it uses",)
+
+    folder: str
+    artifact: str
+
+
 class SpecChanged(Diagnostic, frozen=True):
     """A run is resumed on another mesh by compiling its spec again, and that must be the same spec.
 

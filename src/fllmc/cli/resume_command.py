@@ -9,6 +9,8 @@ import click
 
 from fllmc.cli.group import Command
 from fllmc.cli.options import mesh_option, overrides, training_options
+from fllmc.ir.diagnostics import DiagnosticError
+from fllmc.ir.span import NOWHERE
 from fllmc.runtime.options import Device
 
 if TYPE_CHECKING:
@@ -30,12 +32,15 @@ def command(
     On the run's own mesh the losses are bit for bit those of a run that was never interrupted. With
     --mesh its spec is compiled again for another mesh, and every tensor is as it was saved.
     """
+    from fllmc.cli.errors import NoRun
     from fllmc.cli.opening import folder_of, opened
     from fllmc.cli.starting import options_for, tell_once
     from fllmc.runtime.launch import launch
     from fllmc.runtime.run_folder import ARTIFACT
 
     kept = str(Path(run) / ARTIFACT)
+    if not Path(kept).is_dir():
+        raise DiagnosticError(NoRun(NOWHERE, run, ARTIFACT))
     found = opened(kept, tell=tell_once) if not mesh else recompiled(kept, mesh)
     options = options_for(
         found,
@@ -57,8 +62,6 @@ def recompiled(kept: str, mesh: str) -> Opened:
     from fllmc.cli.opening import opened
     from fllmc.cli.starting import tell_once
     from fllmc.frontend.library import read
-    from fllmc.ir.diagnostics import DiagnosticError
-    from fllmc.ir.span import NOWHERE
 
     before = opened(kept, tell=lambda text: None)
     texts = dict(before.sources)

@@ -1,4 +1,4 @@
-"""What is said after the last step."""
+"""What is said before the first step and after the last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from fllmc.runtime.data.baseline import bigram_baseline
 from fllmc.runtime.data.dataset import Dataset
 from fllmc.runtime.data.tokenizers import Tokenizer
 from fllmc.runtime.executor import Executor
+from fllmc.runtime.parts import parameter_count
 from fllmc.runtime.sampling import ENTRY, sample_text
+
+
+def opening_lines(plan: Plan, dataset: Dataset, folder: str, device: str) -> Iterator[str]:
+    """The run, its mesh, its data."""
+    count, mesh = f"{parameter_count(plan):,} parameters", plan.program.mesh
+    yield f"{plan.train.name}: {count} on {mesh} ({device}), into {folder}"
+    held = f"{dataset.held_out.count:,}" if dataset.held_out else "none"
+    tokens = f"{len(dataset.train.tokens):,} tokens to train on, {held} held out"
+    yield f"{dataset.corpus.source}: {tokens}, sha256 {dataset.corpus.sha256[:12]}"
 
 
 def valid_lines(dataset: Dataset, valid: float | None, baseline: bool) -> Iterator[str]:
