@@ -10,24 +10,33 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from fllmc.codegen.errors import ArtifactChanged, ArtifactMissing, ArtifactUnreadable
+from fllmc.codegen.errors import (
+    ArtifactChanged,
+    ArtifactMissing,
+    ArtifactStranger,
+    ArtifactUnreadable,
+)
+from fllmc.codegen.make_plan import follows
 from fllmc.codegen.report import report_html
 from fllmc.codegen.schedule import schedule_text
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.plan import SCHEMA, Plan
+from fllmc.ir.program import LEVELS
 from fllmc.ir.span import NOWHERE
+from fllmc.ir.verify import verify
 
 PLAN = "plan.json"
 SCHEDULE = "schedule/step.py"
 MANIFEST = "manifest.json"
 REPORT = "report.html"
 T = TypeVar("T")
-MAX_PLAN_BYTES = 256 << 20
+MAX_FILE_BYTES = 256 << 20
 """A plan is a few hundred KiB; anything near this is not one of ours."""
 
 
@@ -101,13 +110,14 @@ def write_artifact(
     return Artifact(name, plan, source, manifest)
 
 
-def replace_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Write the files to a new folder beside and put it in place of the old one."""
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise DiagnosticError(
-                ArtifactUnreadable(NOWHERE, str(folder), "is no artifact to replace")
-            )
+def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files to a new folder beside and put it in place of the old one.
+
+    DiagnosticError where something that is no artifact would be replaced.
+    """
+    foreign = folder.exists() and not (folder / MANIFEST).is_file()
+    if foreign and (not folder.is_dir() or any(folder.iterdir())):
+        raise DiagnosticError(ArtifactUnreadable(NOWHERE, str(folder), "is no artifact to replace"))
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     for path, data in files.items():
@@ -120,45 +130,78 @@ def replace_folder(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """The artifact in a folder. DiagnosticError when it is missing, unreadable or changed."""
-    if not (folder / MANIFEST).is_file():
-        raise DiagnosticError(ArtifactMissing(NOWHERE, str(folder), MANIFEST))
+    """The artifact in a folder; nothing in it is executed.
+
+    DiagnosticError when a file is missing, unreadable, changed, or none of the artifact's.
+    """
     manifest = decoded(folder, MANIFEST, Manifest)
-    plan = decoded(folder, PLAN, Plan)
-    if manifest.schema != SCHEMA or plan.schema != SCHEMA:
+    if manifest.schema != SCHEMA:
         reason = f"has schema {manifest.schema}, this version reads {SCHEMA}"
-        raise DiagnosticError(ArtifactUnreadable(NOWHERE, str(folder), reason))
-    try:
-        source = schedule_text(plan)
-    except Exception as error:
-        reason = f"holds a plan that no schedule follows from ({type(error).__name__})"
-        raise DiagnosticError(ArtifactUnreadable(NOWHERE, str(folder / PLAN), reason)) from error
-    expected = {**manifest.files, SCHEDULE: sha256(source.encode()), PLAN: manifest.plan_sha256}
-    for path, wanted in expected.items():
-        if path_bytes(folder, path) is None:
-            raise DiagnosticError(ArtifactMissing(NOWHERE, str(folder), path))
-        if sha256(path_bytes(folder, path) or b"") != wanted:
+        raise unreadable(folder, reason)
+    levels = [f"levels/{level}.fir" for level in manifest.levels if level in LEVELS]
+    expected = {PLAN, SCHEDULE, REPORT, *levels}
+    if set(manifest.files) != expected or len(levels) != len(manifest.levels):
+        raise unreadable(folder / MANIFEST, "does not list an artifact's files")
+    for path in files_in(folder):
+        if path not in expected | {MANIFEST}:
+            raise DiagnosticError(ArtifactStranger(NOWHERE, str(folder / path)))
+    for path in sorted(expected):
+        if sha256(file_bytes(folder, path)) != manifest.files[path]:
             raise DiagnosticError(ArtifactChanged(NOWHERE, str(folder / path)))
+    plan = decoded(folder, PLAN, Plan)
+    source = checked_source(folder, plan)
+    if file_bytes(folder, SCHEDULE) != source.encode():
+        raise DiagnosticError(ArtifactChanged(NOWHERE, str(folder / SCHEDULE)))
     return Artifact(manifest.name, plan, source, manifest)
 
 
-def path_bytes(folder: Path, path: str) -> bytes | None:
-    """A file of the artifact; None when it is not there or lies outside the folder."""
+def checked_source(folder: Path, plan: Plan) -> str:
+    """The schedule that follows from a plan, once the plan is one that this version would make."""
+    try:
+        verify(plan.program)
+        sound = plan.schema == SCHEMA and follows(plan)
+        source = schedule_text(plan) if sound else ""
+    except Exception as error:  # whatever a stranger's plan runs into
+        reason = f"holds a plan that no schedule follows from ({type(error).__name__})"
+        raise unreadable(folder / PLAN, reason) from error
+    if not sound:
+        raise unreadable(folder / PLAN, "is no plan that this version would make of its program")
+    return source
+
+
+def unreadable(path: Path, reason: str) -> DiagnosticError:
+    """The error for a file that this version does not write."""
+    return DiagnosticError(ArtifactUnreadable(NOWHERE, str(path), reason))
+
+
+def files_in(folder: Path) -> list[str]:
+    """What lies in the folder, sorted: files by their path below it, and links, not followed."""
+    try:
+        found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    except OSError as error:
+        raise unreadable(folder, f"can't be read: {error.strerror}") from error
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def file_bytes(folder: Path, path: str) -> bytes:
+    """A file of the artifact. DiagnosticError if it is missing, linked elsewhere or too large."""
     target = folder / path
-    inside = target.resolve().is_relative_to(folder.resolve())
-    return target.read_bytes() if inside and target.is_file() else None
+    try:
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise unreadable(target, "is a link out of the folder")
+        if target.stat().st_size > MAX_FILE_BYTES:
+            raise unreadable(target, "is too large")
+        return target.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DiagnosticError(ArtifactMissing(NOWHERE, str(folder), path)) from error
+    except OSError as error:
+        raise unreadable(target, f"can't be read: {error.strerror}") from error
 
 
 def decoded(folder: Path, path: str, kind: type[T]) -> T:
     """A JSON file of the artifact as a value of that type."""
-    data = path_bytes(folder, path)
-    if data is None:
-        raise DiagnosticError(ArtifactMissing(NOWHERE, str(folder), path))
-    if len(data) > MAX_PLAN_BYTES:
-        raise DiagnosticError(ArtifactUnreadable(NOWHERE, str(folder / path), "is too large"))
+    data = file_bytes(folder, path)
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise DiagnosticError(
-            ArtifactUnreadable(NOWHERE, str(folder / path), str(error))
-        ) from error
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise unreadable(folder / path, f"is not what this version writes: {error}") from error

@@ -27,6 +27,18 @@ class ArtifactUnreadable(Diagnostic, frozen=True):
     reason: str
 
 
+class ArtifactStranger(Diagnostic, frozen=True):
+    """A file that is no part of the artifact lies in its folder. An artifact holds what the
+    compiler wrote and nothing else, so that what is run is what was compiled.
+    """
+
+    code = "E0723"
+    title = "`{path}` is no part of the artifact"
+    help = ("move it away, or compile the spec again",)
+
+    path: str
+
+
 class ArtifactChanged(Diagnostic, frozen=True):
     """A file differs from what the plan gives. Artifacts are not edited: nothing runs that this
     version would not have generated itself.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple
 
 from fllmc.codegen.donations import copied_input
 from fllmc.codegen.memory import persistent, plan_frames
-from fllmc.ir.ops import COLLECTIVES, AllGather, AllReduce, ReduceScatter, Scan
+from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.ops import COLLECTIVES, AllGather, AllReduce, Fill, ReduceScatter, Scan
 from fllmc.ir.plan import Collective, Decision, Frame, Plan, Stored
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.settings import Spec
@@ -22,16 +24,14 @@ def make_plan(
     mesh_read: str = "",
 ) -> Plan:
     """The plan of a program at plan level."""
-    frames = plan_frames(program)
-    stored, base = stored_tensors(program, frames)
-    peak = max((frames[name].bytes for name in program.entries), default=0)
+    made = derived(program)
     return Plan(
         program=program,
-        frames=tuple(frames[name] for name in sorted(frames)),
-        stored=stored,
-        arena_bytes=base + peak,
-        frame_base=base,
-        collectives=collectives(program),
+        frames=made.frames,
+        stored=made.stored,
+        arena_bytes=made.arena_bytes,
+        frame_base=made.frame_base,
+        collectives=made.collectives,
         data=spec.data,
         train=spec.train,
         decisions=decisions,
@@ -40,37 +40,76 @@ def make_plan(
     )
 
 
+class Derived(NamedTuple):
+    """What of a plan follows from its program alone; see `ir/plan.py` for the fields."""
+
+    frames: tuple[Frame, ...]
+    stored: tuple[Stored, ...]
+    arena_bytes: int
+    frame_base: int
+    collectives: tuple[Collective, ...]
+
+
+def derived(program: Program) -> Derived:
+    """Frames, persistent storage and collectives of a program at plan level."""
+    frames = plan_frames(program)
+    stored, base = stored_tensors(program, frames)
+    peak = max((frames[name].bytes for name in program.entries), default=0)
+    ordered = tuple(frames[name] for name in sorted(frames))
+    return Derived(ordered, stored, base + peak, base, collectives(program))
+
+
+def follows(plan: Plan) -> bool:
+    """Whether the plan's memory and collectives are those that its program gives."""
+    given = (plan.frames, plan.stored, plan.arena_bytes, plan.frame_base, plan.collectives)
+    return given == derived(plan.program)
+
+
 def stored_tensors(program: Program, frames: Mapping[str, Frame]) -> tuple[tuple[Stored, ...], int]:
     """Inputs and outputs of the entries, one after another at the arena's start, and their end."""
-    found: dict[str, tuple[str, Type]] = {}
-    for name in program.entries:
-        function = program.function(name)
-        for number, given in enumerate(function.inputs):
-            if given.role != "host":
-                role = given.role if given.role != "value" else "data"
-                found.setdefault(given.name, (role, function.types[number]))
-        for result, output in enumerate(function.outputs):
-            value = function.results[result]
-            kind = function.types[value]
-            if output not in found:
-                found[output] = ("output", kind)
-            elif copied_input(function, frames[name], result) is not None:
-                found[f"{output}'"] = ("output", kind)
-    order = {"param": 0, "state": 1, "data": 2, "output": 3}
-    names = sorted(found, key=lambda name: order[found[name][0]])
-    offsets, end = persistent(program.sizes, [found[name][1] for name in names], 0)
+    found = kept_values(program, frames)
+    names = sorted(found, key=lambda name: ROLES.index(found[name].role))
+    offsets, end = persistent(program.sizes, [found[name].type for name in names], 0)
     initial = state_values(program)
-    return tuple(
-        Stored(
-            name,
-            found[name][0],  # type: ignore[arg-type]
-            found[name][1],
-            offset,
-            program.sizes.local_bytes(found[name][1]),
-            initial.get(name.rpartition("#")[2], 0.0) if found[name][0] == "state" else 0.0,
-        )
-        for name, offset in zip(names, offsets, strict=True)
-    ), end
+    stored: list[Stored] = []
+    for name, offset in zip(names, offsets, strict=True):
+        role, kind = found[name]
+        begin = initial.get(name.rpartition("#")[2], 0.0) if role == "state" else 0.0
+        size = program.sizes.local_bytes(kind)
+        stored.append(Stored(name, role, kind, offset, size, begin))
+    return tuple(stored), end
+
+
+StoredRole = Literal["param", "state", "data", "output"]
+ROLES: Final[tuple[StoredRole, ...]] = ("param", "state", "data", "output")
+"""The order of the stored tensors."""
+
+
+class Kept(NamedTuple):
+    """A value that outlives an entry's run."""
+
+    role: StoredRole
+    type: Type
+
+
+def kept_values(program: Program, frames: Mapping[str, Frame]) -> dict[str, Kept]:
+    """The entries' inputs and outputs by name; `NAME'` is what will be copied to input NAME."""
+    found: dict[str, Kept] = {}
+
+    def keep(name: str, role: StoredRole, kind: Type) -> None:
+        if found.setdefault(name, Kept(role, kind)).type != kind:
+            raise InternalError(f"entries disagree: {name} is {found[name].type} and {kind}")
+
+    for entry in program.entries:
+        function = program.function(entry)
+        for given, kind in zip(function.inputs, function.types, strict=False):
+            if given.role != "host":
+                keep(given.name, "data" if given.role == "value" else given.role, kind)
+        for result, output in enumerate(function.outputs):
+            kind = function.types[function.results[result]]
+            apart = copied_input(function, frames[entry], result) is not None
+            keep(f"{output}'" if apart else output, "output", kind)
+    return found
 
 
 def state_values(program: Program) -> dict[str, float]:
@@ -78,11 +117,9 @@ def state_values(program: Program) -> dict[str, float]:
     if all(function.name != "optimizer.states" for function in program.functions):
         return {}
     function = program.function("optimizer.states")
-    makers = {value: op for op in function.ops for value in op.results}
-    return {
-        name: float(makers[value].attrs.value)  # type: ignore[union-attr]
-        for name, value in zip(function.outputs, function.results, strict=True)
-    }
+    makers = {value: op.attrs for op in function.ops for value in op.results}
+    fills = ((name, makers[v]) for name, v in zip(function.outputs, function.results, strict=True))
+    return {name: attrs.value for name, attrs in fills if isinstance(attrs, Fill)}
 
 
 def collectives(program: Program) -> tuple[Collective, ...]:

@@ -68,8 +68,8 @@ def report_html(name: str, plan: Plan, levels: Mapping[str, str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["bytes"] = bytes_text
-    return environment.get_template("report.html.j2").render(**contents(name, plan, levels))
+    page = environment.get_template("report.html.j2", globals={"in_bytes": bytes_text})
+    return page.render(**contents(name, plan, levels))
 
 
 def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fllmc.codegen.donations import copied_input, entry_donations, staged, updated_input
 from fllmc.codegen.function_text import FunctionText
 from fllmc.codegen.fused_text import FusedText
-from fllmc.codegen.donations import copied_input, entry_donations, staged, updated_input
 from fllmc.codegen.torch_ops import TORCH
 from fllmc.codegen.views import quoted
 from fllmc.ir.diagnostics import InternalError
@@ -207,9 +207,8 @@ def write_ops(text: FunctionText, scans: Mapping[str, Scan]) -> None:
     for result, value in enumerate(text.function.results):
         if value in text.host:
             text.body.append(f"r{result}.fill_({text.number(value)})")
-        elif text.frame.places[value] != Place("result", result):
-            if not result_in_place(text, scans, result):
-                text.body.append(f"r{result}.copy_({text.tensor(value)})")
+        elif not placed_as_wanted(text, scans, result):
+            text.body.append(f"r{result}.copy_({text.tensor(value)})")
     if text.function.name in text.program.entries:
         for result in range(len(text.function.results)):
             given = copied_input(text.function, text.frame, result)
@@ -217,13 +216,16 @@ def write_ops(text: FunctionText, scans: Mapping[str, Scan]) -> None:
                 text.body.append(f"a{given}.copy_(r{result})")
 
 
-def result_in_place(text: FunctionText, scans: Mapping[str, Scan], result: int) -> bool:
-    """Whether a result needs no buffer of its own, being written over an input."""
-    attrs = scans.get(text.function.name)
+def placed_as_wanted(text: FunctionText, scans: Mapping[str, Scan], result: int) -> bool:
+    """Whether a result is made in its own buffer, or in that of an input that it replaces."""
+    function, frame = text.function, text.frame
+    if frame.places[function.results[result]] == Place("result", result):
+        return True
+    attrs = scans.get(function.name)
     if attrs is not None:
-        return updated_input(text.function, text.frame, attrs, result) is not None
-    replaces = result in entry_donations(text.function)
-    return replaces and copied_input(text.function, text.frame, result) is None
+        return updated_input(function, frame, attrs, result) is not None
+    replaces = result in entry_donations(function)
+    return replaces and copied_input(function, frame, result) is None
 
 
 def function_lines(text: FunctionText, scans: Mapping[str, Scan]) -> list[str]:

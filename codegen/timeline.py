@@ -73,7 +73,8 @@ class Timeline(msgspec.Struct, frozen=True):
 def timeline(plan: Plan, entry: str) -> Timeline:
     """The memory of one call of an entry."""
     walk = _Walk(plan, entry)
-    base = dict.fromkeys(CATEGORIES, 0)
+    categories: tuple[str, ...] = CATEGORIES
+    base = dict.fromkeys(categories, 0)
     for stored in plan.stored:
         base[PERSISTENT[stored.role]] += aligned(stored.bytes)
     walk.run(entry, base, 0)

@@ -23,7 +23,7 @@ Level = Literal["model", "training", "sharded", "plan"]
 LEVELS: tuple[Level, ...] = ("model", "training", "sharded", "plan")
 
 Role = Literal["param", "state", "data", "host", "value"]
-"""What an input is: a trained tensor, optimizer state, batch data, a host scalar, or a plain value."""
+"""What an input is: a parameter, optimizer state, batch data, a host scalar, or a plain value."""
 
 
 class Init(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class Op(msgspec.Struct, frozen=True):
-    """One operation. `path` is its place in the model (`attn.attend`), for selectors and reports."""
+    """One operation. `path` is its place in the model (`attn.attend`), for people and selectors."""
 
     attrs: AnyAttrs
     operands: tuple[int, ...]

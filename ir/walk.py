@@ -8,7 +8,6 @@ from fllmc.ir.ops import Elementwise, Fill
 from fllmc.ir.program import Function
 from fllmc.ir.types import HOST_SCALAR, Type
 
-
 HOST_TYPES: Final = (HOST_SCALAR, Type("bool"))
 
 

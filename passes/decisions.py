@@ -89,4 +89,3 @@ def source_of(body: Function, value: int) -> str:
         if value in op.results:
             return op.path
     return ""
-

@@ -74,7 +74,7 @@ def mark(function: Function, needed: Mapping[str, Needed]) -> bool:
 def kept_roots(program: Program) -> tuple[str, ...]:
     """Functions that are run from outside or looked up by later passes."""
     early = program.level in ("model", "training")
-    return (*program.entries, *(EQUATIONS if early else ()))
+    return (*program.entries, *(EQUATIONS if early else ("optimizer.states",)))
 
 
 def find_needed(program: Program) -> dict[str, Needed]:

@@ -24,6 +24,9 @@ from fllmc.passes.lora_uses import Arrow
 SEED, SAMPLES, LAYER = "seed", "samples", "layer"
 """Names of the inputs that dropout draws its random numbers by."""
 
+TRAINING = "training"
+"""The host input that turns dropout on: 1 in the entry `train`, 0 in all others."""
+
 PARTS = ("lora_a", "lora_b")
 
 
@@ -77,6 +80,7 @@ class Draw(msgspec.Struct, frozen=True):
     """
 
     seed: int
+    training: int
     samples: int
     layer: int
     place: int
@@ -84,16 +88,17 @@ class Draw(msgspec.Struct, frozen=True):
 
 
 def dropped_out(b: Builder, x: int, update: Update, draw: Draw) -> int:
-    """x with a fraction of its elements zeroed, and the others scaled up to keep the mean."""
+    """In training, x with a fraction of its elements zeroed, the others scaled to keep the mean."""
     kind = b.types[x]
     if draw.batch not in kind.names:
         raise DiagnosticError(NoSamples(update.lora.span, update.base.name))
-    rate = update.lora.dropout
+    rate = b.mul(b.constant(update.lora.dropout), draw.training)
     dims = (kind.dim(draw.batch), *kind.without((draw.batch,)).dims)
     drawn_by = (draw.seed, draw.samples) + ((draw.layer,) if draw.layer >= 0 else ())
     noise = b.one(Random(draw.place, dims), *drawn_by)
-    dropped = b.one(Less(), noise, b.constant(rate))
-    scaled = b.mul(x, b.constant(1.0 / (1.0 - rate)))
+    dropped = b.one(Less(), noise, rate)
+    one = b.constant(1.0)
+    scaled = b.mul(x, b.div(one, b.sub(one, rate)))
     return b.one(Where(), dropped, b.constant(0.0), scaled)
 
 

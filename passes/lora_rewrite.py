@@ -16,7 +16,7 @@ from fllmc.ir.program import Function, Op, Parameter, Program, Role
 from fllmc.ir.settings import Lora
 from fllmc.ir.types import HOST_SCALAR, Dim, Type, indices, tensor
 from fllmc.passes.inline import callees_first
-from fllmc.passes.lora import LAYER, PARTS, SAMPLES, SEED, Draw, Update, updated
+from fllmc.passes.lora import LAYER, PARTS, SAMPLES, SEED, TRAINING, Draw, Update, updated
 from fllmc.passes.lora_uses import (
     arrows,
     bound_parameters,
@@ -113,6 +113,7 @@ class Rewriter:
             samples = tensor("i64", self.batch)
             found.append(Extra(SAMPLES, samples, "data" if entry else "value", False))
             found.append(Extra(SEED, HOST_SCALAR, "host", False))
+            found.append(Extra(TRAINING, HOST_SCALAR, "host", False))
         if random and function.name in self.scans:
             over = self.scans[function.name].over
             found.append(Extra(LAYER, indices(over), "value", True))
@@ -166,7 +167,7 @@ class Rewriter:
             for number in numbers:
                 given = function.inputs[number]
                 mapping[number] = b.input(given.name, function.types[number], given.role)
-                if given.name in (SAMPLES, SEED):
+                if given.name in (SAMPLES, SEED, TRAINING):
                     named[given.name] = mapping[number]
             for extra in self.extras[function.name]:
                 if extra.sliced == sliced:
@@ -206,7 +207,8 @@ class Rewriter:
         draw: Draw | None = None
         if update.needs_random(op):
             layer = named.get(LAYER, -1)
-            draw = Draw(named[SEED], named[SAMPLES], layer, self.place, self.batch)
+            drawn_by = named[SEED], named[TRAINING], named[SAMPLES]
+            draw = Draw(*drawn_by, layer, self.place, self.batch)
             self.place += 1
         weights = {part: named[f"{update.base.name}.{part}"] for part in PARTS}
         used = used_as(op, weight, function)

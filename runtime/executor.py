@@ -90,8 +90,9 @@ class Executor:
             self.entries: Mapping[str, Callable[[], None]] = namespace["entries"](self)
 
     def run(self, entry: str, **scalars: float) -> None:
-        """Run an entry with its host scalars (such as `step`)."""
-        for name, value in scalars.items():
+        """Run an entry with its host scalars (such as `step`). Dropout is on in `train` alone."""
+        given = {"training": float(entry == "train"), **scalars}
+        for name, value in given.items():
             if name in self.slots:
                 self.host[self.slots[name]] = float(value)
         self.runs[entry] += 1

@@ -203,7 +203,7 @@ class Transpose(Attrs, frozen=True, tag="transpose"):
 
 
 class Fill(Attrs, frozen=True, tag="fill"):
-    """A constant: each element has `value`. Open axes make it a partial value (only zero may be)."""
+    """A constant: each element is `value`. Open axes make it a partial value (only zero may be)."""
 
     value: float
     dtype: str = "f64"

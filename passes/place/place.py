@@ -53,10 +53,14 @@ def judged(found: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
 
 
 def place_program(program: Program, layout: Layout) -> Program:
-    """Every function that the entries reach, placed for the types that it is run with."""
+    """Every function that the entries reach, placed for the types that it is run with.
+
+    The initial values of optimizer states are scalars and stay as they are.
+    """
     placer = Placer(program, layout)
     entries = {name: place_entry(placer, program.function(name)) for name in program.entries}
     final = final_names(placer, entries)
+    equations = [f for f in program.functions if f.name == "optimizer.states"]
     functions = [
         renamed(placer.placed[name], final)
         for source in program.functions
@@ -66,7 +70,7 @@ def place_program(program: Program, layout: Layout) -> Program:
     parameters = tuple(
         structs.replace(p, type=layout.place_parameter(p.name, p.type)) for p in program.parameters
     )
-    return structs.replace(program, functions=tuple(functions), parameters=parameters)
+    return structs.replace(program, functions=(*functions, *equations), parameters=parameters)
 
 
 def place_entry(placer: Placer, source: Function) -> str:

@@ -19,7 +19,7 @@ __all__ = ["__version__", "compile", "load"]
 
 
 def __getattr__(name: str) -> object:
-    """`compile` is `fllmc.driver.compile_spec`, `load` is `fllmc.codegen.artifact.read_artifact`."""
+    """`compile` is `driver.compile_spec`, and `load` is `codegen.artifact.read_artifact`."""
     if name == "compile":
         from fllmc.driver import compile_spec
 

@@ -115,9 +115,7 @@ def write(folder: Path, compiled: Compiled) -> None:
 
     spec = compiled.spec
     try:
-        write_artifact(
-            folder, spec.name, compiled.plan, spec.sources, compiled.levels, __version__
-        )
+        write_artifact(folder, spec.name, compiled.plan, spec.sources, compiled.levels, __version__)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DiagnosticError(NotWritable(NOWHERE, str(folder), reason)) from error

@@ -29,8 +29,6 @@ class DoesNotFit(Diagnostic, frozen=True):
     inspect: str
 
 
-
-
 class FitsNothing(Diagnostic, frozen=True):
     """No target was named, and one rank of the plan needs more memory than any device that ships.
 

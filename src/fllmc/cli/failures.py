@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fllmc.ir.diagnostics import DiagnosticError
 
 
 @contextmanager
-def sourced(texts: Mapping[str, str]) -> Iterator[None]:
+def sourced(texts: Mapping[str, str]) -> Generator[None]:
     """Lends texts that no file holds to the diagnostics that pass through."""
     from fllmc.frontend import SpecError
 

@@ -1,4 +1,4 @@
-"""The group of commands: each is imported when it is used; faults end here, never in a traceback."""
+"""The group of commands: each is imported when it is used, and no fault of one is a traceback."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class LazyGroup(click.Group):
             from fllmc.ir.diagnostics import near
 
             found = near(args[0], self.list_commands(ctx))
-            error.message += f" Did you mean '{found}'?" if found else ""
-            raise
+            hint = f" Did you mean '{found}'?" if found and found not in error.message else ""
+            raise click.UsageError(error.message + hint, ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands by section, without importing any."""

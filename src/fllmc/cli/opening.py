@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,7 +55,7 @@ def opened(
 
 
 @contextmanager
-def folder_of(found: Opened) -> Iterator[Path]:
+def folder_of(found: Opened) -> Generator[Path]:
     """The artifact's folder; of a spec that was compiled, one that is gone afterwards."""
     if found.folder is not None:
         yield found.folder
@@ -76,5 +76,3 @@ def artifact(folder: Path) -> Opened:
     }
     sources = found.manifest.sources
     return Opened(found.name, found.plan, found.source, levels, sources, folder)
-
-

@@ -76,4 +76,3 @@ def read_program(file: str) -> tuple[Program, dict[str, str]]:
     name = "<stdin>" if file == "-" else file
     with sourced({name: text}):
         return load_program(text, name), {name: text}
-
