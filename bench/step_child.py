@@ -282,11 +282,12 @@ def serve(step: Callable[[], float], base: int) -> None:
         word, *rest = line.split()
         answer: Any
         if word == "steps":
-            answer = {"losses": [], "seconds": []}
+            answer = {"losses": [], "seconds": [], "cpu_seconds": []}
             for _ in range(int(rest[0])):
-                begin = time.perf_counter()
+                begin, worked = time.perf_counter(), time.process_time()
                 answer["losses"].append(step())
                 answer["seconds"].append(time.perf_counter() - begin)
+                answer["cpu_seconds"].append(time.process_time() - worked)
         elif word == "memory":
             answer = {"base": base, "growth": resident("VmHWM") - base}
             Path("/proc/self/clear_refs").write_text("5")

@@ -98,6 +98,8 @@ class Contestant:
         self.kind = kind
         self.losses: list[float] = []
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.arena_bytes = 0
         self.process = subprocess.Popen(
             [*command, str(threads), extra],
             stdin=subprocess.PIPE,
@@ -105,7 +107,7 @@ class Contestant:
             text=True,
             env=environment,
         )
-        self.answer()
+        self.arena_bytes = self.answer()["arena_bytes"]
 
     def answer(self) -> Any:
         """The next line that it tells."""
@@ -126,7 +128,9 @@ class Contestant:
         """Take training steps; `keep` their times."""
         told = self.ask(f"steps {count}")
         self.losses += told["losses"]
-        self.seconds += told["seconds"] if keep else []
+        if keep:
+            self.seconds += told["seconds"]
+            self.cpu_seconds += told["cpu_seconds"]
 
     def close(self) -> None:
         """End of its input, which ends it."""
@@ -139,7 +143,12 @@ def compile_plan(size: Size, folder: Path) -> dict[str, Any]:
     spec.write_text(SPEC.format(**size))
     begin = time.perf_counter()
     command = [sys.executable, "-m", "fllmc", "compile", str(spec), "--mesh", "1"]
-    subprocess.run([*command, "--output", str(folder / "bench.fllmx")], check=True, cwd=folder)
+    subprocess.run(
+        [*command, "--output", str(folder / "bench.fllmx")],
+        check=True,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+    )
     return {"compile_seconds": time.perf_counter() - begin}
 
 
@@ -213,6 +222,8 @@ def summary(
         "step_seconds": median,
         "quartiles": [quarter, three],
         "tokens_per_second": size["batch"] * size["seq"] / median,
+        "cpu_seconds": statistics.median(child.cpu_seconds),
+        "arena_bytes": child.arena_bytes,
         "peak_bytes": max(first[child.kind]["growth"], later[child.kind]["growth"]),
         "peak_bytes_after_warm_up": later[child.kind]["growth"],
         "first_loss": child.losses[0],
@@ -279,12 +290,20 @@ def main() -> None:
     """Measure each size, print a line for each, write the result."""
     args = arguments()
     results: dict[str, Any] = {}
+    before = os.getloadavg()
     for name in args.sizes.split(","):
         result = contest(whole(SIZES[name]), args)
         result["ratios"] = ratios(result)
         results[name] = result
         print(name, json.dumps({k: round(v, 3) for k, v in result["ratios"].items()}), flush=True)
-    told = {"machine": machine(), "threads": args.threads, "rounds": args.rounds}
+    busy = os.getloadavg()
+    told = {
+        "machine": machine(),
+        "load_before": before,
+        "load_after": busy,
+        "threads": args.threads,
+        "rounds": args.rounds,
+    }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(
         json.dumps({**told, "steps_per_round": args.steps, "sizes": results}, indent=2) + "\n"

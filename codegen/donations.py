@@ -68,7 +68,7 @@ def entry_donations(function: Function) -> dict[int, tuple[int, ...]]:
 
 def scan_donations(body: Function, attrs: Scan) -> dict[int, tuple[int, ...]]:
     """Carries, and for stacked results the slices of the same layout, which they may update."""
-    found = {carry: (carry,) for carry in range(attrs.carries)}
+    found: dict[int, tuple[int, ...]] = {carry: (carry,) for carry in range(attrs.carries)}
     slices = range(attrs.carries, attrs.carries + attrs.slices)
     for result in range(attrs.carries, len(body.results)):
         wanted = layout(body.types[body.results[result]])

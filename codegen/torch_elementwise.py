@@ -155,8 +155,8 @@ class HostOp(NamedTuple):
 
 HOST: Final[Mapping[type[Attrs], HostOp]] = {
     Add: HostOp(operator.add, "({0} + {1})"),
-    AddN: HostOp(lambda *a: sum(a), "sum(({all},))"),
-    Cast: HostOp(lambda a: a, "{0}"),
+    AddN: HostOp(host_math.total, "host.total({all})"),
+    Cast: HostOp(host_math.same, "{0}"),
     Cos: HostOp(host_math.cos, "host.cos({0})"),
     Div: HostOp(host_math.div, "host.div({0}, {1})"),
     Erf: HostOp(math.erf, "math.erf({0})"),
@@ -166,16 +166,16 @@ HOST: Final[Mapping[type[Attrs], HostOp]] = {
     Maximum: HostOp(host_math.maximum, "host.maximum({0}, {1})"),
     Minimum: HostOp(host_math.minimum, "host.minimum({0}, {1})"),
     Mul: HostOp(operator.mul, "({0} * {1})"),
-    Neg: HostOp(operator.neg, "(-{0})"),
+    Neg: HostOp(host_math.negative, "(-{0})"),
     Pow: HostOp(host_math.power, "host.power({0}, {1})"),
     Rsqrt: HostOp(host_math.rsqrt, "host.rsqrt({0})"),
     Sigmoid: HostOp(host_math.sigmoid, "host.sigmoid({0})"),
     Sin: HostOp(host_math.sin, "host.sin({0})"),
     Sqrt: HostOp(host_math.sqrt, "host.sqrt({0})"),
-    Stop: HostOp(lambda a: a, "{0}"),
+    Stop: HostOp(host_math.same, "{0}"),
     Sub: HostOp(operator.sub, "({0} - {1})"),
     Tanh: HostOp(math.tanh, "math.tanh({0})"),
-    Where: HostOp(lambda a, b, c: b if a else c, "({1} if {0} else {2})"),
+    Where: HostOp(host_math.where, "({1} if {0} else {2})"),
 }
 
 Number: TypeAlias = float | str

@@ -78,3 +78,23 @@ def maximum(a: float, b: float) -> float:
 def minimum(a: float, b: float) -> float:
     """The smaller; NaN when either is."""
     return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
+
+
+def total(*terms: float) -> float:
+    """The sum, in order."""
+    return sum(terms[1:], terms[0])
+
+
+def negative(a: float) -> float:
+    """-a."""
+    return -a
+
+
+def same(a: float) -> float:
+    """The number itself."""
+    return a
+
+
+def where(a: float, b: float, c: float) -> float:
+    """b where a holds, else c."""
+    return b if a else c

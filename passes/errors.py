@@ -184,18 +184,3 @@ class NothingToRecompute(Diagnostic, frozen=True):
     label: ClassVar[str] = "nothing under it is kept over a stack"
 
     selector: str
-
-
-class IndivisibleMicrobatches(Diagnostic, frozen=True):
-    """The samples of a step are cut into equal micro-batches."""
-
-    code: ClassVar[str] = "E0501"
-    title: ClassVar[str] = "{microbatches} micro-batches do not divide a batch of {batch}"
-
-    microbatches: int
-    batch: int
-
-    def helps(self) -> tuple[str, ...]:
-        """The numbers that work."""
-        sizes = [n for n in range(1, self.batch + 1) if self.batch % n == 0]
-        return ("numbers that work: " + ", ".join(map(str, sizes[:16])),)

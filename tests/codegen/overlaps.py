@@ -1,0 +1,141 @@
+"""A brute-force check of a plan's memory that shares nothing with the planner.
+
+For each function it replays the ops over the bytes of its frame, of its inputs and of its results:
+a write marks the bytes with the value, a read finds them still marked so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fllmc.ir import ops
+from fllmc.ir.plan import ALIGNMENT, Frame, Plan
+from fllmc.ir.program import Function, Op
+from fllmc.ir.types import DTYPE_BYTES, Type
+
+Stretch = tuple[str, int, int]
+"""Bytes of a region: `frame`, or `argument 3`, or `result 0`."""
+
+
+def overlap(a: Stretch, b: Stretch) -> bool:
+    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
+
+
+def faults(plan: Plan) -> list[str]:
+    """What is wrong with the memory of any function of the plan."""
+    found: list[str] = []
+    tiled = {
+        op.attrs.function: op.attrs.rows
+        for function in plan.program.functions
+        for op in function.ops
+        if isinstance(op.attrs, ops.Fused)
+    }
+    for frame in plan.frames:
+        function = plan.program.function(frame.function)
+        found += Replay(plan, function, frame, tiled.get(function.name, ())).faults()
+    stored = sorted((s.offset, s.offset + s.bytes, s.name) for s in plan.stored)
+    for (_, stop, name), (start, _, after) in zip(stored, stored[1:], strict=False):
+        found += [f"{name} and {after} overlap"] if start < stop else []
+    if stored and stored[-1][1] > plan.frame_base:
+        found.append("stored tensors reach into the frames")
+    return found
+
+
+class Replay:
+    """One function, with every input and result in a region of its own unless placed together."""
+
+    def __init__(self, plan: Plan, function: Function, frame: Frame, rows: tuple[str, ...]) -> None:
+        self.plan, self.function, self.frame, self.rows = plan, function, frame, rows
+        self.sizes = plan.program.sizes
+        self.held: list[tuple[Stretch, int]] = []
+        self.source: dict[int, int] = {}
+
+    def size(self, kind: Type) -> int:
+        if self.rows and kind.names[: len(self.rows)] == self.rows:
+            inner = self.sizes.local_elements(kind.without(self.rows))
+            return self.frame.tile_rows * inner * DTYPE_BYTES[kind.dtype]
+        return self.sizes.local_bytes(kind)
+
+    def stretch(self, value: int) -> Stretch | None:
+        place, kind = self.frame.places[value], self.function.types[value]
+        match place.kind:
+            case "host" | "none":
+                return None
+            case "frame":
+                return "frame", place.number, place.number + self.size(kind)
+            case _:
+                return f"{place.kind} {place.number}", 0, self.size(kind)
+
+    def write(self, value: int) -> None:
+        mine = self.stretch(value)
+        if mine is not None:
+            self.held = [(s, v) for s, v in self.held if not overlap(s, mine)]
+            self.held.append((mine, value))
+
+    def read(self, value: int, reader: str) -> Iterator[str]:
+        mine, maker = self.stretch(value), self.source.get(value, value)
+        if mine is not None and (mine, maker) not in self.held:
+            yield f"{self.function.name}: {reader} reads %{value}, which is overwritten"
+
+    def spaces(self, op: Op, at: int) -> list[Stretch]:
+        """The callee's frame and the scratch buffers of an op."""
+        given, found = self.frame.ops[at], list[Stretch]()
+        callee = getattr(op.attrs, "function", "")
+        if callee:
+            size = self.plan.frame(callee).bytes
+            found.append(("frame", given.frame, given.frame + size))
+        kinds = [self.function.types[v] for v in (*op.operands, *op.results)]
+        # The smallest that a scratch buffer can be is an element.
+        least = min((DTYPE_BYTES[kind.dtype] for kind in kinds), default=1)
+        return found + [("frame", start, start + least) for start in given.scratch]
+
+    def run_op(self, op: Op, at: int) -> Iterator[str]:
+        where = f"op {at} ({op.kind})"
+        for value in op.operands:
+            yield from self.read(value, where)
+        if isinstance(op.attrs, ops.Rename | ops.Stop):
+            self.source[op.results[0]] = self.source.get(op.operands[0], op.operands[0])
+            return
+        yield from self.hazards(op, where)
+        spaces = self.spaces(op, at)
+        touched = [s for v in (*op.operands, *op.results) if (s := self.stretch(v))]
+        for number, space in enumerate(spaces):
+            if any(overlap(space, other) for other in (*touched, *spaces[number + 1 :])):
+                yield f"{self.function.name}: {where}: scratch {space} overlaps"
+            self.held = [(s, v) for s, v in self.held if not overlap(s, space)]
+        for value in op.results:
+            self.write(value)
+
+    def hazards(self, op: Op, where: str) -> Iterator[str]:
+        """Results on the bytes of operands that the op has not read by then."""
+        outs = [s for v in op.results if (s := self.stretch(v))]
+        if any(overlap(a, b) for n, a in enumerate(outs) for b in outs[n + 1 :]):
+            yield f"{self.function.name}: {where}: results overlap"
+        if isinstance(op.attrs, ops.Scan | ops.Fused):
+            return  # judged in the body, and by running
+        late = op.operands
+        if isinstance(op.attrs, ops.AddN | ops.DotAdd | ops.PutAdd | ops.AllReduce):
+            late = op.operands[1:]
+        for value in late:
+            mine = self.stretch(value)
+            if mine is None or not any(overlap(mine, out) for out in outs):
+                continue
+            pointwise = isinstance(op.attrs, ops.Elementwise) and not isinstance(op.attrs, ops.AddN)
+            same = self.function.types[value].names == self.function.types[op.results[0]].names
+            if not (pointwise and same and mine in outs):
+                yield f"{self.function.name}: {where}: written over %{value} while it is read"
+
+    def faults(self) -> Iterator[str]:
+        name = self.function.name
+        for number in range(len(self.function.inputs)):
+            self.write(number)
+        for at, op in enumerate(self.function.ops):
+            yield from self.run_op(op, at)
+        for value in self.function.results:
+            yield from self.read(value, "the end")
+        for value in range(len(self.function.types)):
+            mine = self.stretch(value)
+            if mine and mine[0] == "frame" and (mine[1] % ALIGNMENT or mine[2] > self.frame.bytes):
+                yield f"{name}: %{value} at {mine} in a frame of {self.frame.bytes}"
+        if self.frame.bytes < self.frame.live_bytes:
+            yield f"{name}: {self.frame.bytes} bytes for {self.frame.live_bytes} alive"
