@@ -15,7 +15,7 @@ from fllmc.ir.ops import AllGather, Call, Cast, LocalSlice, Rename, Scan, Stop
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op
 
-CATEGORIES = (
+CATEGORIES: tuple[str, ...] = (
     "parameters",
     "optimizer state",
     "data",
@@ -73,8 +73,7 @@ class Timeline(msgspec.Struct, frozen=True):
 def timeline(plan: Plan, entry: str) -> Timeline:
     """The memory of one call of an entry."""
     walk = _Walk(plan, entry)
-    categories: tuple[str, ...] = CATEGORIES
-    base = dict.fromkeys(categories, 0)
+    base = dict.fromkeys(CATEGORIES, 0)
     for stored in plan.stored:
         base[PERSISTENT[stored.role]] += aligned(stored.bytes)
     walk.run(entry, base, 0)

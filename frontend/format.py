@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct
 
@@ -71,10 +71,10 @@ def _tree(rule: str, parts: list[Any], span: Span) -> Any:
         return []
     if rule in ("one", "path_start"):
         return parts
-    listed = parts and isinstance(parts[0], list)
-    if listed and rule not in ("path", "selector", "file_bare"):
-        parts[0].extend(parts[1:])
-        return parts[0]
+    if parts and isinstance(parts[0], list) and rule not in ("path", "selector", "file_bare"):
+        whole = cast("list[Any]", parts[0])
+        whole.extend(parts[1:])
+        return whole
     return Tree(rule, parts)
 
 
@@ -140,7 +140,7 @@ class _Formatter:
         if isinstance(node, Token):
             return self._token(node)
         if isinstance(node, list):
-            return cat(map(self._doc, node))
+            return cat(map(self._doc, cast("list[Any]", node)))
         if node.rule == "binary":
             return self._chain(node)
         return self._rule(node)
@@ -221,7 +221,7 @@ def _units(parts: list[Any]) -> Iterator[Any]:
         if not (isinstance(part, Token) and part.kind in CLOSER):
             yield part
             continue
-        inside = [part]
+        inside: list[Any] = [part]
         while True:
             inside.append(waiting.pop())
             if isinstance(inside[-1], Token) and inside[-1].kind == CLOSER[part.kind]:
@@ -232,7 +232,7 @@ def _units(parts: list[Any]) -> Iterator[Any]:
 def _flat(parts: list[Any]) -> Iterator[Any]:
     for part in parts:
         if isinstance(part, list):
-            yield from part
+            yield from cast("list[Any]", part)
         else:
             yield part
 
@@ -241,5 +241,6 @@ def _tokens(node: Any) -> Iterator[Token]:
     if isinstance(node, Token):
         yield node
         return
-    for part in node if isinstance(node, list) else node.parts:
+    parts = cast("list[Any]", node) if isinstance(node, list) else node.parts
+    for part in parts:
         yield from _tokens(part)

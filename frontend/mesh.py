@@ -19,11 +19,12 @@ ALIASES: Final = {
     "mp": "tensor",
     "model": "tensor",
 }
+ONE_DEVICE: Final = Mesh()
 LARGEST: Final = 1 << 20
 """Devices in a mesh; more is a slip of the finger."""
 
 
-def parse_mesh(text: str, declared: Mesh = Mesh()) -> tuple[Mesh, str]:
+def parse_mesh(text: str, declared: Mesh = ONE_DEVICE) -> tuple[Mesh, str]:
     """The mesh and how it was read. DiagnosticError when the text is none."""
     clean = text.strip().replace("×", "x").replace("X", "x")
     if re.fullmatch(r"[0-9]+(x[0-9]+)*", clean):

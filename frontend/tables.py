@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -77,7 +77,8 @@ def encode(tables: Tables) -> str:
     parts: list[str] = []
     for key, value in whole.items():
         if isinstance(value, list):
-            rows = ",\n".join(msgspec.json.encode(row).decode() for row in value)
+            listed = cast("list[Any]", value)
+            rows = ",\n".join(msgspec.json.encode(row).decode() for row in listed)
             parts.append(f'"{key}": [\n{rows}\n]')
         else:
             parts.append(f'"{key}": {msgspec.json.encode(value).decode()}')

@@ -135,8 +135,10 @@ class Fuser:
                         self.unite(cluster, other)
                 return
         cluster = self.clusters.start(at)
-        widest = max(self.tensors(op), key=lambda kind: len(kind.dims))
-        found = self.rows_with(widest.names, op) if widest.dims else None
+        names = max(self.tensors(op), key=lambda kind: len(kind.dims)).names
+        # The most rows that all its tensors can share: a bias has none of a token's dims.
+        tried = (self.rows_with(names[:count], op) for count in range(len(names), 0, -1))
+        found = next((rows for rows in tried if rows is not None), None)
         if found is not None:
             sums = {op.results[0]} if found[1] else set[int]()
             self.groups[cluster] = Group(found[0], sums)

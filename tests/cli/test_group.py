@@ -12,6 +12,9 @@ import pytest
 from fllmc.cli import exits, fllmc
 from fllmc.cli.group import COMMANDS, Command
 from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.program import Program
+from fllmc.passes.base import Context
+from fllmc.passes.inline import Inline
 from tests.cli.running import run
 
 NAMES = [name for section in COMMANDS.values() for name in section]
@@ -99,6 +102,25 @@ def test_an_internal_fault_leaves_a_file_and_no_traceback(
     assert "internal error: the impossible happened" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in (tmp_path / "fllmc-fault-1.txt").read_text()
+
+
+def test_a_pass_that_fails_leaves_the_program_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def fails(self: Inline, program: Program, cx: Context) -> Program:
+        raise ValueError("impossible")
+
+    monkeypatch.setattr(Inline, "run", fails)
+    done = run("compile", "quickstart", "-n")
+    assert done.exit_code == exits.INTERNAL
+    assert "internal error: pass inline failed: ValueError: impossible" in done.stderr
+    monkeypatch.undo()
+    left = tmp_path / "fllmc-fault-1.fir"
+    again = run("opt", "--passes", "inline", str(left))
+    assert again.exit_code == 0
+    assert again.stdout == run("opt", "quickstart", "--passes", "inline").stdout
 
 
 def test_ctrl_c_is_a_status(monkeypatch: pytest.MonkeyPatch) -> None:

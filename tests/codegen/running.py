@@ -29,7 +29,7 @@ from fllmc.passes.runner import run_pipeline
 from fllmc.passes.sink_sums import SinkSums
 from fllmc.runtime.executor import Executor
 
-HOST = {"step": 3.0, "steps": 20.0, "seed": 7.0}
+HOST = {"step": 3.0, "steps": 20.0, "seed": 7.0, "training": 1.0}
 TOLERANCE = 1e-10
 CX = Context(Mesh(), lambda found: None)
 

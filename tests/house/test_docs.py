@@ -14,6 +14,7 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^|`|\$ |/)fllmc ([a-z][a-z-]*)", re.MULTILINE)
 TARGET = re.compile(r"(?:^|`|\$ )make ([a-z][a-z-]*)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+CODE = re.compile(r"`[^`\n]*`")
 PLACE = re.compile(r"`((?:src|tests|docs|bench|specs|[a-z]+)/[\w./-]+)`")
 TOPS = {p.name for p in ROOT.iterdir() if p.is_dir()}
 
@@ -47,7 +48,11 @@ def test_make_targets_exist() -> None:
 @pytest.mark.parametrize("path", PROSE, ids=short)
 def test_links_and_places_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    broken = [link for link in LINK.findall(text) if not (path.parent / link).exists()]
+    broken = [
+        link
+        for link in LINK.findall(CODE.sub("", FENCE.sub("", text)))
+        if not (path.parent / link).exists()
+    ]
     missing = [place for place in places(text) if not (ROOT / place).exists()]
     assert sorted(broken + missing) == []
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
-from fllmc.ir.evaluate import evaluate
 from fllmc.ir.ops import Dot, Put
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.types import Mesh
@@ -35,8 +34,6 @@ from fllmc.codegen.jax_target import jax_function  # noqa: E402
 TOLERANCE = 1e-9
 ONE_DEVICE = ("",)
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-QUICK = {"xla_backend_optimization_level": 0}
-"""Each program is compiled to be run once."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,7 +64,7 @@ def by_jax(program: Program, values: dict[str, Any], names: list[str]) -> dict[s
 
     held = {name: values[name] for name in names}
     rest = {name: value for name, value in values.items() if name not in held}
-    found = jax.jit(jax.grad(loss), compiler_options=QUICK)(held, rest)
+    found = jax.jit(jax.grad(loss))(held, rest)
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -95,6 +92,10 @@ def test_gradients_are_those_of_jax(drawn: Drawn) -> None:
 
 
 # What is frozen costs nothing.
+
+
+MAPS = ("embedding", "head", "wq", "wk", "wv", "wo", "up", "down", "gate", "mix")
+"""Arrows of random models whose gradient is always a product or a scatter of their own."""
 
 
 def weight_gradients(program: Program, parameter: Parameter) -> int:
@@ -127,10 +128,12 @@ def frozen_is_free(drawn: Drawn) -> None:
     everything = differentiated(drawn, adapted=False)
     for parameter in frozen:
         assert f"grad.{parameter.name}" not in outputs
-        assert weight_gradients(program, parameter) == 0, parameter.name
+        assert not weight_gradients(program, parameter), parameter.name
     for parameter in everything.parameters:
         assert f"grad.{parameter.name}" in everything.function("gradient").outputs
-    assert any(weight_gradients(everything, parameter) for parameter in frozen)
+    for parameter in frozen:
+        if parameter.name.rpartition(".")[2] in MAPS:
+            assert weight_gradients(everything, parameter), parameter.name
     if all(p.name in {q.name for q in everything.parameters} for p in program.parameters):
         assert counted(program).total() < counted(everything).total()
     cx = Context(Mesh(), lambda _: None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -299,7 +300,7 @@ def holds(drawn: Drawn) -> None:
     """Every pass on the way keeps its promise."""
     spec, mesh = load_drawn(drawn)
     found = stages(spec, mesh)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         judge(before, after, spec, drawn)
 
 

@@ -13,7 +13,6 @@ from fllmc.cli.group import Command
 from fllmc.cli.options import json_option, mesh_option, overrides, set_option, target_option
 
 if TYPE_CHECKING:
-    from fllmc.cli.errors import DoesNotFit, FitsNothing
     from fllmc.driver import Compiled
     from fllmc.ir.diagnostics import Diagnostic
     from fllmc.ir.program import Program
@@ -53,56 +52,54 @@ def command(
     fllmc compile llama3_8b --mesh 8x4 --target h100
     fllmc compile my_model.fllm --set dims.layers=2 -o two_layers.fllmx
     """
-    from fllmc.cli.errors import DoesNotFit, FitsNothing
-    from fllmc.cli.output import report, say, show, show_json
-    from fllmc.cli.summary import fits, summary_data
+    from fllmc.cli.output import report, say
+    from fllmc.cli.summary import fits
     from fllmc.driver import compile_spec
 
     if dump_after and not dump_ir:
         raise click.UsageError("--dump-after needs --dump-ir DIR")
     watch = Watch(dump_ir, dump_after)
     compiled = compile_spec(
-        spec,
-        mesh,
-        overrides(sets),
-        target,
-        clock=perf_counter,
-        dump=watch,
-        tell=lambda reading: say(f"mesh {reading}"),
+        spec, mesh, overrides(sets), target, perf_counter, watch, lambda read: say(f"mesh {read}")
     )
     for line in watch.lines(compiled.timings, verbose):
         say(line)
     report(compiled.warnings, dict(compiled.spec.sources))
-    name, plan = compiled.spec.name, compiled.plan
-    folder = Path(output or f"{name}.fllmx")
-    good = fits(plan)
-    written = (good or not target) and not dry_run
+    good = fits(compiled.plan)
+    folder = Path(output or f"{compiled.spec.name}.fllmx")
+    written = None if dry_run or (target and not good) else folder
     if written:
-        write(folder, compiled)
+        write(written, compiled)
     if as_json:
-        seconds = {step: round(took, 4) for step, took in watch.groups(compiled.timings)}
-        at = str(folder) if written else None
-        show_json(
-            "fllmc.compile/1", {**summary_data(name, plan), "artifact": at, "seconds": seconds}
-        )
+        tell_data(compiled, watch, written)
     else:
-        summarise(compiled)
+        tell(compiled, written)
     if not good:
-        kind = DoesNotFit if target else FitsNothing
-        report([too_large(kind, spec, mesh, sets, compiled)])
-    if written and not as_json:
-        show(f"wrote {folder}, with {folder / 'report.html'}")
-        say(f"next: fllmc inspect {folder} --memory, fllmc run {folder}")
+        report([too_large(bool(target), spec, mesh, sets, compiled)])
     return SUCCESS if good or not target else INFEASIBLE
 
 
-def summarise(compiled: Compiled) -> None:
-    """Print the plan's figures."""
-    from fllmc.cli.output import paint, show
+def tell(compiled: Compiled, written: Path | None) -> None:
+    """Print the plan's figures, and where it is."""
+    from fllmc.cli.output import paint, say, show
     from fllmc.cli.summary import summary_lines
 
     for line in summary_lines(compiled.spec.name, compiled.plan, paint()):
         show(line)
+    if written:
+        show(f"wrote {written}, with {written / 'report.html'}")
+        say(f"next: fllmc inspect {written} --memory, fllmc run {written}")
+
+
+def tell_data(compiled: Compiled, watch: Watch, written: Path | None) -> None:
+    """Print the same as data."""
+    from fllmc.cli.output import show_json
+    from fllmc.cli.summary import summary_data
+
+    seconds = {step: round(took, 4) for step, took in watch.groups(compiled.timings)}
+    figures = summary_data(compiled.spec.name, compiled.plan)
+    at = str(written) if written else None
+    show_json("fllmc.compile/1", {**figures, "artifact": at, "seconds": seconds})
 
 
 def write(folder: Path, compiled: Compiled) -> None:
@@ -122,20 +119,17 @@ def write(folder: Path, compiled: Compiled) -> None:
 
 
 def too_large(
-    kind: type[DoesNotFit] | type[FitsNothing],
-    spec: str,
-    mesh: str,
-    sets: tuple[str, ...],
-    compiled: Compiled,
+    named: bool, spec: str, mesh: str, sets: tuple[str, ...], compiled: Compiled
 ) -> Diagnostic:
-    """The diagnostic of a plan that does not fit."""
+    """The diagnostic of a plan that does not fit: an error if the target was named."""
+    from fllmc.cli.errors import DoesNotFit, FitsNothing
     from fllmc.cli.summary import memory_rows
     from fllmc.ir.quantities import bytes_text
     from fllmc.ir.span import NOWHERE
 
     plan = compiled.plan
     chosen = [f"--mesh {mesh}"] * bool(mesh) + [f"--set {text}" for text in sets]
-    return kind(
+    return (DoesNotFit if named else FitsNothing)(
         NOWHERE,
         name=compiled.spec.name,
         needed=bytes_text(plan.arena_bytes),
