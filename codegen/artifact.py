@@ -149,6 +149,8 @@ def read_artifact(folder: Path) -> Artifact:
         if sha256(file_bytes(folder, path)) != manifest.files[path]:
             raise DiagnosticError(ArtifactChanged(NOWHERE, str(folder / path)))
     plan = decoded(folder, PLAN, Plan)
+    if plan_bytes(plan) != file_bytes(folder, PLAN):
+        raise unreadable(folder / PLAN, "is not written as this version writes it")
     source = checked_source(folder, plan)
     if file_bytes(folder, SCHEDULE) != source.encode():
         raise DiagnosticError(ArtifactChanged(NOWHERE, str(folder / SCHEDULE)))
@@ -194,8 +196,9 @@ def file_bytes(folder: Path, path: str) -> bytes:
         return target.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DiagnosticError(ArtifactMissing(NOWHERE, str(folder), path)) from error
-    except OSError as error:
-        raise unreadable(target, f"can't be read: {error.strerror}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        reason = error.strerror if isinstance(error, OSError) else "links in a circle"
+        raise unreadable(target, f"can't be read: {reason}") from error
 
 
 def decoded(folder: Path, path: str, kind: type[T]) -> T:

@@ -118,6 +118,12 @@ def _aligned(x: Value, names: Sequence[str], wanted: Sequence[str]) -> Value:
     return _jnp.expand_dims(x, [i for i, name in enumerate(wanted) if name not in names])
 
 
+def _silu_grad(d: Value, x: Value) -> Value:
+    """d times the derivative of silu."""
+    s = _jax.nn.sigmoid(x)
+    return d * s * (1.0 + x * (1.0 - s))
+
+
 def _elementwise(function: Callable[..., Value]) -> Rule:
     """A JAX function over operands broadcast by name; `f64[]` scalars take the others' dtype."""
 
@@ -357,6 +363,8 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Maximum: _elementwise(_jnp.maximum),
     ops.Minimum: _elementwise(_jnp.minimum),
     ops.Mul: _elementwise(_jnp.multiply),
+    ops.MulAdd: _elementwise(lambda base, a, b: base + a * b),
+    ops.MulSub: _elementwise(lambda base, a, b: base - a * b),
     ops.Neg: _elementwise(_jnp.negative),
     ops.Pick: _pick,
     ops.Pow: _elementwise(_jnp.power),
@@ -370,6 +378,8 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Rsqrt: _elementwise(_lax.rsqrt),
     ops.Scan: _scan,
     ops.Sigmoid: _elementwise(_jax.nn.sigmoid),
+    ops.Silu: _elementwise(_jax.nn.silu),
+    ops.SiluGrad: _elementwise(_silu_grad),
     ops.Sin: _elementwise(_jnp.sin),
     ops.Spread: _spread,
     ops.Sqrt: _elementwise(_jnp.sqrt),

@@ -27,10 +27,14 @@ from fllmc.ir.ops import (
     Maximum,
     Minimum,
     Mul,
+    MulAdd,
+    MulSub,
     Neg,
     Pow,
     Rsqrt,
     Sigmoid,
+    Silu,
+    SiluGrad,
     Sin,
     Sqrt,
     Stop,
@@ -120,6 +124,27 @@ def add_all(a: Sequence[Operand], out: str) -> list[str]:
     return [*copy(a, out), *(f"{out}.add_({x.text})" for x in a[1:])]
 
 
+def add_product(sign: int) -> Rule:
+    """The base plus or minus a product, in one pass."""
+
+    def rule(a: Sequence[Operand], out: str) -> list[str]:
+        base, x, y = a
+        if x.host or y.host:
+            number, tensor = (x, y) if x.host else (y, x)
+            alpha = number.text if sign > 0 else f"-({number.text})"
+            return [f"torch.add({base.text}, {tensor.text}, alpha={alpha}, out={out})"]
+        value = "" if sign > 0 else ", value=-1"
+        return [f"torch.addcmul({base.text}, {x.text}, {y.text}{value}, out={out})"]
+
+    return rule
+
+
+def silu_grad(a: Sequence[Operand], out: str) -> list[str]:
+    """The library's own backward of silu."""
+    d, x = a
+    return [f"torch.ops.aten.silu_backward.grad_input({d.text}, {x.text}, grad_input={out})"]
+
+
 ELEMENTWISE: Final[Mapping[type[Attrs], Rule]] = {
     Add: commutative("add"),
     AddN: add_all,
@@ -133,10 +158,14 @@ ELEMENTWISE: Final[Mapping[type[Attrs], Rule]] = {
     Maximum: clamp("maximum", "clamp_min"),
     Minimum: clamp("minimum", "clamp_max"),
     Mul: commutative("mul"),
+    MulAdd: add_product(1),
+    MulSub: add_product(-1),
     Neg: unary("neg"),
     Pow: lambda a, out: [f"torch.pow({a[0].text}, {a[1].text}, out={out})"],
     Rsqrt: unary("rsqrt"),
     Sigmoid: unary("sigmoid"),
+    Silu: lambda a, out: [f"torch.ops.aten.silu.out({a[0].text}, out={out})"],
+    SiluGrad: silu_grad,
     Sin: unary("sin"),
     Sqrt: unary("sqrt"),
     Stop: copy,
@@ -166,10 +195,14 @@ HOST: Final[Mapping[type[Attrs], HostOp]] = {
     Maximum: HostOp(host_math.maximum, "host.maximum({0}, {1})"),
     Minimum: HostOp(host_math.minimum, "host.minimum({0}, {1})"),
     Mul: HostOp(operator.mul, "({0} * {1})"),
+    MulAdd: HostOp(host_math.mul_add, "({0} + {1} * {2})"),
+    MulSub: HostOp(host_math.mul_sub, "({0} - {1} * {2})"),
     Neg: HostOp(host_math.negative, "(-{0})"),
     Pow: HostOp(host_math.power, "host.power({0}, {1})"),
     Rsqrt: HostOp(host_math.rsqrt, "host.rsqrt({0})"),
     Sigmoid: HostOp(host_math.sigmoid, "host.sigmoid({0})"),
+    Silu: HostOp(host_math.silu, "host.silu({0})"),
+    SiluGrad: HostOp(host_math.silu_grad, "host.silu_grad({0}, {1})"),
     Sin: HostOp(host_math.sin, "host.sin({0})"),
     Sqrt: HostOp(host_math.sqrt, "host.sqrt({0})"),
     Stop: HostOp(host_math.same, "{0}"),

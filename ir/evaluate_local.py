@@ -49,6 +49,17 @@ def sigmoid(x: Array) -> Array:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
+def silu(x: Array) -> Array:
+    """x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def silu_grad(d: Array, x: Array) -> Array:
+    """d times the derivative of silu."""
+    s = sigmoid(x)
+    return d * s * (1.0 + x * (1.0 - s))
+
+
 def rsqrt(x: Array) -> Array:
     """1 / sqrt(x)."""
     return 1.0 / np.sqrt(x)
@@ -194,6 +205,8 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Maximum: elementwise(np.maximum),
     ops.Minimum: elementwise(np.minimum),
     ops.Mul: elementwise(np.multiply),
+    ops.MulAdd: elementwise(lambda base, a, b: base + a * b),
+    ops.MulSub: elementwise(lambda base, a, b: base - a * b),
     ops.Neg: elementwise(np.negative),
     ops.Pick: pick,
     ops.Pow: elementwise(np.power),
@@ -207,6 +220,8 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Rope: rope,
     ops.Rsqrt: elementwise(rsqrt),
     ops.Sigmoid: elementwise(sigmoid),
+    ops.Silu: elementwise(silu),
+    ops.SiluGrad: elementwise(silu_grad),
     ops.Sin: elementwise(np.sin),
     ops.Spread: spread,
     ops.Sqrt: elementwise(np.sqrt),

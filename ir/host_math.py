@@ -98,3 +98,24 @@ def same(a: float) -> float:
 def where(a: float, b: float, c: float) -> float:
     """b where a holds, else c."""
     return b if a else c
+
+
+def silu(x: float) -> float:
+    """x * sigmoid(x)."""
+    return x * sigmoid(x)
+
+
+def silu_grad(d: float, x: float) -> float:
+    """d times the derivative of silu."""
+    s = sigmoid(x)
+    return d * s * (1.0 + x * (1.0 - s))
+
+
+def mul_add(base: float, a: float, b: float) -> float:
+    """base + a * b."""
+    return base + a * b
+
+
+def mul_sub(base: float, a: float, b: float) -> float:
+    """base - a * b."""
+    return base - a * b

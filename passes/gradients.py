@@ -228,6 +228,11 @@ def as_it_is(s: Site, attrs: ops.Attrs, position: int) -> int | None:
     return s.dy
 
 
+def silu(s: Site, position: int) -> int:
+    """By its own gradient op."""
+    return s.b.one(ops.SiluGrad(), s.dy_with(s.result().names), s.x(0))
+
+
 def greatest(s: Site, attrs: ops.ReduceMax, position: int) -> int | None:
     """To the largest elements, in equal shares where several are."""
     b, kind = s.b, s.kind(0)
@@ -337,6 +342,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Rope: rope,
     ops.Rsqrt: unary(rsqrt_slope),
     ops.Sigmoid: unary(logistic_slope),
+    ops.Silu: elementwise(silu),
     ops.Sin: unary(lambda s: s.b.one(ops.Cos(), s.x(0))),
     ops.Spread: spread,
     ops.Sqrt: elementwise(square_root),

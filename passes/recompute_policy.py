@@ -18,7 +18,6 @@ from fllmc.ir.ops import (
     Iota,
     LocalSlice,
     Pick,
-    Reduce,
     Rename,
     Rope,
     Scan,
@@ -30,8 +29,11 @@ from fllmc.ir.select import selects
 from fllmc.ir.settings import Recompute
 from fllmc.passes.errors import RecomputesNothing
 
-CHEAP = (Elementwise, Fill, Iota, LocalSlice, Pick, Reduce, Rename, Rope, Spread, Transpose)
-"""Ops that cost a pass over memory at most, as keeping their results would."""
+CHEAP = (Elementwise, Fill, Iota, LocalSlice, Pick, Rename, Rope, Spread, Transpose)
+"""Ops that cost a pass over memory at most, as keeping their results would.
+
+Reductions do too, but their results are small: keeping them saves the pass.
+"""
 
 LAYERS = ("0", "1")
 """Two layers that stand for all: a selector of both is taken for one of every layer."""

@@ -1,4 +1,4 @@
-"""sink-sums: plan -> plan. Let matrix multiplications and scatters add to what is there already.
+"""sink-sums: plan -> plan. Let products and scatters add to what is there already.
 
     %3 = dot{contract=[embed]}(%0, %1); %4 = add(%2, %3)
     ->
@@ -14,25 +14,37 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Add, AddN, Dot, DotAdd, Put, PutAdd
+from fllmc.ir.ops import Add, AddN, Dot, DotAdd, Mul, MulAdd, MulSub, Put, PutAdd, Sub
 from fllmc.ir.program import Function, Level, Op, Program
+from fllmc.ir.walk import host_values
 from fllmc.passes.base import Context, Pass
 
 
 def products(function: Function) -> dict[int, Op]:
-    """Values made by a dot or put that are used exactly once, with their op."""
+    """Tensors made by a dot, put or mul that are used exactly once, with their op."""
+    numbers = host_values(function)
     uses: dict[int, int] = {}
     for value in (*function.results, *(v for op in function.ops for v in op.operands)):
         uses[value] = uses.get(value, 0) + 1
     return {
         op.results[0]: op
         for op in function.ops
-        if type(op.attrs) in (Dot, Put) and uses.get(op.results[0]) == 1
+        if type(op.attrs) in (Dot, Mul, Put)
+        and uses.get(op.results[0]) == 1
+        and op.results[0] not in numbers
     }
 
 
 def sinkable(function: Function, op: Op, found: dict[int, Op]) -> list[int]:
     """The operands of a sum that can be added by their own op, all but one start value."""
+    if isinstance(op.attrs, Sub):
+        base, product = op.operands
+        fits = function.types[base] == function.types[op.results[0]] == function.types[product]
+        return (
+            [product]
+            if fits and isinstance(getattr(found.get(product), "attrs", None), Mul)
+            else []
+        )
     if not isinstance(op.attrs, Add | AddN):
         return []
     kind = function.types[op.results[0]]
@@ -58,6 +70,8 @@ def emit_sum(b: Builder, mapping: dict[int, int], op: Op, sunk: Sequence[tuple[i
             total = b.one(DotAdd(attrs.contract), total, *operands)
         elif isinstance(attrs, Put):
             total = b.one(PutAdd(attrs.dim), total, *operands)
+        else:
+            total = b.one(MulSub() if isinstance(op.attrs, Sub) else MulAdd(), total, *operands)
     b.path, b.span = outer
     return total
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Erf, Log, Maximum, ReduceMax, Sigmoid, Stop, Tanh
+from fllmc.ir.ops import Erf, Log, Maximum, ReduceMax, Silu, Stop, Tanh
 from fllmc.ir.program import Function
 from fllmc.ir.types import HOST_SCALAR, Sizes, Type
 
@@ -36,7 +36,7 @@ def _relu(b: Builder, values: tuple[int, ...], over: Dims, options: Options) -> 
 
 
 def _silu(b: Builder, values: tuple[int, ...], over: Dims, options: Options) -> int:
-    return b.mul(values[0], b.one(Sigmoid(), values[0]))
+    return b.one(Silu(), values[0])
 
 
 def _swiglu(b: Builder, values: tuple[int, ...], over: Dims, options: Options) -> int:

@@ -35,12 +35,16 @@ from fllmc.ir.ops.elementwise import (
     Maximum,
     Minimum,
     Mul,
+    MulAdd,
+    MulSub,
     Neg,
     Pow,
     Random,
     Rename,
     Rsqrt,
     Sigmoid,
+    Silu,
+    SiluGrad,
     Sin,
     Sqrt,
     Stop,
@@ -75,6 +79,8 @@ AnyAttrs = (
     | Maximum
     | Minimum
     | Mul
+    | MulAdd
+    | MulSub
     | Neg
     | Pick
     | Pow
@@ -89,6 +95,8 @@ AnyAttrs = (
     | Rsqrt
     | Scan
     | Sigmoid
+    | Silu
+    | SiluGrad
     | Sin
     | Spread
     | Sqrt
@@ -134,6 +142,8 @@ __all__ = [
     "Maximum",
     "Minimum",
     "Mul",
+    "MulAdd",
+    "MulSub",
     "Neg",
     "Pick",
     "Pow",
@@ -150,6 +160,8 @@ __all__ = [
     "Scan",
     "Sigmoid",
     "Signature",
+    "Silu",
+    "SiluGrad",
     "Sin",
     "Spread",
     "Sqrt",

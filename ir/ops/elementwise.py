@@ -139,6 +139,34 @@ class Sigmoid(Elementwise, frozen=True, tag="sigmoid"):
     """1 / (1 + exp(-a))."""
 
 
+class Silu(Elementwise, frozen=True, tag="silu"):
+    """a * sigmoid(a) (Elfwing et al. 2017)."""
+
+
+class SiluGrad(Elementwise, frozen=True, tag="silu_grad"):
+    """The gradient of silu: (d, a) -> d * s * (1 + a * (1 - s)) with s = sigmoid(a)."""
+
+    arity = 2
+    linear = (0,)
+
+
+class MulAdd(Elementwise, frozen=True, tag="mul_add"):
+    """base + a * b: (base, a, b). The base and the product are open alike, or neither is."""
+
+    arity = 3
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        base, a, b = operands
+        partial = linear_in_one((a, b), (0, 1))
+        require(base.partial == partial, f"{base} and the product of {a} and {b} are open apart")
+        require(not partial or base.combine == "sum", "a partial maximum can't be added to")
+        return (Type(joint_dtype(operands), union(operands), partial),)
+
+
+class MulSub(MulAdd, frozen=True, tag="mul_sub"):
+    """base - a * b: (base, a, b)."""
+
+
 class Tanh(Elementwise, frozen=True, tag="tanh"):
     """The hyperbolic tangent of a."""
 

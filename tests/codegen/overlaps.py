@@ -7,6 +7,7 @@ a write marks the bytes with the value, a read finds them still marked so.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from fllmc.ir import ops
 from fllmc.ir.plan import ALIGNMENT, Frame, Plan
@@ -34,7 +35,7 @@ def faults(plan: Plan) -> list[str]:
         function = plan.program.function(frame.function)
         found += Replay(plan, function, frame, tiled.get(function.name, ())).faults()
     stored = sorted((s.offset, s.offset + s.bytes, s.name) for s in plan.stored)
-    for (_, stop, name), (start, _, after) in zip(stored, stored[1:], strict=False):
+    for (_, stop, name), (start, _, after) in pairwise(stored):
         found += [f"{name} and {after} overlap"] if start < stop else []
     if stored and stored[-1][1] > plan.frame_base:
         found.append("stored tensors reach into the frames")

@@ -114,7 +114,7 @@ def picks() -> Program:
 
 
 def inner_reductions() -> Program:
-    """Reductions over the first dim, over a middle one, and over all: rows shrink or there are none."""
+    """Reductions over the first dim and over a middle one: rows shrink, or there are none."""
     b, x, y = begun()
     middle = b.sum(b.mul(x, y), ("seq",))
     first = b.one(ops.ReduceMax(("batch",)), x)

@@ -1,4 +1,4 @@
-"""Compiled steps equal the evaluator, for the shipped models and for whatever the language holds."""
+"""Compiled steps equal the evaluator: the shipped models, and whatever the language holds."""
 
 from __future__ import annotations
 

@@ -7,8 +7,19 @@ from typing import NamedTuple
 import pytest
 
 from fllmc.codegen.jax_target import JAX
+from fllmc.codegen.torch_elementwise import ELEMENTWISE, HOST
+from fllmc.codegen.torch_ops import TORCH
 from fllmc.ir.evaluate import EVALUATE
-from fllmc.ir.ops import COLLECTIVES, OPS, Attrs, LocalSlice
+from fllmc.ir.ops import (
+    COLLECTIVES,
+    OPS,
+    Attrs,
+    Call,
+    Elementwise,
+    Fused,
+    LocalSlice,
+    Scan,
+)
 
 
 class Table(NamedTuple):
@@ -25,6 +36,23 @@ TABLES = (
         "JAX",
         frozenset(JAX),
         dict.fromkeys((*COLLECTIVES, LocalSlice), "JAX runs unplaced programs"),
+    ),
+    Table(
+        "torch",
+        frozenset(TORCH),
+        {
+            Call: "calls are inlined",
+            Scan: "has a writer of its own",
+            Fused: "has a writer of its own",
+        },
+    ),
+    *(
+        Table(
+            name,
+            frozenset(rules),
+            {kind: "not elementwise" for kind in OPS.values() if not issubclass(kind, Elementwise)},
+        )
+        for name, rules in (("elementwise", ELEMENTWISE), ("host", HOST))
     ),
 )
 

@@ -70,8 +70,8 @@ def test_attend_and_its_gradient(
     arrays = (q, k, v, torch.from_numpy(wanted[0]), torch.from_numpy(wanted[1]), d_out)
     wanted = mean(AttendGrad(*names), sizes, list(zip(kinds, arrays, strict=True)))
     references = torch.autograd.grad(reference, leaves, d_out)
-    # exp(scores - lse) carries the rounding of lse; dP - D is rounding alone where one key takes all
-    # the weight, which autograd's formula hides.
+    # exp(scores - lse) carries the rounding of lse; dP - D is rounding alone where one key takes
+    # all the weight, which autograd's formula hides.
     products = d_out.double().abs() @ v.repeat_interleave(heads // groups, 1).double().abs().mT
     terms = 1.0 + float(lse.abs().max())
     if seq == 1 or dtype == torch.float32:

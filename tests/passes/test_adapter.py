@@ -80,8 +80,12 @@ def test_dropout_differs_by_layer_and_sample_and_keeps_the_mean() -> None:
     assert len(random.operands) == 3
     given = random_arguments(after, "model")
     first = evaluate(after, "model", {**given, "seed": 1.0, "training": 1.0})["out"]
-    assert np.array_equal(first, evaluate(after, "model", {**given, "seed": 1.0, "training": 1.0})["out"])
-    assert not np.array_equal(first, evaluate(after, "model", {**given, "seed": 2.0, "training": 1.0})["out"])
+    assert np.array_equal(
+        first, evaluate(after, "model", {**given, "seed": 1.0, "training": 1.0})["out"]
+    )
+    assert not np.array_equal(
+        first, evaluate(after, "model", {**given, "seed": 2.0, "training": 1.0})["out"]
+    )
     # Each sample has numbers of its own: swapping the batch swaps the results.
     swapped = {**given, "seed": 1.0, "training": 1.0}
     for name in ("tokens", "samples"):

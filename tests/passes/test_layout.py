@@ -79,7 +79,9 @@ def attention(q: Dims, k: Dims) -> bool:
 
 
 def test_attention_with_dims_in_odd_orders() -> None:
-    assert not attention(("head_dim", "batch", "seq", "heads"), ("kv_heads", "seq", "batch", "head_dim"))
+    assert not attention(
+        ("head_dim", "batch", "seq", "heads"), ("kv_heads", "seq", "batch", "head_dim")
+    )
     assert attention(("seq", "heads", "head_dim"), ("kv_heads", "seq", "head_dim"))
 
 
@@ -90,7 +92,12 @@ def test_attention_with_batch_dims_in_two_orders() -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [("vocab", "heads", "head_dim"), ("heads", "head_dim", "vocab"), ("heads", "vocab", "head_dim")]
+    "table",
+    [
+        ("vocab", "heads", "head_dim"),
+        ("heads", "head_dim", "vocab"),
+        ("heads", "vocab", "head_dim"),
+    ],
 )
 def test_lookups(table: Dims) -> None:
     b = builder()

@@ -79,7 +79,7 @@ class Writer:
             names = {"q": "nq", "k": "nk", "v": "v"}
         else:
             names = {n: n for n in heads}
-        layout = self.one(("", "half", "interleaved")) if self.even_heads else ""
+        layout = self.one(("half", "", "interleaved")) if self.even_heads else ""
         if layout:
             rope = f"along: seq, theta: 100, layout: {layout}"
             names |= {n: f"rope({names[n]}, {rope})" for n in "qk"}
@@ -186,6 +186,15 @@ class Writer:
         )
         return self.block("sums", [], [f"return {self.one(ways)}"])
 
+    def positions_mixed(self) -> str:
+        """A map over positions, which leaves the dims in an order of its own."""
+        ways = (
+            "tanh(over(x)){key = seq}",
+            "over.T(x{seq = key})",
+            "x - over(over.T(x{seq = key})){key = seq}",
+        )
+        return self.block("mixed", ["param over: seq -> key"], [f"return {self.one(ways)}"])
+
     def crossed(self) -> str:
         """A block of two inputs, used twice, whose results have other dims."""
         inner = f"cross{len(self.blocks)}"
@@ -210,6 +219,9 @@ class Writer:
             self.similarity,
             self.experts,
             self.crossed,
+            self.positions_mixed,
+            self.attention,
+            self.attention,
             self.places,
             self.norm,
         )

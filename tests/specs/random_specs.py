@@ -24,6 +24,9 @@ MESHES = (
     "data=4",
     "tensor=4",
     "data=3",
+    "fsdp=2,tensor=2",
+    "data=2,fsdp=2",
+    "fsdp=4",
 )
 OPTIMIZERS = (
     "adamw(betas: (0.9, 0.95), eps: 1e-4, weight_decay: 0.1)",
@@ -92,7 +95,7 @@ def placements(draw: st.DrawFn, mesh: str, parts: Parts) -> Placement:
         megatron = [("ffn",), ("ffn", "vocab"), ("heads", "kv_heads", "ffn", "vocab")]
         others = [("heads", "kv_heads"), ("embed",), *([] if parts.attends else [("seq",)])]
         shard(draw(st.sampled_from([*megatron, *others])), ("tensor",))
-    if ranks and draw(st.booleans()):
+    if ranks and draw(st.integers(0, 3)):
         where = draw(st.sampled_from(("*", "embedding", *(f"{s}.*" for s in parts.trained))))
         shard((draw(st.sampled_from(("embed", "ffn", "vocab", "head_dim"))),), ranks[-1:], where)
         if len(ranks) > 1 and draw(st.booleans()):
