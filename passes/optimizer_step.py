@@ -44,7 +44,7 @@ class OptimizerStep(Pass, frozen=True):
     gives: ClassVar[Level] = "training"
     keeps: ClassVar[str] = "new"
 
-    steps: int
+    steps: int = 1
     clip: float = 0.0
 
     def run(self, program: Program, cx: Context) -> Program:

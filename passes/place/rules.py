@@ -208,6 +208,8 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
             ops.Pow,
             ops.Rsqrt,
             ops.Sigmoid,
+            ops.Silu,
+            ops.SiluGrad,
             ops.Sin,
             ops.Sqrt,
             ops.Tanh,

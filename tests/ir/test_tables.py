@@ -13,13 +13,21 @@ from fllmc.ir.evaluate import EVALUATE
 from fllmc.ir.ops import (
     COLLECTIVES,
     OPS,
+    AttendGrad,
     Attrs,
     Call,
+    DotAdd,
     Elementwise,
     Fused,
     LocalSlice,
+    MulAdd,
+    MulSub,
+    PutAdd,
     Scan,
+    SiluGrad,
 )
+from fllmc.passes.gradients import GRADIENTS
+from fllmc.passes.place.rules import RULES
 
 
 class Table(NamedTuple):
@@ -29,6 +37,9 @@ class Table(NamedTuple):
     rules: frozenset[type[Attrs]]
     exempt: dict[type[Attrs], str]
 
+
+SUNK = dict.fromkeys((DotAdd, MulAdd, MulSub, PutAdd), "made of others at the plan level")
+PLACED = dict.fromkeys((*COLLECTIVES, LocalSlice), "made where values are placed")
 
 TABLES = (
     Table("evaluator", frozenset(EVALUATE), {}),
@@ -44,6 +55,18 @@ TABLES = (
             Call: "calls are inlined",
             Scan: "has a writer of its own",
             Fused: "has a writer of its own",
+        },
+    ),
+    Table("placement", frozenset(RULES), {Scan: "has a rule of its own", **SUNK}),
+    Table(
+        "gradients",
+        frozenset(GRADIENTS),
+        {
+            **SUNK,
+            **PLACED,
+            **dict.fromkeys((AttendGrad, SiluGrad), "a gradient itself"),
+            **dict.fromkeys((Call, Fused), "calls are inlined, and groups are made later"),
+            Scan: "has a rule of its own",
         },
     ),
     *(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 
 from fllmc.ir import ops
 from fllmc.ir.build import Builder
@@ -128,7 +128,8 @@ def f64(program: Program) -> Program:
 def test_random_programs(program: Program) -> None:
     """Layout, sums and groups of whatever ops: the same to the evaluator and when run."""
     sharded = f64(program)
-    assert isinstance(sharded, Program)
+    # Indices that are looked up are plain numbers, which no float op takes.
+    assume(all(k.index or k.dtype != "i64" for f in sharded.functions for k in f.types))
     made = planned(sharded, Layout(), SinkSums(), Fuse(), DropUnused())
     assert faults(made.plan) == []
     check(made)

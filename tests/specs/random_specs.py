@@ -98,7 +98,7 @@ def placements(draw: st.DrawFn, mesh: str, parts: Parts) -> Placement:
     if ranks and draw(st.integers(0, 3)):
         where = draw(st.sampled_from(("*", "embedding", *(f"{s}.*" for s in parts.trained))))
         shard((draw(st.sampled_from(("embed", "ffn", "vocab", "head_dim"))),), ranks[-1:], where)
-        if len(ranks) > 1 and draw(st.booleans()):
+        if "embed" not in lines[-1] and len(ranks) > 1:
             shard(("embed",), ranks[:1], "*")
     return Placement(lines, units)
 
