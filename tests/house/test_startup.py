@@ -1,17 +1,32 @@
-"""The commands one waits for start at once, and without torch or jax."""
+"""The commands one waits for start light: without torch or jax, and with few modules.
+
+Seconds are measured by bench/compile_time.py, not asserted here.
+"""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.house.tree import ROOT
 
-HEAVY = ("torch", "triton", "jax", "scipy", "transformers", "safetensors", "tokenizers")
-CPU_SECONDS = 0.2
+HEAVY = (
+    "torch",
+    "triton",
+    "jax",
+    "numpy",
+    "networkx",
+    "jinja2",
+    "lark",
+    "rich",
+    "scipy",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+)
+MODULES = 300
+"""Imported modules of a command that answers in 0.2 s; each costs about half a millisecond."""
 
 # Runs the command as the console script does, then tells the exit status and what it imported.
 PROBE = """
@@ -38,22 +53,8 @@ def test_starts_light(arguments: list[str]) -> None:
     told = json.loads(done.stderr.splitlines()[-1])
     assert told["status"] == 0, done.stderr
     assert [name for name in HEAVY if name in told["modules"]] == []
-
-
-@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
-def test_starts_fast(arguments: list[str]) -> None:
-    """Processor time, the best of seven: a busy machine does not change it much."""
-    script = Path(sys.executable).parent / "fllmc"
-    assert min(_cpu_seconds([str(script), *arguments]) for _ in range(7)) < CPU_SECONDS
+    assert len(told["modules"]) < MODULES
 
 
 def test_models_ship() -> None:
     assert len(commands()) > 1
-
-
-def _cpu_seconds(command: list[str]) -> float:
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0, command
-    return used.ru_utime + used.ru_stime
