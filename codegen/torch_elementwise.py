@@ -129,6 +129,9 @@ def add_product(sign: int) -> Rule:
 
     def rule(a: Sequence[Operand], out: str) -> list[str]:
         base, x, y = a
+        if base.host:
+            back = [] if sign > 0 else [f"{out}.neg_()"]
+            return [*commutative("mul")([x, y], out), *back, f"{out}.add_({base.text})"]
         if x.host or y.host:
             number, tensor = (x, y) if x.host else (y, x)
             alpha = number.text if sign > 0 else f"-({number.text})"

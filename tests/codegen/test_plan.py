@@ -15,7 +15,7 @@ from tests.codegen.running import Made, arguments, check, compiled, give, result
 from tests.specs.random_specs import Drawn, specs
 
 MODELS = Path(__file__).resolve().parents[2] / "specs" / "models"
-EXAMPLES = max(1, settings().max_examples * 3 // 8)
+EXAMPLES = max(1, min(150, settings().max_examples * 3 // 8))
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 SMALLER = {"embed = 32": "embed = 16", "ffn = 64": "ffn = 24", "seq: 32": "seq: 6"}
 SCHEDULE = "\nschedule cut for smoke {\n  microbatches: 2\n}\n"

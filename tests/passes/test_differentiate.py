@@ -37,7 +37,8 @@ pytest.importorskip("jax")
 
 NEVER = {
     **dict.fromkeys((ops.AllGather, ops.AllReduce, ops.LocalSlice, ops.ReduceScatter), "placed"),
-    **dict.fromkeys((ops.DotAdd, ops.Fused, ops.MulAdd, ops.MulSub, ops.PutAdd), "made with the plan"),
+    **dict.fromkeys((ops.DotAdd, ops.MulAdd, ops.MulSub, ops.PutAdd), "made with the plan"),
+    ops.Fused: "made with the plan",
     **dict.fromkeys((ops.AttendGrad, ops.SiluGrad), "made by differentiating"),
     ops.Call: "inlined before",
     ops.Scan: "in passes/reverse.py",

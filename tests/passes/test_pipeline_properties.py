@@ -178,7 +178,7 @@ def adds_loss(before: Stage, after: Stage) -> None:
     assert isinstance(after.step, ApplyLoss)
     values = after.arguments("forward")
     logits = before.run("model")["out"]
-    lse = np.log(np.sum(np.exp(logits), -1))
+    lse = np.logaddexp.reduce(logits, -1)
     picked = np.take_along_axis(logits, values["targets"][..., None], -1)[..., 0]
     nll = lse - picked + after.step.z_loss * lse**2
     weights = values["weights"]

@@ -93,7 +93,7 @@ class Writer:
         up, down = self.maybe("param up_bias: [ffn]"), self.maybe("param down_bias: [embed]")
         inner = "up(x)" + " + up_bias" * bool(up)
         gates = ("swiglu(gate(x), h)", "silu(gate(x)) * h")
-        plain = ("relu(h)", "silu(h)", "gelu(h)", "gelu(h, approximate: tanh)", "relu(h) * h")
+        plain = ("relu(h)", "silu(h)", "gelu(h)", "gelu(h, approximate: tanh)", "relu(h) * tanh(h)")
         act = self.one((*plain, *gates))
         gate = ["param gate: embed -> ffn"] if act in gates else []
         value = f"down({act})" + " + down_bias" * bool(down)
@@ -101,7 +101,13 @@ class Writer:
 
     def mixer(self) -> str:
         """A parameter with one dim on both sides."""
-        ways = ("mix(x)", "mix.T(x)", "mix(tanh(mix(x)))", "mix.T(mix(x))", "mix(x) * mix.T(x)")
+        ways = (
+            "mix(x)",
+            "mix.T(x)",
+            "mix(tanh(mix(x)))",
+            "mix.T(mix(x))",
+            "tanh(mix(x)) * mix.T(x)",
+        )
         return self.block("mixer", ["param mix: embed -> embed"], [f"return {self.one(ways)}"])
 
     def similarity(self) -> str:
@@ -114,7 +120,7 @@ class Writer:
         )
         equations = [
             "y = x{seq = key}",
-            "s = dot[embed](x, y) / sqrt(embed)",
+            "s = tanh(dot[embed](x, y) / sqrt(embed))",
             f"p = {self.one(ways)}",
             "return dot[key](p, y)",
         ]
@@ -122,7 +128,12 @@ class Writer:
 
     def experts(self) -> str:
         """Plain tensors in contractions, with a softmax over a dim that may be divided."""
-        ways = ("softmax(s, over: heads)", "s - max[heads](s)", "s * sum[heads](s)", "tanh(s)")
+        ways = (
+            "softmax(s, over: heads)",
+            "s - max[heads](s)",
+            "tanh(s) * sum[heads](s)",
+            "tanh(s)",
+        )
         equations = ["s = dot[embed](x, table)", f"p = {self.one(ways)}"]
         return self.block(
             "expert", ["param table: [heads, embed]"], [*equations, "return dot[heads](p, table)"]
@@ -177,8 +188,8 @@ class Writer:
         ways = (
             "x - mean[seq](x)",
             "x + sum[embed](x) / embed",
-            "max[seq](x) * x",
-            "sum[seq, embed](x * x) / (seq * embed) + x",
+            "max[seq](tanh(x)) * x",
+            "sum[seq, embed](x * tanh(x)) / (seq * embed) + x",
             "softmax(x, over: embed)",
             "log_softmax(x, over: (seq, embed))",
             "x - logsumexp(x, over: seq)",
@@ -198,16 +209,13 @@ class Writer:
     def crossed(self) -> str:
         """A block of two inputs, used twice, whose results have other dims."""
         inner = f"cross{len(self.blocks)}"
-        lines = [
-            "param into: embed -> ffn",
-            f"return {self.one(('into(x) * into(y)', 'tanh(into(x)) + y.into', 'into(x * y)'))}",
-        ]
-        lines[1] = lines[1].replace("y.into", "into(y)")
+        ways = ("tanh(into(x)) * into(y)", "tanh(into(x)) + into(y)", "into(x * tanh(y))")
+        lines = ["param into: embed -> ffn", f"return {self.one(ways)}"]
         head = f"block {inner}(x: {HIDDEN}, y: {HIDDEN}) -> [batch, seq, ffn]"
         self.blocks.append(section(head, lines))
         params = ["param back: ffn -> embed", f"sub first: {inner}", f"sub second: {inner}"]
-        ways = ("first(x, x) + second(x, x)", "first(x, back(second(x, x)))", "first(x, x)")
-        return self.block("crossed", params, [f"return back({self.one(ways)})"])
+        uses = ("first(x, x) + second(x, x)", "first(x, back(second(x, x)))", "first(x, x)")
+        return self.block("crossed", params, [f"return back({self.one(uses)})"])
 
     def branch(self) -> str:
         makers: tuple[Callable[[], str], ...] = (
