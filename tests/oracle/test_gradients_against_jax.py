@@ -24,8 +24,8 @@ from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.inline import reachable
 from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.runner import run_pipeline
-from tests.passes.test_pipeline_properties import Stage, load_drawn
 from tests.specs.random_specs import Drawn, specs
+from tests.specs.stages import Stage, load_drawn
 
 jax = pytest.importorskip("jax")
 
@@ -105,8 +105,11 @@ def weight_gradients(program: Program, parameter: Parameter) -> int:
     functions = [gradient]
     if parameter.stack:
         stack, _, path = parameter.name.partition(".")
-        run = [op for op in gradient.ops if isinstance(op.attrs, Scan) and op.path == stack]
-        functions = [program.function(op.attrs.function) for op in run]
+        functions = [
+            program.function(op.attrs.function)
+            for op in gradient.ops
+            if isinstance(op.attrs, Scan) and op.path == stack
+        ]
         assert functions, stack
     return sum(
         sorted(function.types[op.results[0]].names) == names
