@@ -124,6 +124,11 @@ def _silu_grad(d: Value, x: Value) -> Value:
     return d * s * (1.0 + x * (1.0 - s))
 
 
+def _plus_product(sign: float) -> Callable[..., Value]:
+    """base + sign * a * b."""
+    return lambda base, a, b: base + sign * a * b  # pyright: ignore[reportUnknownLambdaType]
+
+
 def _elementwise(function: Callable[..., Value]) -> Rule:
     """A JAX function over operands broadcast by name; `f64[]` scalars take the others' dtype."""
 
@@ -363,8 +368,8 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Maximum: _elementwise(_jnp.maximum),
     ops.Minimum: _elementwise(_jnp.minimum),
     ops.Mul: _elementwise(_jnp.multiply),
-    ops.MulAdd: _elementwise(lambda base, a, b: base + a * b),
-    ops.MulSub: _elementwise(lambda base, a, b: base - a * b),
+    ops.MulAdd: _elementwise(_plus_product(1.0)),
+    ops.MulSub: _elementwise(_plus_product(-1.0)),
     ops.Neg: _elementwise(_jnp.negative),
     ops.Pick: _pick,
     ops.Pow: _elementwise(_jnp.power),

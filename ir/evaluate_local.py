@@ -60,6 +60,16 @@ def silu_grad(d: Array, x: Array) -> Array:
     return d * s * (1.0 + x * (1.0 - s))
 
 
+def mul_add(base: Array, a: Array, b: Array) -> Array:
+    """base + a * b."""
+    return base + a * b
+
+
+def mul_sub(base: Array, a: Array, b: Array) -> Array:
+    """base - a * b."""
+    return base - a * b
+
+
 def rsqrt(x: Array) -> Array:
     """1 / sqrt(x)."""
     return 1.0 / np.sqrt(x)
@@ -205,8 +215,8 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Maximum: elementwise(np.maximum),
     ops.Minimum: elementwise(np.minimum),
     ops.Mul: elementwise(np.multiply),
-    ops.MulAdd: elementwise(lambda base, a, b: base + a * b),
-    ops.MulSub: elementwise(lambda base, a, b: base - a * b),
+    ops.MulAdd: elementwise(mul_add),
+    ops.MulSub: elementwise(mul_sub),
     ops.Neg: elementwise(np.negative),
     ops.Pick: pick,
     ops.Pow: elementwise(np.power),
