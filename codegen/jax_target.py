@@ -1,8 +1,4 @@
-"""Running IR programs with JAX: an oracle that shares no rule with the product's other back ends.
-
-`jax_function` takes any unplaced program; its result can be differentiated, jitted and mapped as
-any JAX function can. Rules are written with JAX's own operations, not with those of the evaluator.
-"""
+"""Running unplaced IR programs with JAX: an oracle that shares no rule with the other back ends."""
 
 from __future__ import annotations
 
@@ -124,9 +120,14 @@ def _silu_grad(d: Value, x: Value) -> Value:
     return d * s * (1.0 + x * (1.0 - s))
 
 
-def _plus_product(sign: float) -> Callable[..., Value]:
-    """base + sign * a * b."""
-    return lambda base, a, b: base + sign * a * b  # pyright: ignore[reportUnknownLambdaType]
+def _plus_product(base: Value, a: Value, b: Value) -> Value:
+    """base + a * b."""
+    return base + a * b
+
+
+def _less_product(base: Value, a: Value, b: Value) -> Value:
+    """base - a * b."""
+    return base - a * b
 
 
 def _elementwise(function: Callable[..., Value]) -> Rule:
@@ -368,8 +369,8 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Maximum: _elementwise(_jnp.maximum),
     ops.Minimum: _elementwise(_jnp.minimum),
     ops.Mul: _elementwise(_jnp.multiply),
-    ops.MulAdd: _elementwise(_plus_product(1.0)),
-    ops.MulSub: _elementwise(_plus_product(-1.0)),
+    ops.MulAdd: _elementwise(_plus_product),
+    ops.MulSub: _elementwise(_less_product),
     ops.Neg: _elementwise(_jnp.negative),
     ops.Pick: _pick,
     ops.Pow: _elementwise(_jnp.power),
