@@ -290,24 +290,22 @@ def main() -> None:
     """Measure each size, print a line for each, write the result."""
     args = arguments()
     results: dict[str, Any] = {}
-    before = os.getloadavg()
+    told: dict[str, Any] = {
+        "machine": machine(),
+        "load_before": os.getloadavg(),
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "steps_per_round": args.steps,
+        "sizes": results,
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     for name in args.sizes.split(","):
         result = contest(whole(SIZES[name]), args)
         result["ratios"] = ratios(result)
         results[name] = result
         print(name, json.dumps({k: round(v, 3) for k, v in result["ratios"].items()}), flush=True)
-    busy = os.getloadavg()
-    told = {
-        "machine": machine(),
-        "load_before": before,
-        "load_after": busy,
-        "threads": args.threads,
-        "rounds": args.rounds,
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(
-        json.dumps({**told, "steps_per_round": args.steps, "sizes": results}, indent=2) + "\n"
-    )
+        told["load_after"] = os.getloadavg()
+        args.output.write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":
