@@ -7,7 +7,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from fllmc.cli import fllmc
+from fllmc.cli.group import fllmc
 
 
 def run(*arguments: str, given: str | None = None) -> Result:

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from fllmc.cli import exits, fllmc
-from fllmc.cli.group import COMMANDS, Command
+from fllmc.cli import exits
+from fllmc.cli.group import COMMANDS, Command, fllmc
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Program
 from fllmc.passes.base import Context
@@ -66,7 +66,8 @@ def test_every_command_explains_itself(name: str) -> None:
 
 def test_help_names_every_command_and_imports_none() -> None:
     probe = (
-        "import sys; from fllmc.cli import fllmc; fllmc.main(['--help'], standalone_mode=False); "
+        "import sys; from fllmc.cli.group import fllmc; "
+        "fllmc.main(['--help'], standalone_mode=False); "
         "print([m for m in sys.modules if m.endswith('_command') or m == 'msgspec'])"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
