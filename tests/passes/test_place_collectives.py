@@ -12,7 +12,7 @@ from fllmc.ir.span import Span
 from fllmc.ir.types import Mesh
 from fllmc.passes.base import Context
 from fllmc.passes.place import Place
-from fllmc.passes.place.summary import Traffic, decisions, traffic
+from fllmc.passes.place.summary import decisions
 from tests.passes.place_programs import (
     DIMS,
     FSDP,
@@ -22,6 +22,7 @@ from tests.passes.place_programs import (
     llama,
     mesh,
 )
+from tests.passes.traffic import Traffic, traffic
 
 
 def moved(shards: Sequence[Shard], on: Mesh) -> tuple[Traffic, ...]:

@@ -19,7 +19,6 @@ from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.optimizer_step import OptimizerStep
 from fllmc.passes.place import Place
-from fllmc.passes.place.summary import traffic
 from fllmc.passes.share_equal import ShareEqual
 from tests.ir.programs import arguments_for
 from tests.passes.place_programs import (
@@ -35,6 +34,7 @@ from tests.passes.place_programs import (
     mesh,
     parameter,
 )
+from tests.passes.traffic import traffic
 
 HOST = Context(Mesh(), lambda _: None)
 
