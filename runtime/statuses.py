@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
 from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.statuses import (
+    BAD_INPUT,
+    ENVIRONMENT,
+    INTERNAL,
+    NUMERIC,
+    SIGNALLED,
+    STOPPED,
+    SUCCESS,
+    WORKER_FAILED,
+)
 from fllmc.runtime import errors, run_errors
 
-SUCCESS: Final = 0
-BAD_INPUT: Final = 1
-NUMERIC: Final = 4
-ENVIRONMENT: Final = 5
-WORKER_FAILED: Final = 7
-INTERNAL: Final = 70
-STOPPED: Final = 75
-"""Stopped on a signal with a checkpoint saved: `resume` goes on from there."""
-SIGNALLED: Final = 128
-"""Plus the signal's number: stopped at once, by a second signal."""
+__all__ = [
+    "BAD_INPUT",
+    "ENVIRONMENT",
+    "INTERNAL",
+    "NUMERIC",
+    "SIGNALLED",
+    "STOPPED",
+    "SUCCESS",
+    "WORKER_FAILED",
+    "status_of",
+]
 
 _LACKING = (errors.SourceMissing, errors.SourceUnreadable, errors.BuiltinAbsent)
 

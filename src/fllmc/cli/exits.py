@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Final
 
 from fllmc.ir.diagnostics import Diagnostic
-
-SUCCESS: Final = 0
-BAD_INPUT: Final = 1
-USAGE: Final = 2
-INFEASIBLE: Final = 3
-NUMERIC: Final = 4
-ENVIRONMENT: Final = 5
-WORKER_FAILED: Final = 7
-INTERNAL: Final = 70
-STOPPED: Final = 75
-INTERRUPTED: Final = 130
+from fllmc.ir.statuses import (
+    BAD_INPUT,
+    ENVIRONMENT,
+    INFEASIBLE,
+    INTERNAL,
+    INTERRUPTED,
+    NUMERIC,
+    STOPPED,
+    SUCCESS,
+    USAGE,
+    WORKER_FAILED,
+)
 
 MEANINGS: Final = {
     SUCCESS: "success; there may have been warnings",
