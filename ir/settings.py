@@ -85,7 +85,8 @@ class Train(msgspec.Struct, frozen=True):
 class Shard(msgspec.Struct, frozen=True):
     """`shard DIMS over AXES`; with a selector it speaks of the stored parameters alone.
 
-    An `optional` one, of the default schedule, leaves dims whole that the axes do not divide.
+    An `optional` one, of the default schedule, leaves dims whole that the axes do not divide. One
+    that says `elsewhere` yields: it holds in values none of whose other dims is on the axes.
     """
 
     dims: tuple[str, ...]
@@ -93,6 +94,19 @@ class Shard(msgspec.Struct, frozen=True):
     selector: str = ""
     span: Span = NOWHERE
     optional: bool = False
+    elsewhere: bool = False
+
+
+class Zero(msgspec.Struct, frozen=True):
+    """`zero STAGE over AXES in SELECTOR`: what of a parameter's state is divided (ZeRO, 2020).
+
+    1: optimizer state and master copy, 2: gradients too, 3: the parameters themselves too.
+    """
+
+    stage: int
+    axes: tuple[str, ...]
+    selector: str = "*"
+    span: Span = NOWHERE
 
 
 class Recompute(msgspec.Struct, frozen=True):
@@ -100,6 +114,54 @@ class Recompute(msgspec.Struct, frozen=True):
 
     selector: str
     keep: tuple[str, ...] = ()
+    span: Span = NOWHERE
+
+
+class Offload(msgspec.Struct, frozen=True):
+    """`offload SELECTOR`: what is kept under these paths waits for the backward in host memory."""
+
+    selector: str
+    span: Span = NOWHERE
+
+
+class Compress(msgspec.Struct, frozen=True):
+    """`compress SELECTOR`: what is kept under these paths is kept in 8 bits. Changes numbers."""
+
+    selector: str
+    span: Span = NOWHERE
+
+
+class Pipeline(msgspec.Struct, frozen=True):
+    """The order in which pipeline stages work; see `passes/schedule`.
+
+    `chunks` are the virtual stages of a rank. `memory` bounds kept activations, in those that 1F1B
+    keeps on its first stage; 0 is no bound.
+    """
+
+    kind: str = "1f1b"
+    chunks: int = 1
+    memory: float = 0.0
+    span: Span = NOWHERE
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """`freeze SELECTOR { rows: (FIRST, STOP) }`: these positions of the first dim are frozen."""
+
+    selector: str
+    first: int
+    stop: int
+    span: Span = NOWHERE
+
+
+class Quantize(msgspec.Struct, frozen=True):
+    """`quantize SELECTOR { bits: 4 block: 64 }`: frozen parameters are stored in 8 or 4 bits.
+
+    Each block of so many elements has a scale of its own (QLoRA, 2023).
+    """
+
+    selector: str
+    bits: int = 8
+    block: int = 64
     span: Span = NOWHERE
 
 
@@ -120,15 +182,34 @@ class Adapter(msgspec.Struct, frozen=True):
     freeze: tuple[str, ...] = ()
     tune: tuple[str, ...] = ()
     lora: tuple[Lora, ...] = ()
+    rows: tuple[Rows, ...] = ()
+    quantize: tuple[Quantize, ...] = ()
+
+
+Context = Literal["gather", "ring", "exchange"]
+"""How attention sees a sequence that an axis divides: keys and values are gathered, or handed
+round a ring, or heads are exchanged for sequence."""
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """Placement and memory directives."""
+    """Placement and memory directives.
+
+    `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `loss_chunks` and
+    `backward_chunks` cut the loss and the backward pass of a layer along the sequence.
+    """
 
     name: str = "default"
     shards: tuple[Shard, ...] = ()
     recompute: tuple[Recompute, ...] = ()
     microbatches: int = 1
+    zero: tuple[Zero, ...] = ()
+    offload: tuple[Offload, ...] = ()
+    compress: tuple[Compress, ...] = ()
+    pipeline: Pipeline | None = None
+    context: Context = "gather"
+    budget_gib: float = 0.0
+    loss_chunks: int = 1
+    backward_chunks: int = 1
 
 
 class Spec(msgspec.Struct, frozen=True):
