@@ -14,6 +14,7 @@ from fllmc.ir.ops import (
     Attend,
     AttendGrad,
     Attrs,
+    Chunk,
     Dot,
     DotAdd,
     Elementwise,
@@ -32,6 +33,7 @@ from fllmc.ir.ops import (
     Spread,
     Take,
     Transpose,
+    Unchunk,
 )
 from fllmc.ir.program import Op
 from fllmc.ir.types import Dim, Type
@@ -160,6 +162,21 @@ def spread(text: FunctionText, op: Op, at: int) -> list[str]:
     return [
         f"kernels.spread({text.tensor(value)}, {shown.text}, {start}, {text.tensor(op.results[0])})"
     ]
+
+
+def chunk(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Every n-th position to the same chunk, or back: a copy between strided views."""
+    del at
+    assert isinstance(op.attrs, Chunk | Unchunk)
+    attrs, dealt = op.attrs, isinstance(op.attrs, Chunk)
+    whole, parts = (*op.operands, *op.results) if dealt else (*op.results, *op.operands)
+    kind = text.function.types[whole]
+    place, count = kind.names.index(attrs.dim), text.sizes.size(attrs.over)
+    shape = list(text.sizes.local_shape(kind))
+    shape[place : place + 1] = [shape[place] // count, count]
+    view = text.view(f"{text.tensor(whole)}.view({shape_text(shape)}).movedim({place + 1}, 0)")
+    pair = (text.tensor(parts), view) if dealt else (view, text.tensor(parts))
+    return [f"{pair[0]}.copy_({pair[1]})"]
 
 
 def heads_first(text: FunctionText, value: int, order: tuple[str, ...]) -> str:
@@ -308,6 +325,8 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Fill: fill,
     Iota: iota,
     LocalSlice: local_slice,
+    Chunk: chunk,
+    Unchunk: chunk,
     Pick: pick,
     Put: put,
     PutAdd: put,

@@ -53,7 +53,7 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
-from fllmc.ir.ops.structure import Call, Fused, Scan
+from fllmc.ir.ops.structure import Call, Chunk, Fused, Scan, Unchunk
 
 AnyAttrs = (
     Add
@@ -64,6 +64,7 @@ AnyAttrs = (
     | AttendGrad
     | Call
     | Cast
+    | Chunk
     | Cos
     | Div
     | Dot
@@ -105,6 +106,7 @@ AnyAttrs = (
     | Take
     | Tanh
     | Transpose
+    | Unchunk
     | Where
 )
 
@@ -125,6 +127,7 @@ __all__ = [
     "Attrs",
     "Call",
     "Cast",
+    "Chunk",
     "Cos",
     "Div",
     "Dot",
@@ -171,5 +174,6 @@ __all__ = [
     "Tanh",
     "Transpose",
     "TypeRuleError",
+    "Unchunk",
     "Where",
 ]

@@ -19,6 +19,7 @@ from fllmc.ir.select import selects_parameter
 from fllmc.ir.settings import Shard
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type
+from fllmc.passes.naming import PART
 from fllmc.passes.place_errors import (
     AxisTwice,
     Indivisible,
@@ -77,7 +78,8 @@ def placed(kind: Type, axes: Axes) -> Type:
 
 def directive_text(shard: Shard) -> str:
     """The directive as it is written."""
-    dims = shard.dims[0] if len(shard.dims) == 1 else f"({', '.join(shard.dims)})"
+    names = [dim for dim in shard.dims if not dim.endswith(PART)]
+    dims = names[0] if len(names) == 1 else f"({', '.join(names)})"
     axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
     return f"shard {dims} over {axes}" + (f" in {shard.selector}" if shard.selector else "")
 
@@ -92,6 +94,7 @@ class Resolved(Struct, frozen=True):
 def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
     """The layout that directives give a training program on a mesh."""
     sizes = Sizes(program.sizes.dims, mesh)
+    shards = tuple(with_parts(shard, sizes) for shard in shards)
     shards, left_whole = _fitting(shards, sizes, program)
     divided = {axis.name for axis in mesh.axes if axis.size > 1}
     canonical: dict[str, tuple[str, ...]] = {}
@@ -122,6 +125,12 @@ def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
     layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons)
     found += _indivisible(layout, sizes, program)
     return Resolved(layout, tuple(found))
+
+
+def with_parts(shard: Shard, sizes: Sizes) -> Shard:
+    """The directive, which speaks of the parts that a dim is cut into as of the dim itself."""
+    parts = tuple(dim + PART for dim in shard.dims if dim + PART in sizes.dims)
+    return structs.replace(shard, dims=(*shard.dims, *parts)) if parts else shard
 
 
 def _fitting(
