@@ -5,9 +5,9 @@ axes that divide it after `@`, and after the bracket the axes over which the val
 partial sum (`+tensor`) or a partial maximum (`^tensor`). A tensor of indices into dim `vocab`
 prints as `vocab[batch, seq]` and is stored as i64.
 
-An axis deals a dim out in equal stretches, rank by rank. One written `context~` deals in zig-zag: the
-dim is cut into twice as many stretches as there are ranks, and rank r of c holds stretches r and
-2c - 1 - r. So under a causal mask each rank's queries see as many keys (Llama 3, 2024, 3.3.2).
+An axis deals a dim out in equal stretches, rank by rank. One written `context~` deals in zig-zag:
+the dim is cut into twice as many stretches as there are ranks, and rank r of c holds stretches r
+and 2c - 1 - r. So under a causal mask each rank's queries see as many keys (Llama 3, 2024, 3.3.2).
 """
 
 from __future__ import annotations
@@ -229,7 +229,10 @@ class Sizes(msgspec.Struct, frozen=True):
         for axis in dim.axes:
             count, rank = self.mesh.extent((axis,)), coordinates[bare(axis)]
             if axis.endswith(ZIGZAG):
-                low, high = _part(held, 2 * count, rank), _part(held, 2 * count, 2 * count - 1 - rank)
+                low, high = (
+                    _part(held, 2 * count, rank),
+                    _part(held, 2 * count, 2 * count - 1 - rank),
+                )
                 held = _joined((*low, *high))
             else:
                 held = _part(held, count, rank)
@@ -260,7 +263,7 @@ def _part(held: tuple[range, ...], count: int, number: int) -> tuple[range, ...]
     return tuple(found)
 
 
-def _joined(held: tuple[range, ...]) -> tuple[range, ...]:
+def _joined(held: Iterable[range]) -> tuple[range, ...]:
     """The stretches, those joined that follow one another."""
     found: list[range] = []
     for stretch in held:

@@ -85,7 +85,7 @@ class Attend(Attrs, frozen=True, tag="attend"):
         rest_k = set(k.without((self.kv_heads, self.over)).dims)
         require(rest_q == rest_k, f"{q} and {k} differ in a dim")
         last = self.first + env.sizes.size(self.along)
-        inside = 0 <= self.first and last <= env.sizes.size(self.over)
+        inside = self.first >= 0 and last <= env.sizes.size(self.over)
         require(inside or self.mask == "none", f"queries stand at {self.first} to {last}")
         self.check_keys(q, k)
 
