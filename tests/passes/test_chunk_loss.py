@@ -9,6 +9,7 @@ from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.program import Program
 from fllmc.passes.base import Context
 from fllmc.passes.pipeline import standard_pipeline
+from fllmc.passes.place_errors import UnevenSequence
 from fllmc.passes.runner import run_pipeline
 from fllmc.passes.training_errors import UnevenChunks
 from tests.passes.memory_specs import DEVICES, alike, compiled, evaluated, executed
@@ -109,6 +110,26 @@ def test_ranks_that_divide_the_sequence_deal_out_what_they_hold() -> None:
     assert any("seq.part@tensor" in str(kind) for f in parts.functions for kind in f.types)
     for entry in ("train", "evaluate"):
         alike(evaluated(parts, entry), evaluated(whole, entry))
+
+
+@pytest.mark.parametrize("context", ["gather", "ring", "exchange"])
+def test_a_sequence_dealt_in_zigzag_is_dealt_to_chunks(context: str) -> None:
+    whole, _ = compiled("tiny_llama", "")
+    lines = f"  loss_chunks: 3\n  shard seq over context\n  context: {context}"
+    _, plan = compiled("tiny_llama", lines, "context=2")
+    assert logits(plan.program) == []
+    alike(evaluated(plan.program, "train"), evaluated(whole, "train"))
+
+
+def test_chunks_without_two_stretches_for_each_rank() -> None:
+    with pytest.raises(DiagnosticError) as caught:
+        compiled("tiny_llama", "  loss_chunks: 2\n  shard seq over context", "context=2")
+    assert [(type(d), d.message()) for d in caught.value.diagnostics] == [
+        (
+            UnevenSequence,
+            "`seq.part` of size 6 does not make two stretches for each of 2 ranks on `context`",
+        )
+    ]
 
 
 def test_what_is_wanted_at_one_position_is_computed_there_alone() -> None:
