@@ -29,6 +29,7 @@ from fllmc.ir.ops import (
     ReduceSum,
     Rename,
     Rope,
+    Share,
     Spread,
     Take,
     Transpose,
@@ -220,6 +221,8 @@ def iota(text: FunctionText, op: Op, at: int) -> list[str]:
     assert isinstance(op.attrs, Iota)
     (count,) = text.sizes.local_shape(text.function.types[op.results[0]])
     start = position(text, op.attrs.dim)
+    if op.attrs.first:
+        start = str(op.attrs.first) if start == "0" else f"{start} + {op.attrs.first}"
     stop = f"{start} + {count}" if start != "0" else str(count)
     return [f"torch.arange({start}, {stop}, out={text.tensor(op.results[0])})"]
 
@@ -316,6 +319,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     ReduceScatter: moved("reduce_scatter"),
     ReduceSum: reduction("sum"),
     Rename: same_storage,
+    Share: same_storage,
     Rope: rope,
     Spread: spread,
     Take: take,

@@ -16,7 +16,7 @@ import numpy as np
 
 from fllmc.ir import ops
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.evaluate_local import LOCAL, LocalRule
+from fllmc.ir.evaluate_local import LOCAL, LocalRule, identity
 from fllmc.ir.evaluate_parts import (
     Array,
     Here,
@@ -168,5 +168,6 @@ EVALUATE: dict[type[ops.Attrs], Rule] = {
     ops.Fused: call,
     ops.LocalSlice: across(local_slice),
     ops.ReduceScatter: across(reduce_scatter),
+    ops.Share: local(identity),
     ops.Scan: scan,
 }

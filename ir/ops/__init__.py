@@ -6,7 +6,7 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
-from fllmc.ir.ops.collective import COLLECTIVES, AllGather, AllReduce, LocalSlice, ReduceScatter
+from fllmc.ir.ops.collective import COLLECTIVES, AllGather, AllReduce, LocalSlice, ReduceScatter, Share
 from fllmc.ir.ops.contraction import (
     Dot,
     DotAdd,
@@ -53,6 +53,7 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
+from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Fused, Scan
 
 AnyAttrs = (
@@ -83,6 +84,7 @@ AnyAttrs = (
     | MulSub
     | Neg
     | Pick
+    | Pipeline
     | Pow
     | Put
     | PutAdd
@@ -94,6 +96,7 @@ AnyAttrs = (
     | Rope
     | Rsqrt
     | Scan
+    | Share
     | Sigmoid
     | Silu
     | SiluGrad
@@ -146,6 +149,7 @@ __all__ = [
     "MulSub",
     "Neg",
     "Pick",
+    "Pipeline",
     "Pow",
     "Put",
     "PutAdd",
@@ -158,6 +162,7 @@ __all__ = [
     "Rope",
     "Rsqrt",
     "Scan",
+    "Share",
     "Sigmoid",
     "Signature",
     "Silu",

@@ -221,7 +221,16 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys((ops.Add, ops.AddN, ops.Sub), added),
     **dict.fromkeys((ops.Div, ops.Mul), scaled),
     **dict.fromkeys(
-        (ops.AllGather, ops.AllReduce, ops.Call, ops.Fused, ops.LocalSlice, ops.ReduceScatter),
+        (
+            ops.AllGather,
+            ops.AllReduce,
+            ops.Call,
+            ops.Fused,
+            ops.LocalSlice,
+            ops.Pipeline,
+            ops.ReduceScatter,
+            ops.Share,
+        ),
         misplaced,
     ),
     ops.Fill: fill,
