@@ -17,6 +17,7 @@ from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.ops import AnyAttrs, Iota, Scan, Signature
 from fllmc.ir.program import Function
+from fllmc.ir.timetable import Kind
 from fllmc.ir.types import Dim, Sizes, Type
 from fllmc.passes.stages.body import Body, Phase, Term
 from fllmc.passes.stages.split import Split
@@ -54,9 +55,9 @@ class Stretch(NamedTuple):
 
 
 class StageWork(msgspec.Struct):
-    """A stage's functions by phase, and its messages by the names that they have in these."""
+    """A stage's functions by kind, and its messages by the names that they have in these."""
 
-    functions: dict[Phase, Function]
+    functions: dict[Kind, Function]
     takes: dict[str, Message]
     gives: dict[str, Message]
     stretches: tuple[Stretch, ...]

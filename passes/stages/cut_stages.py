@@ -19,7 +19,7 @@ from msgspec import structs
 
 from fllmc.ir.ops import Scan, Signature
 from fllmc.ir.program import DimSize, Function, Parameter, Program
-from fllmc.ir.timetable import Timetable
+from fllmc.ir.timetable import Kind, Timetable
 from fllmc.ir.types import Sizes
 from fllmc.passes.accumulate import MICROBATCHES
 from fllmc.passes.drop_unused import DropUnused
@@ -30,6 +30,7 @@ from fllmc.passes.stages.body import Body, scan_attrs
 from fllmc.passes.stages.costs import unit_costs
 from fllmc.passes.stages.cut_body import Cutter, Message, StageWork
 from fllmc.passes.stages.cut_step import GRADIENT, Homes, RankStep, Reach, Step
+from fllmc.passes.stages.split_backward import Splitter
 from fllmc.passes.stages.split import Split, even_split
 
 
@@ -55,6 +56,10 @@ def cut_stages(program: Program, plan: Plan) -> tuple[Program, ...]:
             body, split, program.sizes, program.signatures, names, carried(body.function, loop)
         )
         works = cutter.cut()
+        if loop >= 0 and any(action.kind == "W" for row in table.rows for action in row):
+            splitter = Splitter({f.name: f for f in program.functions}, program.sizes, body.function.outputs)
+            works = [splitter.split(work) for work in works]
+            made |= splitter.made
         works = named(works, name, chunks, made)
         steps[name] = entry_step(program, name, loop, body, works)
     homes = parameter_homes(program, plan, steps, chunks, split, bodies)
@@ -109,10 +114,10 @@ def named(
     works: Sequence[StageWork], entry: str, chunks: Sequence[Sequence[int]], made: dict[str, Function]
 ) -> list[StageWork]:
     """The stages' functions with names: equal ones are one, different ones are numbered."""
-    words = {"F": "forward", "B": "backward", "W": "weights"}
+    words = {"F": "forward", "B": "backward", "I": "inputs", "W": "weights"}
     done: list[StageWork] = []
     for work in works:
-        functions: dict[str, Function] = {}
+        functions: dict[Kind, Function] = {}
         for phase, function in work.functions.items():
             wish = f"{entry}.{words[phase]}"
             count = 1
@@ -253,9 +258,11 @@ def plan_row(step: Step, table: Timetable, stages: Sequence[int], rank: int) -> 
     """The rank's actions that have something to do; for an entry without micro-batches, forward."""
     if step.loop < 0:
         return [f"F{stage}.0" for stage in stages if "F" in step.works[stage].functions]
-    phases = {"F": "F", "B": "B", "I": "B", "W": "W"}
-    return [
-        f"{phases[action.kind]}{action.stage}.{action.micro}"
-        for action in table.rows[rank]
-        if phases[action.kind] in step.works[action.stage].functions
-    ]
+    found: list[str] = []
+    for action in table.rows[rank]:
+        has = step.works[action.stage].functions
+        kinds = {"F": "F", "B": "B", "I": "I" if "I" in has else "B", "W": "W"}[action.kind]
+        if action.kind == "B" and "I" in has:
+            kinds = "IW"
+        found += [f"{kind}{action.stage}.{action.micro}" for kind in kinds if kind in has]
+    return found
