@@ -16,6 +16,7 @@ from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
+from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type
@@ -41,13 +42,17 @@ class Because(Struct, frozen=True):
 
 
 class Layout(Struct, frozen=True):
-    """The directives, resolved: `canonical` for all values, `stored` for single parameters."""
+    """The directives, resolved: `canonical` for all values, `stored` for single parameters.
+
+    `context` is how attention sees a divided sequence.
+    """
 
     mesh: Mesh
     canonical: Axes
     stored: Mapping[str, Axes]
     reasons: tuple[Because, ...]
     stored_reasons: Mapping[str, tuple[Because, ...]]
+    context: ContextKind = "gather"
 
     @property
     def empty(self) -> bool:
