@@ -6,7 +6,14 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
-from fllmc.ir.ops.collective import COLLECTIVES, AllGather, AllReduce, LocalSlice, ReduceScatter, Share
+from fllmc.ir.ops.collective import (
+    COLLECTIVES,
+    AllGather,
+    AllReduce,
+    LocalSlice,
+    ReduceScatter,
+    Share,
+)
 from fllmc.ir.ops.contraction import (
     Dot,
     DotAdd,

@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A value of the body; `stage` where it is what a stack's carry is after that stage, else -1."""
+    """A value of the body; or, with a `stage`, what a stack's carry is after that stage."""
 
     value: int
     stage: int = -1
@@ -51,7 +51,7 @@ class Stretch(NamedTuple):
     whole: str
     part: str
     first: int
-    count: int
+    size: int
 
 
 class StageWork(msgspec.Struct):
@@ -64,7 +64,7 @@ class StageWork(msgspec.Struct):
 
 
 class Cutter:
-    """Cuts one body. `part_dims[stage]` is what each cut dim is called in that stage's functions."""
+    """Cuts one body. `part_dims[stage]`: what cut dims are called in that stage's functions."""
 
     def __init__(
         self,
@@ -203,7 +203,9 @@ class Cutter:
         for name, value in zip(self.function.outputs, self.function.results, strict=True):
             self.want_result(name, value)
         works = [
-            StageWork({}, self._ports(stage, "in"), self._ports(stage, "out"), self.stretches(stage))
+            StageWork(
+                {}, self._ports(stage, "in"), self._ports(stage, "out"), self.stretches(stage)
+            )
             for stage in range(self.split.stages)
         ]
         order = [Place(stage, "F") for stage in range(self.split.stages)]

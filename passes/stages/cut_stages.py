@@ -5,33 +5,30 @@
     rank 0: func train(its params, its states, tokens)    pipeline{actions=[F0.0, F0.1, B0.0, ...]}
     rank 1: func train(its params, its states, targets)   pipeline{actions=[F1.0, B1.0, ...]}
 
-Each rank of the pipeline axis has its own layers of the stacks, so in its program the stack's dim is
-as large as that; `Parameter.layers` says which they are. The entries that are not cut into
+Each rank of the pipeline axis has its own layers of the stacks, so in its program the stack's dim
+is as large as that; `Parameter.layers` says which they are. The entries that are not cut into
 micro-batches go through the stages once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import structs
 
-from fllmc.ir.ops import Scan, Signature
+from fllmc.ir.ops import Scan
 from fllmc.ir.program import DimSize, Function, Parameter, Program
 from fllmc.ir.timetable import Kind, Timetable
-from fllmc.ir.types import Sizes
 from fllmc.passes.accumulate import MICROBATCHES
-from fllmc.passes.drop_unused import DropUnused
-from fllmc.passes.base import Context
 from fllmc.passes.inline import reachable
 from fllmc.passes.optimizer_step import STATES
 from fllmc.passes.stages.body import Body, scan_attrs
 from fllmc.passes.stages.costs import unit_costs
-from fllmc.passes.stages.cut_body import Cutter, Message, StageWork
+from fllmc.passes.stages.cut_body import Cutter, StageWork
 from fllmc.passes.stages.cut_step import GRADIENT, Homes, RankStep, Reach, Step
-from fllmc.passes.stages.split_backward import Splitter
 from fllmc.passes.stages.split import Split, even_split
+from fllmc.passes.stages.split_backward import Splitter
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -57,20 +54,21 @@ def cut_stages(program: Program, plan: Plan) -> tuple[Program, ...]:
         )
         works = cutter.cut()
         if loop >= 0 and any(action.kind == "W" for row in table.rows for action in row):
-            splitter = Splitter({f.name: f for f in program.functions}, program.sizes, body.function.outputs)
+            splitter = Splitter(
+                {f.name: f for f in program.functions}, program.sizes, body.function.outputs
+            )
             works = [splitter.split(work) for work in works]
             made |= splitter.made
-        works = named(works, name, chunks, made)
+        works = named(works, name, made)
         steps[name] = entry_step(program, name, loop, body, works)
     homes = parameter_homes(program, plan, steps, chunks, split, bodies)
     return tuple(
-        rank_program(program, plan, steps, homes, rank, made, split, bodies)
-        for rank in range(table.ranks)
+        rank_program(program, plan, steps, homes, rank, made) for rank in range(table.ranks)
     )
 
 
 def entry_body(program: Program, name: str, plan: Plan) -> tuple[int, Body]:
-    """The position of an entry's scan over micro-batches and what is cut of it, or -1 and itself."""
+    """The position of an entry's scan over micro-batches and its body, or -1 and the entry."""
     function = program.function(name)
     for at, op in enumerate(function.ops):
         if isinstance(op.attrs, Scan) and op.attrs.over == MICROBATCHES:
@@ -111,7 +109,9 @@ def part_names(
 
 
 def named(
-    works: Sequence[StageWork], entry: str, chunks: Sequence[Sequence[int]], made: dict[str, Function]
+    works: Sequence[StageWork],
+    entry: str,
+    made: dict[str, Function],
 ) -> list[StageWork]:
     """The stages' functions with names: equal ones are one, different ones are numbered."""
     words = {"F": "forward", "B": "backward", "I": "inputs", "W": "weights"}
@@ -141,9 +141,7 @@ def entry_step(
         results = dict(zip(function.outputs, function.results, strict=True))
         return Step(function, loop, operands, results, works)
     op = function.ops[loop]
-    operands = {
-        given.name: value for given, value in zip(inside.inputs, op.operands, strict=True)
-    }
+    operands = {given.name: value for given, value in zip(inside.inputs, op.operands, strict=True)}
     for output in inside.outputs:
         operands.pop(output, None)
     results = dict(zip(inside.outputs, op.results, strict=True))
@@ -205,26 +203,23 @@ def rank_program(
     homes: Homes,
     rank: int,
     made: Mapping[str, Function],
-    split: Split,
-    bodies: Mapping[str, tuple[int, Body]],
 ) -> Program:
     """The program of one rank."""
-    _, body = next(iter(bodies.values()))
     layers: dict[str, list[int]] = {}
     sizes = {dim.name: dim.size for dim in program.dims}
     for stage in homes.stages[rank]:
         for stretch in next(iter(steps.values())).works[stage].stretches:
             layers.setdefault(stretch.whole, []).extend(
-                range(stretch.first, stretch.first + stretch.count)
+                range(stretch.first, stretch.first + stretch.size)
             )
-            sizes[stretch.part] = stretch.count
+            sizes[stretch.part] = stretch.size
     sizes |= {dim: len(own) for dim, own in layers.items()}
     whole = structs.replace(
         program, dims=tuple(DimSize(name, size) for name, size in sizes.items())
     )
     signatures = {**program.signatures, **{n: f.signature for n, f in made.items()}}
     entries: list[Function] = []
-    for name, step in steps.items():
+    for step in steps.values():
         messages = {
             message: number
             for number, message in enumerate(

@@ -178,9 +178,7 @@ class RankStep:
         """The outputs that this rank gives."""
         pairs = zip(self.function.outputs, self.function.results, strict=True)
         return {
-            name: value
-            for name, value in pairs
-            if value in self.reach.resolved or self.here(value)
+            name: value for name, value in pairs if value in self.reach.resolved or self.here(value)
         }
 
     def needed(self, wanted: list[int]) -> set[int]:
@@ -201,7 +199,9 @@ class RankStep:
     def op(self, op: Op) -> None:
         """One op outside of the pipeline."""
         if isinstance(op.attrs, Iota) and op.attrs.dim.name in self.homes.dims:
-            raise InternalError(f"{self.function.name}: layers are numbered outside of micro-batches")
+            raise InternalError(
+                f"{self.function.name}: layers are numbered outside of micro-batches"
+            )
         (value, *_) = op.results
         if self.here(value):
             operands = [self.values[v] for v in op.operands if v in self.values]
@@ -243,8 +243,7 @@ class RankStep:
         if self.functions:
             found = self.b.emit(attrs, *operands)
             self.values.update(
-                (self.step.results[name], value)
-                for name, value in zip(carries, found, strict=True)
+                (self.step.results[name], value) for name, value in zip(carries, found, strict=True)
             )
         for name, value in self.step.results.items():
             self.outcome(name, value, name in carries)
@@ -300,7 +299,7 @@ class RankStep:
                 gives.append((f"{port}.{stage}", f"m{self.messages[message]}.{message.target}"))
             for stretch in work.stretches:
                 parts.append((stretch.part, stretch.whole, rows.get(stretch.whole, 0)))
-                rows[stretch.whole] = rows.get(stretch.whole, 0) + stretch.count
+                rows[stretch.whole] = rows.get(stretch.whole, 0) + stretch.size
         parts = [part for part in parts if part[0] != part[1]]
         return Pipeline(
             self.homes.axis,

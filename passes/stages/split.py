@@ -47,7 +47,7 @@ def even_split(
             costs.append(each)
             places.append((at, layer))
     stages = stretches(costs, len(homes))
-    stage_of = {place: stage for place, stage in zip(places, stages, strict=True)}
+    stage_of = dict(zip(places, stages, strict=True))
     layers: list[tuple[tuple[int, int], ...]] = []
     for at, each in enumerate(stacks):
         own = [stage_of[at, layer] for layer in range(len(each))]

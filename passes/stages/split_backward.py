@@ -22,6 +22,7 @@ from fllmc.ir.build import Builder
 from fllmc.ir.ops import Elementwise, Fill, Scan, Signature
 from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Op
+from fllmc.ir.timetable import Kind
 from fllmc.ir.types import Sizes
 from fllmc.ir.walk import host_values
 from fllmc.passes.stages.cut_body import StageWork
@@ -66,7 +67,7 @@ class Splitter:
         names = [*(forward.outputs if forward else ()), *backward.outputs]
         count = sum(name.startswith("kept") for name in names)
         whole = Whole(self, backward, halves, count)
-        functions = {kind: f for kind, f in work.functions.items() if kind != "B"}
+        functions: dict[Kind, Function] = {k: f for k, f in work.functions.items() if k != "B"}
         functions |= {"I": whole.inputs(), "W": whole.weights()}
         return StageWork(functions, work.takes, work.gives, work.stretches)
 
@@ -94,11 +95,13 @@ class Splitter:
         crossing = tuple(
             v
             for v in sorted(needed)
-            if (v < attrs.carries if v not in makers else makers[v] in first and makers[v] not in again)
+            if (
+                v < attrs.carries
+                if v not in makers
+                else makers[v] in first and makers[v] not in again
+            )
         )
-        taken = tuple(
-            v for v in sorted(needed) if v not in makers and v >= attrs.carries
-        )
+        taken = tuple(v for v in sorted(needed) if v not in makers and v >= attrs.carries)
         inputs = self.keep(early_body(body, self, first, early, crossing))
         weights = self.keep(late_body(body, self, needed, late, crossing, taken))
         return Halves(inputs, weights, late, crossing, taken)
@@ -125,7 +128,7 @@ def ancestors(function: Function, values: Sequence[int]) -> set[int]:
 
 
 def repeatable(function: Function, carries: int) -> set[int]:
-    """Cheap ops that do not depend on the carries: W does them again rather than keep what I got."""
+    """Cheap ops that do not depend on the carries: W does them again, so nothing is kept."""
     fixed, found = set(range(carries)), set[int]()
     host = host_values(function)
     for at, op in enumerate(function.ops):
@@ -232,7 +235,9 @@ class Whole:
         """The function without the weights' gradients."""
         b, function = self.builder(), self.function
         late = {function.ops[at].results[n] for at, half in self.halves.items() for n in half.late}
-        kept = [(n, v) for n, v in zip(function.outputs, function.results, strict=True) if v not in late]
+        kept = [
+            (n, v) for n, v in zip(function.outputs, function.results, strict=True) if v not in late
+        ]
         used = ancestors(function, [v for _, v in kept]) | set(self.halves)
         taken = {v for at in used for v in function.ops[at].operands} | {v for _, v in kept}
         mapping: dict[int, int] = {}
@@ -291,9 +296,7 @@ class Whole:
             stop = scan.carries + scan.slices
             slices = [get(op.operands[v]) for v in half.taken if v < stop]
             shared = [get(op.operands[v]) for v in half.taken if v >= stop]
-            attrs = Scan(
-                half.weights.name, scan.over, 0, len(stacked) + len(slices), scan.reverse
-            )
+            attrs = Scan(half.weights.name, scan.over, 0, len(stacked) + len(slices), scan.reverse)
             results = b.emit(attrs, *stacked, *slices, *shared)
             for n, value in zip(half.late, results, strict=True):
                 outputs[names[op.results[n]]] = value
