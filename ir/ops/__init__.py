@@ -6,7 +6,14 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
-from fllmc.ir.ops.collective import COLLECTIVES, AllGather, AllReduce, LocalSlice, ReduceScatter
+from fllmc.ir.ops.collective import (
+    COLLECTIVES,
+    AllGather,
+    AllReduce,
+    LocalSlice,
+    ReduceScatter,
+    Share,
+)
 from fllmc.ir.ops.contraction import (
     Dot,
     DotAdd,
@@ -53,6 +60,7 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
+from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, Fused, Scan, Unchunk
 
 AnyAttrs = (
@@ -84,6 +92,7 @@ AnyAttrs = (
     | MulSub
     | Neg
     | Pick
+    | Pipeline
     | Pow
     | Put
     | PutAdd
@@ -97,6 +106,7 @@ AnyAttrs = (
     | Rope
     | Rsqrt
     | Scan
+    | Share
     | Sigmoid
     | Silu
     | SiluGrad
@@ -151,6 +161,7 @@ __all__ = [
     "MulSub",
     "Neg",
     "Pick",
+    "Pipeline",
     "Pow",
     "Put",
     "PutAdd",
@@ -165,6 +176,7 @@ __all__ = [
     "Rope",
     "Rsqrt",
     "Scan",
+    "Share",
     "Sigmoid",
     "Signature",
     "Silu",
