@@ -80,7 +80,18 @@ class Site:
     def home(self, value: int) -> Axes:
         """Where a source value lives: as its parameter is stored, else at its canonical place."""
         axes = self.classes.axes(self.source.name, value)
-        return self.layout.canonical if axes is None else axes
+        return axes_of(self.layout.place(self.source.types[value])) if axes is None else axes
+
+    def place(self, op: Op) -> Axes:
+        """Where all dims that an op works on are, as its operands' and results' directives say."""
+        kinds = [self.source.types[value] for value in (*op.operands, *op.results)]
+        whole = op.attrs.whole([self.source.types[value] for value in op.operands])
+        return self.layout.axes((name for kind in kinds for name in kind.names), whole)
+
+    def closed(self, number: int, value: int) -> int:
+        """The form `number` of a source value combined: what is open goes to where it lives."""
+        known = self.mover.closed_already(number)
+        return self.mover.move(number, self.home(value)) if known is None else known
 
     def used_once(self, value: int) -> bool:
         """Whether a source value has a single use, in an op."""
