@@ -156,14 +156,15 @@ def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
                 found.append(_selects_nothing(shard, program))
             for parameter in chosen:
                 here = [r for r in _reasons(shard, divided, sizes) if _has(parameter, r.dim)]
-                before = yielding(canonical, elsewhere, parameter.type.names, ())
-                axes = dict(stored.get(parameter.name, before))
+                axes = dict(stored.get(parameter.name, canonical))
                 for reason in here:
                     axes[reason.dim] = (*axes.get(reason.dim, ()), reason.axis)
                 if here:
                     stored[parameter.name] = axes
                     others = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*others, *here)
+    for name, axes in stored.items():
+        stored[name] = yielding(axes, elsewhere, program.parameter(name).type.names, ())
     layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons, tuple(elsewhere))
     found += _indivisible(layout, sizes, program)
     return Resolved(layout, tuple(found))

@@ -116,9 +116,7 @@ class Mover:
             self._make(forms, goal, wanted, keep)
         return forms[goal]
 
-    def _make(
-        self, forms: dict[Type, int], goal: Type, wanted: Axes, keep: Sequence[str]
-    ) -> None:
+    def _make(self, forms: dict[Type, int], goal: Type, wanted: Axes, keep: Sequence[str]) -> None:
         """Add the form, and those on the way to it, from whichever form is nearest."""
         ways = [(kind, way(kind, wanted, keep, self._sizes)) for kind in forms]
         fits = [(kind, found) for kind, found in ways if found.end(kind) == goal]

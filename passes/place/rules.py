@@ -188,13 +188,35 @@ def add_groups(
         groups.setdefault(tuple(sorted(opens.get(value, common))), []).append(value)
     sums: list[int] = []
     for keep, members in groups.items():
-        numbers = [site.take(value, axes, keep) for value in members]
-        if len(groups) > 1 and len(members) == 1:
+        numbers = taken_together(site, op, members, axes, keep)
+        if len(groups) > 1 and len(numbers) == 1:
             sums.append(site.mover.close(numbers[0], common))
             continue
-        (total,) = site.emit(ops.AddN(), *numbers)
+        total = add_up(site, numbers)
         sums.append(total if len(groups) == 1 else site.mover.close(total, common))
-    return sums if len(groups) == 1 else site.emit(ops.AddN(), *sums)
+    return (add_up(site, sums),)
+
+
+def taken_together(
+    site: Site, op: Op, members: Sequence[int], axes: Axes, keep: Sequence[str]
+) -> list[int]:
+    """The members on these axes; those that are open over more, and alike, as their sum."""
+    alike: dict[Type, list[int]] = {}
+    for value in members:
+        if not isinstance(site.values[value], Constant) and not site.belongs(op.results[0]):
+            alike.setdefault(site.kind(value), []).append(value)
+    first: dict[int, int] = {}
+    for kind, group in alike.items():
+        if len(group) > 1 and set(kind.partial) - set(keep) and kind.combine == "sum":
+            total = add_up(site, [site.as_is(value) for value in group])
+            first.update(dict.fromkeys(group, site.mover.move(total, axes, keep)))
+    numbers = [first.get(v) or site.take(v, axes, keep) for v in members]
+    return list(dict.fromkeys(numbers)) if first else numbers
+
+
+def add_up(site: Site, numbers: Sequence[int]) -> int:
+    """The sum; of one value, that value."""
+    return numbers[0] if len(numbers) == 1 else site.emit(ops.AddN(), *numbers)[0]
 
 
 def misplaced(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:

@@ -8,7 +8,20 @@ from typing import Protocol, TypeAlias
 from msgspec import structs
 
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import Add, AddN, AnyAttrs, Cast, Fill, Neg, Rename, Scan, Stop, Sub, Transpose
+from fllmc.ir.ops import (
+    Add,
+    AddN,
+    AnyAttrs,
+    Attend,
+    Cast,
+    Fill,
+    Neg,
+    Rename,
+    Scan,
+    Stop,
+    Sub,
+    Transpose,
+)
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import Sizes, Type
 from fllmc.passes.place.classes import Classes
@@ -83,10 +96,17 @@ class Site:
         return axes_of(self.layout.place(self.source.types[value])) if axes is None else axes
 
     def place(self, op: Op) -> Axes:
-        """Where all dims that an op works on are, as its operands' and results' directives say."""
+        """Where all dims that an op works on are, as the directives of all of them say.
+
+        The key heads of an attention are where the query heads that use them are.
+        """
         kinds = [self.source.types[value] for value in (*op.operands, *op.results)]
-        whole = op.attrs.whole([self.source.types[value] for value in op.operands])
-        return self.layout.axes((name for kind in kinds for name in kind.names), whole)
+        names = {name: None for kind in kinds for name in kind.names}
+        whole = op.attrs.whole(kinds[: len(op.operands)])
+        if not isinstance(op.attrs, Attend):
+            return self.layout.axes(names, whole)
+        axes = self.layout.axes((n for n in names if n != op.attrs.kv_heads), whole)
+        return {**axes, op.attrs.kv_heads: axes.get(op.attrs.heads, ())}
 
     def closed(self, number: int, value: int) -> int:
         """The form `number` of a source value combined: what is open goes to where it lives."""
