@@ -17,9 +17,10 @@ from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
+from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard
 from fllmc.ir.span import Span
-from fllmc.ir.types import Dim, Mesh, Sizes, Type
+from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
 from fllmc.passes.place_errors import (
     AxisTwice,
     Indivisible,
@@ -45,6 +46,7 @@ class Layout(Struct, frozen=True):
     """The directives, resolved: `canonical` for all values, `stored` for single parameters.
 
     `elsewhere` are the dims on axes that yield, in the order in which they choose.
+    `context` is how attention sees a divided sequence.
     """
 
     mesh: Mesh
@@ -53,6 +55,7 @@ class Layout(Struct, frozen=True):
     reasons: tuple[Because, ...]
     stored_reasons: Mapping[str, tuple[Because, ...]]
     elsewhere: tuple[Because, ...] = ()
+    context: ContextKind = "gather"
 
     @property
     def empty(self) -> bool:
@@ -106,7 +109,7 @@ def yielding(
 ) -> Axes:
     """The dims on their axes, and on those of `elsewhere` that no other of them is on."""
     found = dict(hard)
-    taken = {axis for name in names for axis in hard.get(name, ())}
+    taken = {bare(axis) for name in names for axis in hard.get(name, ())}
     for reason in elsewhere:
         if reason.dim in names and reason.dim not in whole and reason.axis not in taken:
             found[reason.dim] = (*found.get(reason.dim, ()), reason.axis)

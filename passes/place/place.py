@@ -9,9 +9,11 @@ from msgspec import structs
 
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.program import Function, Input, Level, Op, Program, callees
+from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
+from fllmc.passes.place.attention import dealt
 from fllmc.passes.place.checks import conflicts
 from fllmc.passes.place.classes import stored_axes
 from fllmc.passes.place.directives import Layout, placed, resolve
@@ -29,11 +31,13 @@ class Place(Pass, frozen=True):
     keeps: ClassVar[str] = "math"
 
     shards: tuple[Shard, ...] = ()
+    context: ContextKind = "gather"
 
     def run(self, program: Program, cx: Context) -> Program:
         """The sharded program on the mesh of the context."""
         resolved = resolve(self.shards, cx.mesh, program)
-        found = judged((*resolved.diagnostics, *conflicts(resolved.layout, program)))
+        layout = structs.replace(resolved.layout, context=self.context)
+        found = judged((*resolved.diagnostics, *conflicts(layout, program)))
         errors = [diagnostic for diagnostic in found if diagnostic.severity == "error"]
         for diagnostic in found:
             if diagnostic.severity == "warning":
@@ -41,7 +45,7 @@ class Place(Pass, frozen=True):
         if errors:
             raise DiagnosticError(*errors)
         program = structs.replace(program, level="sharded", mesh=cx.mesh)
-        return program if resolved.layout.empty else place_program(program, resolved.layout)
+        return program if layout.empty else place_program(program, dealt(layout, program))
 
 
 def judged(found: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from fllmc.ir.build import Builder
 from fllmc.ir.ops import AllGather, AllReduce, AnyAttrs, Env, LocalSlice, ReduceScatter
-from fllmc.ir.types import Sizes, Type
+from fllmc.ir.types import Sizes, Type, bare, bare_axes, deals_zigzag
 from fllmc.passes.place.directives import Axes
 
 AddedAxes = Mapping[str, tuple[str, ...]]
@@ -60,24 +60,25 @@ def way(kind: Type, wanted: Axes, keep: Sequence[str], sizes: Sizes) -> Way:
         (kind,) = attrs.infer((kind,), Env(sizes, {}))
         steps.append((attrs, kind))
 
-    def close() -> None:
-        axes = tuple(axis for axis in kind.partial if axis not in keep)
-        if axes:
-            step(AllReduce(axes))
+    def gather(dim: str, axes: tuple[str, ...]) -> None:
+        for _, run in reversed(list(runs(axes, ()))):
+            step(AllGather(dim, run))
 
     if kind.combine == "max" and kind.partial:
         step(AllReduce(kind.partial))
     added, removed = difference(kind, wanted)
-    entering = {axis for axes in added.values() for axis in axes}
+    entering = {bare(axis) for axes in added.values() for axis in axes}
     for dim, axes in removed.items():  # an axis leaves one dim before it enters another
-        if dim in added or entering.intersection(axes):
-            step(AllGather(dim, axes))
+        if dim in added or entering.intersection(bare_axes(axes)):
+            gather(dim, axes)
     for dim, axes in added.items():
         for is_open, run in runs(axes, kind.partial):
             step(ReduceScatter(dim, run) if is_open else LocalSlice(dim, run))
-    close()
+    axes = tuple(axis for axis in kind.partial if axis not in keep)
+    if axes:
+        step(AllReduce(axes))
     for dim, axes in difference(kind, wanted)[1].items():
-        step(AllGather(dim, axes))
+        gather(dim, axes)
     return Way(tuple(steps))
 
 
@@ -144,8 +145,10 @@ def difference(kind: Type, wanted: Axes) -> tuple[AddedAxes, AddedAxes]:
 
 
 def runs(axes: Iterable[str], partial: Sequence[str]) -> Iterator[tuple[bool, tuple[str, ...]]]:
-    """The axes in order, grouped by whether the value is open over them."""
-    for is_open, run in groupby(axes, lambda axis: axis in partial):
+    """The axes in order, grouped by whether the value is open over them and how they deal."""
+    for (is_open, _), run in groupby(
+        axes, lambda axis: (bare(axis) in partial, deals_zigzag((axis,)))
+    ):
         yield is_open, tuple(run)
 
 

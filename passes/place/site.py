@@ -98,13 +98,17 @@ class Site:
     def place(self, op: Op) -> Axes:
         """Where all dims that an op works on are, as the directives of all of them say.
 
-        The key heads of an attention are where the query heads that use them are.
+        The key heads of an attention are where the query heads that use them are. Its sequence does
+        not yield, unless that is all that divides it and each rank gathers the keys.
         """
         kinds = [self.source.types[value] for value in (*op.operands, *op.results)]
         names = {name: None for kind in kinds for name in kind.names}
         whole = op.attrs.whole(kinds[: len(op.operands)])
         if not isinstance(op.attrs, Attend):
             return self.layout.axes(names, whole)
+        along, over = op.attrs.along, op.attrs.over
+        alone = self.layout.context == "gather" and along not in self.layout.canonical
+        whole = (*whole, *((over,) if alone and along != over else () if alone else (along, over)))
         axes = self.layout.axes((n for n in names if n != op.attrs.kv_heads), whole)
         return {**axes, op.attrs.kv_heads: axes.get(op.attrs.heads, ())}
 
