@@ -70,9 +70,18 @@ def logits(program: Program) -> list[str]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("mesh", DEVICES)
-@pytest.mark.parametrize("lines", ["  loss_chunks: 3", "  loss_chunks: 4\n  microbatches: 2"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "  loss_chunks: 3",
+        "  loss_chunks: 4\n  microbatches: 2",
+        "  loss_chunks: 3\n  shard seq over tensor elsewhere",
+    ],
+)
 def test_the_step_is_the_same(model: str, mesh: str, lines: str) -> None:
-    whole, _ = compiled(model, lines.replace("loss_chunks: 3", "").replace("loss_chunks: 4", ""))
+    if "elsewhere" in lines and "tensor" not in mesh:
+        mesh = "tensor=2"
+    whole, _ = compiled(model, "  microbatches: 2" if "microbatches" in lines else "")
     _, plan = compiled(model, lines, mesh)
     assert logits(whole) != []
     assert logits(plan.program) == []
