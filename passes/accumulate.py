@@ -54,7 +54,7 @@ class Accumulate(Pass, frozen=True):
     def run(self, program: Program, cx: Context) -> Program:
         """The program with `gradients`."""
         if self.microbatches == 1:
-            made = (at_once(program, self.reduce),)
+            made = at_once(program, self.reduce)
         else:
             program = with_microbatches(program, self.microbatches)
             made = by_parts(program, self.reduce)
@@ -95,10 +95,15 @@ def counted(b: Builder, named: Mapping[str, int]) -> int:
     return b.sum(weights, b.types[weights].names)
 
 
-def at_once(program: Program, reduce: str) -> Function:
-    """`gradients` of a single micro-batch."""
+def at_once(program: Program, reduce: str) -> tuple[Function, ...]:
+    """`gradients` of a single micro-batch, and the bodies of stacks that give them in `reduce`."""
     gradient = program.function(GRADIENT)
-    b = Builder(GRADIENTS, program.sizes, program.signatures)
+    bodies = tuple(
+        in_reduced(program, gradient.ops[at], sums, reduce)
+        for at, sums in sunk_sums(gradient).items()
+    )
+    signatures = {**program.signatures, **{body.name: body.signature for body in bodies}}
+    b = Builder(GRADIENTS, program.sizes, signatures)
     operands, data = step_inputs(b, gradient, {})
     count = counted(b, data)
     operands.append(b.div(b.constant(1.0), count))
@@ -108,7 +113,22 @@ def at_once(program: Program, reduce: str) -> Function:
     for name, value in found.items():
         b.path = name.removeprefix("grad.")
         results.append(b.cast(value, reduce))
-    return b.finish(results, ["loss", *found], gradient.span)
+    return (*bodies, b.finish(results, ["loss", *found], gradient.span))
+
+
+def in_reduced(program: Program, op: Op, sums: Sums, reduce: str) -> Function:
+    """The body of a backward scan that gives these results in `reduce`, as ranks sum them."""
+    assert isinstance(op.attrs, Scan)
+    body = program.function(op.attrs.function)
+    b = Builder(body.name, program.sizes, program.signatures)
+    operands = [b.input(g.name, body.types[n], g.role) for n, g in enumerate(body.inputs)]
+    results = list(b.copy(body, operands))
+    makers = {value: made for made in body.ops for value in made.results}
+    for number in sums:
+        maker = makers.get(body.results[number])
+        b.path = maker.path if maker else ""
+        results[number] = b.cast(results[number], reduce)
+    return b.finish(results, body.outputs, body.span)
 
 
 def step_inputs(

@@ -109,7 +109,7 @@ class MustBeWhole(Diagnostic, frozen=True):
 
 
 class SelectsNothing(Diagnostic, frozen=True):
-    """A `shard ... in SELECTOR` directive matches no parameter.
+    """A `shard ... in SELECTOR` or `zero ... in SELECTOR` directive matches no parameter.
 
     A selector is a dotted path with `*` for one or more parts; it speaks of all layers of a stack
     or of none. `fllmc inspect SPEC` lists the paths.
@@ -179,3 +179,18 @@ class NoSuchAxis(Diagnostic, frozen=True):
     axis: str
     dims: str
     mesh: str
+
+
+class NoSuchStage(Diagnostic, frozen=True):
+    """A `zero` directive names a stage that there is not.
+
+    Stage 1 divides optimizer states and what is stored of the parameters, stage 2 the sums of
+    gradients too, stage 3 the parameters that ops use too.
+    """
+
+    code = "E0340"
+    title = "there is no ZeRO stage {stage}"
+    label = "stages are 1, 2 and 3"
+    help = ("write `zero 1`, `zero 2` or `zero 3`; without `zero` nothing is divided",)
+
+    stage: str

@@ -2,7 +2,7 @@
 
 Every dim has one canonical placement, the same in all values. A directive with a selector divides
 further how the selected parameters are stored: they are gathered where they are used, and their
-gradients and optimizer states are divided as they are.
+gradients and optimizer states are divided as they are. What `zero` adds stands in `zero.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
-from fllmc.ir.settings import Shard
+from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type
+from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
     Indivisible,
@@ -41,13 +42,19 @@ class Because(Struct, frozen=True):
 
 
 class Layout(Struct, frozen=True):
-    """The directives, resolved: `canonical` for all values, `stored` for single parameters."""
+    """The directives, resolved: `canonical` for all values, `stored` for single parameters.
+
+    `zero` holds what `zero` directives do, and `unzeroed` where these parameters would be stored
+    without them, both by parameter.
+    """
 
     mesh: Mesh
     canonical: Axes
     stored: Mapping[str, Axes]
     reasons: tuple[Because, ...]
     stored_reasons: Mapping[str, tuple[Because, ...]]
+    zero: Mapping[str, Divided] = {}
+    unzeroed: Mapping[str, Axes] = {}
 
     @property
     def empty(self) -> bool:
@@ -61,6 +68,24 @@ class Layout(Struct, frozen=True):
     def place_parameter(self, name: str, kind: Type) -> Type:
         """The type of a parameter, or of a state or gradient of it, as it is stored."""
         return placed(kind, self.stored.get(name, self.canonical))
+
+    def home(self, name: str) -> Axes:
+        """How a parameter and its state are stored."""
+        return self.stored.get(name, self.canonical)
+
+    def used(self, name: str) -> Axes:
+        """How scans are given a parameter: as it is stored, or whole over `zero`'s axes."""
+        return self.unzeroed[name] if self.gathered_once(name) else self.home(name)
+
+    def summed(self, name: str) -> Axes:
+        """How a parameter's gradient is summed over layers and micro-batches."""
+        late = name in self.zero and self.zero[name].stage < 2
+        return self.unzeroed[name] if late else self.home(name)
+
+    def gathered_once(self, name: str) -> bool:
+        """Whether a parameter is stored in parts, yet used whole throughout a step."""
+        found = self.zero.get(name)
+        return found is not None and found.stage < 3 and bool(found.dim)
 
     def why(self, dim: str, axis: str, parameter: str = "") -> Because | None:
         """The directive that put the dim on the axis."""
@@ -89,7 +114,9 @@ class Resolved(Struct, frozen=True):
     diagnostics: tuple[Diagnostic, ...]
 
 
-def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
+def resolve(
+    shards: Sequence[Shard], mesh: Mesh, program: Program, zeros: Sequence[Zero] = ()
+) -> Resolved:
     """The layout that directives give a training program on a mesh."""
     sizes = Sizes(program.sizes.dims, mesh)
     shards, left_whole = _fitting(shards, sizes, program)
@@ -119,7 +146,25 @@ def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
                     stored[parameter.name] = axes
                     before = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*before, *here)
-    layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons)
+    unzeroed = {p.name: stored.get(p.name, canonical) for p in program.parameters}
+    zero, wrong = divide(zeros, program, unzeroed, sizes)
+    found += wrong
+    for name, how in zero.items():
+        if how.dim:
+            axes = (*unzeroed[name].get(how.dim, ()), *how.axes)
+            stored[name] = {**unzeroed[name], how.dim: axes}
+            text, span = zero_text(how.directive), how.directive.span
+            own = tuple(Because(how.dim, axis, span, text) for axis in how.axes)
+            stored_reasons[name] = (*stored_reasons.get(name, ()), *own)
+    layout = Layout(
+        mesh,
+        canonical,
+        stored,
+        tuple(reasons),
+        stored_reasons,
+        zero,
+        {n: unzeroed[n] for n in zero},
+    )
     found += _indivisible(layout, sizes, program)
     return Resolved(layout, tuple(found))
 

@@ -9,11 +9,12 @@ from msgspec import structs
 
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.program import Function, Input, Level, Op, Program, callees
-from fllmc.ir.settings import Shard
+from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.place.checks import conflicts
 from fllmc.passes.place.classes import stored_axes
+from fllmc.passes.place.copies import with_copies
 from fllmc.passes.place.directives import Layout, placed, resolve
 from fllmc.passes.place.scans import Placer
 from fllmc.passes.place.site import Constant, Site, axes_of
@@ -21,7 +22,7 @@ from fllmc.passes.place_errors import HeadsApart, Indivisible
 
 
 class Place(Pass, frozen=True):
-    """Place values and stored parameters on the mesh as `shards` say, and insert collectives."""
+    """Place values and stored parameters on the mesh as the directives say; insert collectives."""
 
     name: ClassVar[str] = "place"
     takes: ClassVar[Level] = "training"
@@ -29,10 +30,11 @@ class Place(Pass, frozen=True):
     keeps: ClassVar[str] = "math"
 
     shards: tuple[Shard, ...] = ()
+    zero: tuple[Zero, ...] = ()
 
     def run(self, program: Program, cx: Context) -> Program:
         """The sharded program on the mesh of the context."""
-        resolved = resolve(self.shards, cx.mesh, program)
+        resolved = resolve(self.shards, cx.mesh, program, self.zero)
         found = judged((*resolved.diagnostics, *conflicts(resolved.layout, program)))
         errors = [diagnostic for diagnostic in found if diagnostic.severity == "error"]
         for diagnostic in found:
@@ -41,7 +43,9 @@ class Place(Pass, frozen=True):
         if errors:
             raise DiagnosticError(*errors)
         program = structs.replace(program, level="sharded", mesh=cx.mesh)
-        return program if resolved.layout.empty else place_program(program, resolved.layout)
+        if resolved.layout.empty:
+            return program
+        return place_program(with_copies(program, resolved.layout), resolved.layout)
 
 
 def judged(found: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
