@@ -288,8 +288,7 @@ def _scores(attrs: ops.Attend, q: Value, k: Value) -> Value:
     """Masked scores [rest, heads, queries, keys] of q and k in [rest, heads, along, dim]."""
     scores = _jnp.einsum("...qd,...kd->...qk", q, k, precision="highest") * attrs.scale
     if attrs.mask == "causal":
-        rows, columns = scores.shape[-2:]
-        seen = _jnp.tril(_jnp.ones((rows, columns), bool), columns - rows)
+        seen = _jnp.tril(_jnp.ones(scores.shape[-2:], bool), attrs.first)
         scores = _jnp.where(seen, scores, -_jnp.inf)
     return scores
 
@@ -299,7 +298,7 @@ def _attend(attrs: ops.Attend, site: _Site, q: Value, k: Value, v: Value) -> tup
     special = (attrs.along, attrs.heads, attrs.dim)
     rest = tuple(name for name in q_names if name not in special)
     q_order = (*rest, attrs.heads, attrs.along, attrs.dim)
-    k_order = (*rest, attrs.kv_heads, attrs.along, attrs.dim)
+    k_order = (*rest, attrs.kv_heads, attrs.over, attrs.dim)
     repeats = site.size(attrs.heads) // site.size(attrs.kv_heads)
     k, v = (_jnp.repeat(_aligned(x, k_names, k_order), repeats, axis=-3) for x in (k, v))
     scores = _scores(attrs, _aligned(q, q_names, q_order), k)

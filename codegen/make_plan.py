@@ -6,14 +6,23 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
 from fllmc.codegen.donations import copied_input
-from fllmc.codegen.memory import persistent, plan_frames
+from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import COLLECTIVES, AllGather, AllReduce, Fill, ReduceScatter, Scan
+from fllmc.ir.ops import (
+    COLLECTIVES,
+    AllGather,
+    AllReduce,
+    Fill,
+    ReduceScatter,
+    RingAttend,
+    RingAttendGrad,
+    Scan,
+)
 from fllmc.ir.plan import Collective, Decision, Frame, Plan, Stored
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.target import Target
-from fllmc.ir.types import Type
+from fllmc.ir.types import Sizes, Type, bare_axes
 
 
 def make_plan(
@@ -148,14 +157,18 @@ def describe(
 ) -> Collective:
     """One collective."""
     attrs = op.attrs
-    assert isinstance(attrs, AllReduce | AllGather | ReduceScatter)
-    moved = op.results[0] if isinstance(attrs, AllGather) else op.operands[0]
-    kind = function.types[moved]
+    assert isinstance(attrs, AllReduce | AllGather | ReduceScatter | RingAttend)
+    kind = function.types[op.operands[0]]
+    moved = program.sizes.local_bytes(kind)
+    if isinstance(attrs, AllGather):
+        moved = program.sizes.local_bytes(function.types[op.results[0]])
+    elif isinstance(attrs, RingAttend):
+        moved = handed_on(attrs, function.types[op.operands[1]], program.sizes)
     return Collective(
         site=site,
         kind=attrs.kind,
-        axes=attrs.axes,
-        bytes=program.sizes.local_bytes(kind),
+        axes=bare_axes(attrs.axes),
+        bytes=moved,
         calls=calls,
         entry=entry,
         path=op.path,
@@ -163,3 +176,15 @@ def describe(
         function=function.name,
         op=at,
     )
+
+
+def handed_on(attrs: RingAttend, keys: Type, sizes: Sizes) -> int:
+    """The bytes that a rank sends round a ring of attention.
+
+    Keys and values go to all but where they are from, and their gradients once round.
+    """
+    ranks = sizes.mesh.extent(attrs.axes)
+    total = 2 * (ranks - 1) * sizes.local_bytes(keys)
+    if isinstance(attrs, RingAttendGrad):
+        total += 2 * ranks * sizes.local_elements(keys) * sum_bytes(keys)
+    return total

@@ -29,11 +29,13 @@ from fllmc.ir.ops import (
     Fused,
     ReduceScatter,
     ReduceSum,
+    RingAttend,
+    RingAttendGrad,
     Scan,
 )
 from fllmc.ir.plan import Frame, OpPlace, Place
 from fllmc.ir.program import Function, Op, Program
-from fllmc.ir.types import DTYPE_BYTES, Sizes, Type
+from fllmc.ir.types import DTYPE_BYTES, Sizes, Type, deals_zigzag
 from fllmc.ir.walk import host_values
 
 
@@ -227,8 +229,10 @@ class Planner:
             source, result = (self.function.types[v] for v in (op.operands[0], op.results[0]))
             if isinstance(op.attrs, ReduceScatter):  # the library may sum in place
                 items.append(Item(at, at, self.bytes(source)))
-            elif source.names[0] != op.attrs.dim:
+            elif source.names[0] != op.attrs.dim or deals_zigzag(op.attrs.axes):
                 items.append(Item(at, at, self.bytes(result)))
+        if isinstance(op.attrs, RingAttend):
+            items += [Item(at, at, aligned(size)) for size in ring_buffers(op, self)]
         if isinstance(op.attrs, ReduceSum) and self.rows:
             kind = self.function.types[op.results[0]]
             if kind.names[: len(self.rows)] != self.rows:
@@ -268,6 +272,23 @@ class Planner:
                 OpPlace(numbers[0] if calls else 0, tuple(numbers[1:] if calls else numbers))
             )
         return Frame(self.function.name, total, live_bytes(every), places, tuple(ops), self.tile)
+
+
+def ring_buffers(op: Op, planner: Planner) -> list[int]:
+    """Bytes of the blocks that a ring of attention hands round: keys and values, two of each.
+
+    A backward ring has also three pairs of gradients, in the dtype in which they are summed.
+    """
+    kind = planner.function.types[op.operands[1]]
+    blocks = 4 * planner.sizes.local_bytes(kind)
+    if not isinstance(op.attrs, RingAttendGrad):
+        return [blocks]
+    return [blocks, 6 * planner.sizes.local_elements(kind) * sum_bytes(kind)]
+
+
+def sum_bytes(kind: Type) -> int:
+    """Bytes of an element of a sum over parts of attention."""
+    return max(DTYPE_BYTES[kind.dtype], DTYPE_BYTES["f32"])
 
 
 def plan_frames(program: Program) -> dict[str, Frame]:

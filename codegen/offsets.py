@@ -1,12 +1,16 @@
 """Lifetimes to offsets.
 
-Greedy best fit over lifetimes, largest item first (the "greedy by size" of Pisarchyk and Lee 2020),
-with the largest number of bytes live at once beside it, which no layout can go below.
+Items are placed one after another into the smallest hole that takes them, in several orders: by
+size (the "greedy by size" of Pisarchyk and Lee 2020), by size times lifetime, by lifetime, by start
+and by end. Each order is improved by placing first what reached the top. The best layout is taken;
+beside it stands the largest number of bytes live at once, which no layout can go below. Where they
+still differ, `codegen/exact_offsets.py` looks further.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -20,6 +24,26 @@ class Item(msgspec.Struct, frozen=True):
     stop: int
     bytes: int
 
+    def meets(self, other: Item) -> bool:
+        """Whether there is a moment at which both must be at hand."""
+        return other.start <= self.stop and self.start <= other.stop
+
+
+ORDERS: Final[tuple[Callable[[Item], tuple[int, ...]], ...]] = (
+    lambda item: (-item.bytes, item.start),
+    lambda item: (-item.bytes * (item.stop - item.start + 1), item.start),
+    lambda item: (item.start - item.stop, -item.bytes),
+    lambda item: (item.start, -item.bytes),
+    lambda item: (-item.stop, -item.bytes),
+)
+"""The orders in which items are placed; of equally good layouts the first order's is taken."""
+
+ROUNDS: Final = 100
+"""How often an order is improved at most."""
+
+TOLERATED: Final = 0.002
+"""The share above the bound for which there is no further search."""
+
 
 def aligned(count: int) -> int:
     """Rounded up to the alignment."""
@@ -28,20 +52,53 @@ def aligned(count: int) -> int:
 
 def offsets(items: Sequence[Item]) -> tuple[list[int], int]:
     """An offset for each item such that none overlaps another alive with it, and the total."""
-    placed: list[tuple[Item, int]] = []
-    result = [0] * len(items)
-    order = sorted(range(len(items)), key=lambda i: (-items[i].bytes, items[i].start, i))
+    least = live_bytes(items)
+    best: tuple[list[int], int] | None = None
+    for key in ORDERS:
+        order = sorted(range(len(items)), key=lambda i: (*key(items[i]), i))
+        found = improved(items, order, least)
+        if best is None or found[1] < best[1]:
+            best = found
+        if best[1] == least:
+            break
+    assert best is not None
+    if best[1] - least > least * TOLERATED:
+        from fllmc.codegen.exact_offsets import exact_offsets  # its solver is slow to import
+
+        return exact_offsets(items, best)
+    return best
+
+
+def improved(items: Sequence[Item], order: list[int], least: int) -> tuple[list[int], int]:
+    """The best of the layouts that come of placing first, again and again, what reached the top."""
+    seen: set[tuple[int, ...]] = set()
+    starts, total = best = placed(items, order)
+    while best[1] > least and len(seen) < ROUNDS and tuple(order) not in seen:
+        seen.add(tuple(order))
+        highest = {i for i in order if starts[i] + items[i].bytes == total}
+        order = [i for i in order if i in highest] + [i for i in order if i not in highest]
+        starts, total = placed(items, order)
+        if total < best[1]:
+            best = starts, total
+    return best
+
+
+def placed(items: Sequence[Item], order: Sequence[int]) -> tuple[list[int], int]:
+    """Each item in turn in the smallest hole that takes it, and the total."""
+    starts = [0] * len(items)
+    done: list[int] = []
     for i in order:
-        item = items[i]
         near = sorted(
-            (offset, offset + other.bytes)
-            for other, offset in placed
-            if other.start <= item.stop and item.start <= other.stop
+            (starts[j], starts[j] + items[j].bytes) for j in done if items[j].meets(items[i])
         )
-        result[i] = best_gap(near, item.bytes)
-        placed.append((item, result[i]))
-    total = max((offset + item.bytes for item, offset in placed), default=0)
-    return result, total
+        starts[i] = best_gap(near, items[i].bytes)
+        done.append(i)
+    return starts, height(items, starts)
+
+
+def height(items: Sequence[Item], starts: Sequence[int]) -> int:
+    """Where the highest item ends."""
+    return max((start + item.bytes for item, start in zip(items, starts, strict=True)), default=0)
 
 
 def best_gap(taken: Sequence[tuple[int, int]], size: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from fllmc.codegen.function_text import FunctionText
+from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
 from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
@@ -28,13 +29,15 @@ from fllmc.ir.ops import (
     ReduceScatter,
     ReduceSum,
     Rename,
+    RingAttend,
+    RingAttendGrad,
     Rope,
     Spread,
     Take,
     Transpose,
 )
 from fllmc.ir.program import Op
-from fllmc.ir.types import Dim, Type
+from fllmc.ir.types import Dim, Type, deals_zigzag
 
 Rule = Callable[[FunctionText, Op, int], list[str]]
 
@@ -162,49 +165,6 @@ def spread(text: FunctionText, op: Op, at: int) -> list[str]:
     ]
 
 
-def heads_first(text: FunctionText, value: int, order: tuple[str, ...]) -> str:
-    """A [batch, heads, along, dim] view (without dim for the log-sum-exp)."""
-    kind = text.function.types[value]
-    batch = [name for name in kind.names if name not in order]
-    groups = [batch, *([name] for name in order if name in kind.names)]
-    if batch:
-        return text.view(matrix(text.tensor(value), kind, text.sizes, groups))
-    permuted = [kind.names.index(name) for name in order if name in kind.names]
-    return text.view(f"{text.tensor(value)}.permute({shape_text(permuted)}).unsqueeze(0)")
-
-
-def attend(text: FunctionText, op: Op, at: int) -> list[str]:
-    """Attention forward or backward by the kernel family's torch side."""
-    del at
-    assert isinstance(op.attrs, Attend)
-    attrs = op.attrs
-    q = (attrs.heads, attrs.along, attrs.dim)
-    k = (attrs.kv_heads, attrs.along, attrs.dim)
-    backward = isinstance(attrs, AttendGrad)
-    orders = [q, k, k, q, q, q] if backward else [q, k, k]
-    given = [heads_first(text, v, o) for v, o in zip(op.operands, orders, strict=True)]
-    results = zip(op.results, [q, k, k] if backward else [q, q], strict=True)
-    out = [heads_first(text, v, o) for v, o in results]
-    name = "attend_grad" if backward else "attend"
-    options = f"scale={attrs.scale!r}, causal={attrs.mask == 'causal'}"
-    return [f"kernels.{name}({', '.join(given)}, {options}, out=({', '.join(out)}))"]
-
-
-def rope(text: FunctionText, op: Op, at: int) -> list[str]:
-    """Rotation by a table of cosines and sines that is bound once."""
-    del at
-    assert isinstance(op.attrs, Rope)
-    attrs = op.attrs
-    kind = text.function.types[op.operands[0]]
-    extent = dict(zip(kind.names, text.sizes.local_shape(kind), strict=True))
-    shape = f"{extent[attrs.along]}, {extent[attrs.dim]}"
-    table = text.view(f"rt.rope_table({shape}, {attrs.theta!r}, {quoted(kind.dtype)})")
-    along, dim = kind.names.index(attrs.along), kind.names.index(attrs.dim)
-    source, out = text.tensor(op.operands[0]), text.tensor(op.results[0])
-    options = f"{along}, {dim}, layout={quoted(attrs.layout)}, inverse={attrs.inverse}"
-    return [f"kernels.rope({source}, {table}, {options}, out={out})"]
-
-
 def fill(text: FunctionText, op: Op, at: int) -> list[str]:
     """A constant tensor."""
     del at
@@ -218,6 +178,9 @@ def iota(text: FunctionText, op: Op, at: int) -> list[str]:
     """Positions along a dim."""
     del at
     assert isinstance(op.attrs, Iota)
+    if deals_zigzag(op.attrs.dim.axes):
+        held = text.view(f"rt.positions({positions(text, op.attrs.dim)})")
+        return [f"{text.tensor(op.results[0])}.copy_({held})"]
     (count,) = text.sizes.local_shape(text.function.types[op.results[0]])
     start = position(text, op.attrs.dim)
     stop = f"{start} + {count}" if start != "0" else str(count)
@@ -232,12 +195,14 @@ def random(text: FunctionText, op: Op, at: int) -> list[str]:
     seed = text.number(op.operands[0])
     samples = text.tensor(op.operands[1])
     layer = text.tensor(op.operands[2]) if len(op.operands) == 3 else "None"
-    starts = "".join(f"{position(text, dim)}, " for dim in attrs.dims[1:])
     shape = shape_text([text.sizes.size(dim.name) for dim in attrs.dims[1:]])
     out = text.tensor(op.results[0])
-    return [
-        f"kernels.random({seed}, {samples}, {layer}, {attrs.place}, ({starts}), {shape}, out={out})"
-    ]
+    given = f"{seed}, {samples}, {layer}, {attrs.place}"
+    if any(deals_zigzag(dim.axes) for dim in attrs.dims[1:]):
+        held = "".join(f"{positions(text, dim)}, " for dim in attrs.dims[1:])
+        return [f"kernels.random_parts({given}, ({held}), {shape}, out={out})"]
+    starts = "".join(f"{position(text, dim)}, " for dim in attrs.dims[1:])
+    return [f"kernels.random({given}, ({starts}), {shape}, out={out})"]
 
 
 def transpose(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -274,12 +239,14 @@ def moved(name: str) -> Rule:
         along = kind.names.index(op.attrs.dim)
         source, out = text.tensor(op.operands[0]), text.tensor(op.results[0])
         scratch = "None"
-        if along or name == "reduce_scatter":
+        zigzag = deals_zigzag(op.attrs.axes)
+        if along or zigzag or name == "reduce_scatter":
             whole = text.function.types[op.results[0] if name == "all_gather" else op.operands[0]]
             count = text.sizes.local_elements(whole)
             scratch = text.view(text.arena(kind, text.offset(at, 0), (count,)))
         site = text.sites[text.function.name, at]
-        return [f"rt.{name}({site}, {source}, {out}, {along}, {scratch})"]
+        deal = ", zigzag=True" if zigzag else ""
+        return [f"rt.{name}({site}, {source}, {out}, {along}, {scratch}{deal})"]
 
     return rule
 
@@ -291,6 +258,11 @@ def local_slice(text: FunctionText, op: Op, at: int) -> list[str]:
     kind = text.function.types[op.operands[0]]
     out_kind = text.function.types[op.results[0]]
     along = kind.names.index(op.attrs.dim)
+    if deals_zigzag(op.attrs.axes):
+        extent = text.sizes.local_shape(kind)[along]
+        held = text.view(f"rt.dealt({extent}, {op.attrs.axes!r})")
+        out = text.tensor(op.results[0])
+        return [f"kernels.keep({text.tensor(op.operands[0])}, {along}, {held}, {out})"]
     count = text.sizes.local_shape(out_kind)[along]
     start = text.view(f"rt.coordinate({op.attrs.axes!r}) * {count}")
     part = text.view(f"{text.tensor(op.operands[0])}.narrow({along}, {start}, {count})")
@@ -303,6 +275,8 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     AllReduce: all_reduce,
     Attend: attend,
     AttendGrad: attend,
+    RingAttend: ring_attend,
+    RingAttendGrad: ring_attend,
     Dot: dot,
     DotAdd: dot,
     Fill: fill,

@@ -249,11 +249,35 @@ class Parameter(Node, frozen=True):
 
 
 class Shard(Node, frozen=True):
-    """`shard dims over axes in selector`; without a selector, every value with these dims."""
+    """`shard dims over axes in selector`; without a selector, every value with these dims.
+
+    `elsewhere` is set where the word ends the directive.
+    """
 
     dims: tuple[Name, ...]
     axes: tuple[Name, ...]
     selector: Selector | None
+    elsewhere: bool = False
+
+
+class Zero(Node, frozen=True):
+    """`zero stage over axes in selector`; without a selector, all parameters."""
+
+    stage: Number
+    axes: tuple[Name, ...]
+    selector: Selector | None
+
+
+class Offload(Node, frozen=True):
+    """`offload selector`."""
+
+    selector: Selector
+
+
+class Compress(Node, frozen=True):
+    """`compress selector`."""
+
+    selector: Selector
 
 
 class Recompute(Node, frozen=True):
@@ -264,9 +288,17 @@ class Recompute(Node, frozen=True):
 
 
 class Freeze(Node, frozen=True):
-    """`freeze selector`."""
+    """`freeze selector`, or `freeze selector { rows: (0, 100) }` with fields."""
 
     selector: Selector
+    fields: tuple[Field, ...] | None = None
+
+
+class Quantize(Node, frozen=True):
+    """`quantize selector { bits: 4 }`; the braces may be left out."""
+
+    selector: Selector
+    fields: tuple[Field, ...]
 
 
 class Tune(Node, frozen=True):
@@ -284,8 +316,8 @@ class Lora(Node, frozen=True):
 
 BlockItem = Param | Sub | Stack | Equation | Return
 RuleItem = State | Equation | Return
-ScheduleItem = Shard | Recompute | Field
-AdapterItem = Freeze | Tune | Lora
+ScheduleItem = Shard | Zero | Recompute | Offload | Compress | Field
+AdapterItem = Freeze | Tune | Quantize | Lora
 
 
 # Sections.

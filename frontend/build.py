@@ -150,7 +150,20 @@ def _binary(s: Span, p: Parts) -> ast.Binary:
 
 
 def _shard(s: Span, p: Parts) -> ast.Shard:
-    return ast.Shard(s, tuple(p[1]), tuple(p[3]), p[5] if len(p) > 4 else None)
+    selector = p[5] if len(p) > 5 else None
+    return ast.Shard(s, tuple(p[1]), tuple(p[3]), selector, elsewhere=len(p) == 5)
+
+
+def _zero(s: Span, p: Parts) -> ast.Zero:
+    return ast.Zero(s, p[1], tuple(p[3]), p[5] if len(p) > 5 else None)
+
+
+def _freeze(s: Span, p: Parts) -> ast.Freeze:
+    return ast.Freeze(s, p[1], tuple(p[3]) if len(p) > 3 else None)
+
+
+def _quantize(s: Span, p: Parts) -> ast.Quantize:
+    return ast.Quantize(s, p[1], tuple(p[3]) if len(p) > 3 else ())
 
 
 def _recompute(s: Span, p: Parts) -> ast.Recompute:
@@ -195,10 +208,18 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "parameter_parts_default": lambda s, p: ast.Parameter(s, p[0], tuple(p[3]), p[6]),
     "shard": _shard,
     "shard_in": _shard,
+    "shard_elsewhere": _shard,
+    "zero": _zero,
+    "zero_in": _zero,
+    "offload": lambda s, p: ast.Offload(s, p[1]),
+    "compress": lambda s, p: ast.Compress(s, p[1]),
     "recompute": _recompute,
     "recompute_none": _recompute,
     "recompute_keep": _recompute,
-    "freeze": lambda s, p: ast.Freeze(s, p[1]),
+    "freeze": _freeze,
+    "freeze_rows": _freeze,
+    "quantize_plain": _quantize,
+    "quantize": _quantize,
     "tune": lambda s, p: ast.Tune(s, p[1]),
     "lora": lambda s, p: ast.Lora(s, p[1], tuple(p[3])),
     # Expressions.

@@ -89,7 +89,7 @@ class Lexer:
     ) -> str:
         if kind == "SIGN":
             return self._signs[text]
-        keyword = self._keywords.get(text) if kind == "NAME" else None
+        keyword = self._keywords.get(text) if kind in ("NAME", "NUMBER") else None
         if keyword and keyword in accepts and (takes(keyword) or not takes(kind)):
             return keyword
         return kind

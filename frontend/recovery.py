@@ -22,7 +22,7 @@ PLACES = {
     "schedule_item": "a line of a schedule",
     "adapter_item": "a line of an adapter",
 }
-LATER = ("over", "in", "keep")
+LATER = ("over", "in", "keep", "elsewhere")
 SECTIONS = frozenset({"BLOCK", "MODEL", "DATA", "TRAIN"})
 HEADER = re.compile(
     r'import\s*"|dims\s*\{|(?:block|model|data|train|mesh|optimizer|rate|schedule|adapter|target)'
@@ -30,6 +30,7 @@ HEADER = re.compile(
 )
 ITEM = re.compile(r"[A-Za-z_]\w*\s*(?:[=:A-Za-z_(*{#]|$)|[A-Za-z_]\w*\s+[\[\"]")
 STARTS_VALUE = frozenset({"NAME", "NUMBER", "STRING"})
+WITHIN_VALUE = frozenset({"TRUE", "FALSE", "LPAR", "LSQB", "MINUS", "STAR", "ONE_F_ONE_B"})
 CONTINUES_VALUE = frozenset({"PLUS", "MINUS", "STAR", "SLASH", "CARET", "DOT", "LPAR", "LBRACE"})
 
 
@@ -160,7 +161,7 @@ def _listed(machine: Machine, kinds: set[str]) -> str:
         return "a section"
     if kinds >= STARTS_VALUE:
         named.append("a value")
-        kinds = kinds - STARTS_VALUE - {"TRUE", "FALSE", "LPAR", "LSQB", "MINUS", "STAR"}
+        kinds = kinds - STARTS_VALUE - WITHIN_VALUE
     elif kinds & CONTINUES_VALUE and kinds - CONTINUES_VALUE - {"LSQB"}:
         kinds = kinds - CONTINUES_VALUE - {"LSQB"}
     texts = {kind: f"`{text}`" for text, kind in machine.table.signs.items()}

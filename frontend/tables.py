@@ -125,7 +125,7 @@ def _terminals(terminals: Any) -> tuple[dict[str, str], dict[str, str], dict[str
         if pattern.type == "re":
             patterns[name] = str(pattern.value)
         else:
-            (keywords if pattern.value.isalpha() else signs)[str(pattern.value)] = name
+            (keywords if pattern.value.isalnum() else signs)[str(pattern.value)] = name
     return keywords, signs, patterns
 
 

@@ -29,6 +29,7 @@ from fllmc.ir.evaluate_parts import (
     reduce_scatter,
     split,
 )
+from fllmc.ir.evaluate_ring import ring_attend, ring_attend_grad
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.types import Mesh, Sizes, Type
 
@@ -132,6 +133,16 @@ def across(rule: Callable[[Any, Type, Parts, Mesh], Parts]) -> Rule:
     return lifted
 
 
+def ring(rule: Callable[[Any, Sequence[Here], Sequence[Parts]], tuple[Parts, ...]]) -> Rule:
+    """The rule of an op that has ranks work in turn: all ranks' sites and parts at once."""
+
+    def lifted(attrs: ops.Attrs, site: Site, operands: Sequence[Parts]) -> tuple[Parts, ...]:
+        heres = [site.here(rank) for rank in range(site.machine.sizes.mesh.size)]
+        return rule(attrs, heres, operands)
+
+    return lifted
+
+
 def call(attrs: ops.Call | ops.Fused, site: Site, operands: Sequence[Parts]) -> tuple[Parts, ...]:
     """The function's results; how a fused one is tiled does not matter here."""
     return site.machine.run(site.machine.functions[attrs.function], operands)
@@ -168,5 +179,7 @@ EVALUATE: dict[type[ops.Attrs], Rule] = {
     ops.Fused: call,
     ops.LocalSlice: across(local_slice),
     ops.ReduceScatter: across(reduce_scatter),
+    ops.RingAttend: ring(ring_attend),
+    ops.RingAttendGrad: ring(ring_attend_grad),
     ops.Scan: scan,
 }

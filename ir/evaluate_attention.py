@@ -34,13 +34,15 @@ class Layout:
         self.attrs = attrs
         self.q, self.k = here.operands[:2]
         special = (attrs.along, attrs.heads, attrs.dim)
+        self.rows = attrs.first + here.positions(self.q.dim(attrs.along))
         self.rest = tuple(name for name in self.q.names if name not in special)
         self.groups = here.extent(self.k.dim(attrs.kv_heads))
 
     def order(self, kind: Type) -> tuple[str, ...]:
         """The dims of a q-like or k-like type in working order; lse has no `dim`."""
         heads = self.attrs.heads if self.attrs.heads in kind.names else self.attrs.kv_heads
-        tail = tuple(n for n in (self.attrs.along, self.attrs.dim) if n in kind.names)
+        along = self.attrs.along if self.attrs.along in kind.names else self.attrs.over
+        tail = tuple(n for n in (along, self.attrs.dim) if n in kind.names)
         return (*self.rest, heads, *tail)
 
     def arrange(self, array: Array, kind: Type) -> Array:
@@ -64,9 +66,7 @@ class Layout:
         keys = self.arrange(k, self.k)[..., :, None, :, :]
         scores: Array = queries @ np.swapaxes(keys, -1, -2) * self.attrs.scale
         if self.attrs.mask == "causal":
-            rows, columns = (np.arange(n, dtype=np.int64) for n in scores.shape[-2:])
-            # Aligned bottom right: the last query sees every key.
-            seen = columns <= rows[:, None] + (len(columns) - len(rows))
+            seen = np.arange(scores.shape[-1], dtype=np.int64) <= self.rows[:, None]
             scores = np.where(seen, scores, -np.inf)
         return scores
 

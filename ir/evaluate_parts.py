@@ -1,8 +1,8 @@
 """Values of the evaluator: one array a rank, how they make one global array, and the collectives.
 
-A value's parts are listed by rank. A rank's part holds the stretch of each divided dim that the
-rank's position on the dim's axes gives; along all other axes the parts are equal (replicas) or,
-for partial values, still to be combined.
+A value's parts are listed by rank. A rank's part holds what the rank's place on each divided dim's
+axes gives of it (`Sizes.stretches`); along all other axes the parts are equal (replicas) or, for
+partial values, still to be combined.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.ops import AllGather, AllReduce, LocalSlice, ReduceScatter
-from fllmc.ir.types import Dim, Mesh, Sizes, Type
+from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare_axes
 
 Array: TypeAlias = npt.NDArray[Any]
 Parts: TypeAlias = tuple[Array, ...]
@@ -41,8 +41,13 @@ class Here(NamedTuple):
         return self.sizes.mesh.position(self.coordinates, dim.axes) * self.extent(dim)
 
     def positions(self, dim: Dim) -> npt.NDArray[np.int64]:
-        """The global positions of this rank's stretch of the dim."""
-        return np.arange(self.extent(dim), dtype=np.int64) + self.first(dim)
+        """The global positions that this rank holds of the dim, in its order."""
+        return positions_in(self.sizes.stretches(dim, self.coordinates))
+
+
+def positions_in(stretches: Sequence[range]) -> npt.NDArray[np.int64]:
+    """All positions of the stretches, one behind the other."""
+    return np.concatenate([np.arange(s.start, s.stop, dtype=np.int64) for s in stretches])
 
 
 def as_stored(kind: Type, value: object) -> Array:
@@ -51,10 +56,10 @@ def as_stored(kind: Type, value: object) -> Array:
     return np.asarray(value, dtype=dtype)
 
 
-def region(kind: Type, sizes: Sizes, rank: int) -> tuple[slice, ...]:
-    """The stretch of each dim that the rank holds, as an index into the global array."""
+def region(kind: Type, sizes: Sizes, rank: int) -> tuple[Any, ...]:
+    """The positions of each dim that the rank holds, as an index into the global array."""
     here = Here((), (), sizes, sizes.mesh.coordinates(rank))
-    return tuple(slice(here.first(d), here.first(d) + here.extent(d)) for d in kind.dims)
+    return np.ix_(*(here.positions(dim) for dim in kind.dims)) if kind.dims else ()
 
 
 def split(array: Array, kind: Type, sizes: Sizes) -> Parts:
@@ -94,26 +99,34 @@ def all_reduce(attrs: AllReduce, kind: Type, parts: Parts, mesh: Mesh) -> Parts:
     return tuple(found[rank] for rank in range(mesh.size))
 
 
+def dealt(extent: int, axes: Sequence[str], mesh: Mesh, rank: int) -> npt.NDArray[np.int64]:
+    """The positions, of `extent` that axes deal out, which the rank gets."""
+    sizes = Sizes({"dim": extent}, mesh)
+    return positions_in(sizes.stretches(Dim("dim", tuple(axes)), mesh.coordinates(rank)))
+
+
 def all_gather(attrs: AllGather, kind: Type, parts: Parts, mesh: Mesh) -> Parts:
-    """Every rank gets its group's parts, put one behind the other along the dim."""
+    """Every rank gets its group's parts, each where the axes dealt it from."""
     found: dict[int, Array] = {}
-    position = kind.names.index(attrs.dim)
+    at = kind.names.index(attrs.dim)
+    extent = parts[0].shape[at] * mesh.extent(attrs.axes)
     for group in mesh.groups(attrs.axes):
-        whole = np.concatenate([parts[rank] for rank in group], axis=position)
-        found.update(dict.fromkeys(group, whole))
+        joined = np.concatenate([parts[rank] for rank in group], axis=at)
+        held = np.concatenate([dealt(extent, attrs.axes, mesh, rank) for rank in group])
+        found.update(dict.fromkeys(group, joined.take(np.argsort(held), axis=at)))
     return tuple(found[rank] for rank in range(mesh.size))
 
 
 def reduce_scatter(attrs: ReduceScatter, kind: Type, parts: Parts, mesh: Mesh) -> Parts:
     """Every rank gets its part of its group's combined value."""
-    summed = all_reduce(AllReduce(attrs.axes), kind, parts, mesh)
+    summed = all_reduce(AllReduce(bare_axes(attrs.axes)), kind, parts, mesh)
     return local_slice(LocalSlice(attrs.dim, attrs.axes), kind, summed, mesh)
 
 
 def local_slice(attrs: LocalSlice, kind: Type, parts: Parts, mesh: Mesh) -> Parts:
-    """Every rank keeps the part of the dim that its position among the axes gives."""
-    position, count = kind.names.index(attrs.dim), mesh.extent(attrs.axes)
+    """Every rank keeps what the axes deal it of the dim."""
+    at = kind.names.index(attrs.dim)
     return tuple(
-        np.split(part, count, axis=position)[mesh.position(mesh.coordinates(rank), attrs.axes)]
+        part.take(dealt(part.shape[at], attrs.axes, mesh, rank), axis=at)
         for rank, part in enumerate(parts)
     )

@@ -61,9 +61,9 @@ class Stored(msgspec.Struct, frozen=True):
 class Collective(msgspec.Struct, frozen=True):
     """One collective of the program: `bytes` per call and rank, `calls` per step of its entry.
 
-    Bytes are those of the tensor (all_reduce), of the result (all_gather) or of the operand
-    (reduce_scatter). `site` is the number by which the generated code names it; it stands at
-    position `op` of `function`.
+    Bytes are those of the tensor (all_reduce), of the result (all_gather), of the operand
+    (reduce_scatter) or of all that a rank hands on (ring_attend and its gradient). `site` is the
+    number by which the generated code names it; it stands at position `op` of `function`.
     """
 
     site: int

@@ -1,6 +1,7 @@
 """The words of the text form: how names, numbers and attribute values are written.
 
-A bare name is letters, digits, `_`, primes and dots; every other string is quoted as in JSON.
+A bare name is letters, digits, `_`, primes and dots, or these with a `~` behind; every other string
+is quoted as in JSON.
 Attribute values are written by the types of the fields that hold them, and read by the same.
 """
 
@@ -15,7 +16,7 @@ import msgspec
 
 from fllmc.ir.types import Dim
 
-NAME = r"[A-Za-z_][A-Za-z0-9_']*(?:\.[A-Za-z0-9_']+)*"
+NAME = r"[A-Za-z_][A-Za-z0-9_']*(?:\.[A-Za-z0-9_']+)*~?"
 _BARE = re.compile(NAME)
 
 

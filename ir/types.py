@@ -4,6 +4,10 @@ A type prints as `bf16[batch@data, seq, heads@tensor, head_dim]+tensor`: each di
 axes that divide it after `@`, and after the bracket the axes over which the value is still a
 partial sum (`+tensor`) or a partial maximum (`^tensor`). A tensor of indices into dim `vocab`
 prints as `vocab[batch, seq]` and is stored as i64.
+
+An axis deals a dim out in equal stretches, rank by rank. One written `context~` deals in zig-zag:
+the dim is cut into twice as many stretches as there are ranks, and rank r of c holds stretches r
+and 2c - 1 - r. So under a causal mask each rank's queries see as many keys (Llama 3, 2024, 3.3.2).
 """
 
 from __future__ import annotations
@@ -25,8 +29,30 @@ DTYPE_BYTES: Final[Mapping[str, int]] = {
 FLOATS: Final = ("f64", "f32", "bf16", "f16")
 
 
+ZIGZAG: Final = "~"
+"""What ends the name of an axis that deals a dim in zig-zag."""
+
+
+def bare(axis: str) -> str:
+    """The name of the mesh axis, without the mark of how it deals a dim."""
+    return axis.removesuffix(ZIGZAG)
+
+
+def bare_axes(axes: Iterable[str]) -> tuple[str, ...]:
+    """The names of the mesh axes."""
+    return tuple(bare(axis) for axis in axes)
+
+
+def deals_zigzag(axes: Iterable[str]) -> bool:
+    """Whether one of the axes deals in zig-zag."""
+    return any(axis.endswith(ZIGZAG) for axis in axes)
+
+
 class Dim(msgspec.Struct, frozen=True, gc=False):
-    """One dim of a type: its name and the mesh axes that divide it, outermost first."""
+    """One dim of a type: its name and the mesh axes that divide it, outermost first.
+
+    Axes may be marked as dealing in zig-zag, as in `seq@context~`.
+    """
 
     name: str
     axes: tuple[str, ...] = ()
@@ -64,7 +90,7 @@ class Type(msgspec.Struct, frozen=True):
     @property
     def axes(self) -> tuple[str, ...]:
         """All mesh axes that divide some dim, in dim order."""
-        return tuple(axis for dim in self.dims for axis in dim.axes)
+        return tuple(bare(axis) for dim in self.dims for axis in dim.axes)
 
     def dim(self, name: str) -> Dim:
         """The dim of that name; KeyError if the type has none."""
@@ -139,14 +165,14 @@ class Mesh(msgspec.Struct, frozen=True):
 
     def has(self, name: str) -> bool:
         """Whether an axis of that name exists."""
-        return any(axis.name == name for axis in self.axes)
+        return any(axis.name == bare(name) for axis in self.axes)
 
     def extent(self, names: Iterable[str]) -> int:
         """Product of the named axes' sizes."""
         sizes = {axis.name: axis.size for axis in self.axes}
         total = 1
         for name in names:
-            total *= sizes[name]
+            total *= sizes[bare(name)]
         return total
 
     def coordinates(self, rank: int) -> dict[str, int]:
@@ -162,11 +188,12 @@ class Mesh(msgspec.Struct, frozen=True):
         sizes = {axis.name: axis.size for axis in self.axes}
         index = 0
         for name in names:
-            index = index * sizes[name] + coordinates[name]
+            index = index * sizes[bare(name)] + coordinates[bare(name)]
         return index
 
     def groups(self, names: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         """Ranks that differ only along the named axes, each group in the axes' row-major order."""
+        names = bare_axes(names)
         found: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for rank in range(self.size):
             place = self.coordinates(rank)
@@ -196,6 +223,21 @@ class Sizes(msgspec.Struct, frozen=True):
         """The shape of one rank's part. Axes divide dims evenly (the placement pass checks it)."""
         return tuple(self.size(dim.name) // self.mesh.extent(dim.axes) for dim in kind.dims)
 
+    def stretches(self, dim: Dim, coordinates: Mapping[str, int]) -> tuple[range, ...]:
+        """The global positions of a dim that the rank at these coordinates holds, in its order."""
+        held: tuple[range, ...] = (range(self.size(dim.name)),)
+        for axis in dim.axes:
+            count, rank = self.mesh.extent((axis,)), coordinates[bare(axis)]
+            if axis.endswith(ZIGZAG):
+                low, high = (
+                    _part(held, 2 * count, rank),
+                    _part(held, 2 * count, 2 * count - 1 - rank),
+                )
+                held = _joined((*low, *high))
+            else:
+                held = _part(held, count, rank)
+        return held
+
     def local_elements(self, kind: Type) -> int:
         """Number of elements of one rank's part."""
         total = 1
@@ -206,3 +248,27 @@ class Sizes(msgspec.Struct, frozen=True):
     def local_bytes(self, kind: Type) -> int:
         """Bytes of one rank's part."""
         return self.local_elements(kind) * DTYPE_BYTES[kind.dtype]
+
+
+def _part(held: tuple[range, ...], count: int, number: int) -> tuple[range, ...]:
+    """The part of that number, when stretches are put behind one another and cut into `count`."""
+    total = sum(len(stretch) for stretch in held)
+    start, stop = number * total // count, (number + 1) * total // count
+    found: list[range] = []
+    for stretch in held:
+        part = stretch[max(start, 0) : max(stop, 0)]
+        start, stop = start - len(stretch), stop - len(stretch)
+        if part:
+            found.append(part)
+    return tuple(found)
+
+
+def _joined(held: Iterable[range]) -> tuple[range, ...]:
+    """The stretches, those joined that follow one another."""
+    found: list[range] = []
+    for stretch in held:
+        if found and found[-1].stop == stretch.start:
+            found[-1] = range(found[-1].start, stretch.stop)
+        else:
+            found.append(stretch)
+    return tuple(found)

@@ -15,7 +15,7 @@ from fllmc.ir.legality import objection
 from fllmc.ir.ops import COLLECTIVES, Env, TypeRuleError
 from fllmc.ir.program import Function, Level, Op, Program, callees
 from fllmc.ir.text_print import print_op
-from fllmc.ir.types import DTYPE_BYTES, Sizes, Type, base_dim
+from fllmc.ir.types import DTYPE_BYTES, Dim, Sizes, Type, base_dim, deals_zigzag
 
 
 class Fault(NamedTuple):
@@ -152,6 +152,18 @@ def _type_faults(kind: Type, sizes: Sizes) -> Iterator[str]:
             yield f"{kind}: dim {dim.name} is not declared"
         elif not unknown and sizes.size(dim.name) % sizes.mesh.extent(dim.axes):
             yield f"{kind}: {dim} does not divide {dim.name}={sizes.size(dim.name)}"
+        elif not unknown and not _dealt_evenly(dim, sizes):
+            yield f"{kind}: {dim} needs stretches of even length, {dim.name}={sizes.size(dim.name)}"
+
+
+def _dealt_evenly(dim: Dim, sizes: Sizes) -> bool:
+    """Whether what an axis deals in zig-zag is cut into two whole stretches for each rank."""
+    rest = sizes.size(dim.name)
+    for axis in dim.axes:
+        rest //= sizes.mesh.extent((axis,))
+        if deals_zigzag((axis,)) and rest % 2:
+            return False
+    return True
 
 
 def _declared(name: str, sizes: Sizes) -> bool:

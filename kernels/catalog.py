@@ -101,6 +101,11 @@ def pick(*, elements: int, width: int) -> Cost:
     return Cost(0, elements * (2 * width + INDEX))
 
 
+def keep(*, elements: int, width: int) -> Cost:
+    """`elements` of the result: each is read and written."""
+    return Cost(0, 2 * elements * width)
+
+
 def spread(*, elements: int, columns: int, width: int) -> Cost:
     """`elements` of the value: each is read, and a whole row is written."""
     return Cost(0, elements * ((2 + columns) * width + INDEX))
@@ -116,6 +121,7 @@ _LSE = "[batch, heads, queries], f32, or f64 for f64"
 _GROUPS = "groups divides heads"
 _MASK = "queries <= keys; a causal mask is aligned bottom right"
 _APART = "out overlaps no operand"
+_POSITIONS = "stretches of positions"
 _START = "start: the global position at which this rank's stretch of the indexed dim begins"
 
 KERNELS: Final[tuple[Kernel, ...]] = (
@@ -138,6 +144,36 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "the gradients of attend's operands",
         (_GROUPS, _MASK, _APART),
         attend_grad,
+    ),
+    Kernel(
+        "attend_part",
+        "attention_parts",
+        (("q", _Q), ("k", _K), ("v", _K), ("positions", _POSITIONS), ("scale", "number"),
+         ("causal", "bool"), ("out", f"(o as q, lse {_LSE})")),
+        "out",
+        "attend, with the queries at these positions of the keys",
+        (_GROUPS, _APART),
+        attend,
+    ),
+    Kernel(
+        "attend_part_grad",
+        "attention_parts",
+        (("q", _Q), ("k", _K), ("v", _K), ("o", _Q), ("lse", _LSE), ("d_out", _Q),
+         ("positions", _POSITIONS), ("scale", "number"), ("causal", "bool"),
+         ("out", "(dq as q, dk as k, dv as v)")),
+        "out",
+        "the gradients of attend_part's operands",
+        (_GROUPS, _APART),
+        attend_grad,
+    ),
+    Kernel(
+        "keep",
+        "indexing",
+        (("x", "any dims"), ("dim", "dim of x"), ("positions", _POSITIONS), ("out", "as x")),
+        "out",
+        "the given stretches of a dim, one behind the other",
+        (_APART,),
+        keep,
     ),
     Kernel(
         "rope",
@@ -206,6 +242,19 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         (("seed", "whole number below 2**53"), ("samples", "i64 [batch]"),
          ("layer", "i64 scalar tensor, or None"), ("place", "number of the op"),
          ("starts", "positions of the further dims"), ("shape", "global sizes of the further dims"),
+         ("out", "[batch, ...]")),
+        "out",
+        "uniform numbers in [0, 1) by the counters of fllmc.ir.philox.uniform_at",
+        ("a sample has below 2**63 elements", "layer is below 2**16"),
+        random,
+    ),
+    Kernel(
+        "random_parts",
+        "dropout",
+        (("seed", "whole number below 2**53"), ("samples", "i64 [batch]"),
+         ("layer", "i64 scalar tensor, or None"), ("place", "number of the op"),
+         ("positions", "the stretches that out holds of each further dim"),
+         ("shape", "global sizes of the further dims"),
          ("out", "[batch, ...]")),
         "out",
         "uniform numbers in [0, 1) by the counters of fllmc.ir.philox.uniform_at",

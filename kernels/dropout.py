@@ -7,6 +7,7 @@ place here, a cache-sized tile at a time, and leave out what does not reach the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import prod
 
 import torch
@@ -47,6 +48,25 @@ def random(
         torch.mul(found.bitwise_right_shift_(8), 2.0**-24, out=flat[rows, columns])
     if not out.is_contiguous():
         out.copy_(flat.view(out.shape))
+
+
+def random_parts(
+    seed: int | float,
+    samples: Tensor,
+    layer: Tensor | None,
+    place: int,
+    positions: Sequence[Sequence[range]],
+    shape: Sequence[int],
+    out: Tensor,
+) -> None:
+    """random, where out holds the given stretches of positions of each further dim."""
+    for held in product(*positions):
+        part = out
+        for dim, (stretch, stretches) in enumerate(zip(held, positions, strict=True), 1):
+            before = sum(len(s) for s in stretches[: stretches.index(stretch)])
+            part = part.narrow(dim, before, len(stretch))
+        starts = [stretch.start for stretch in held]
+        random(seed, samples, layer, place, starts, shape, part)
 
 
 def _sample_words(samples: Tensor, layer: Tensor | None) -> tuple[Tensor, Tensor]:

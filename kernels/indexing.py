@@ -6,6 +6,8 @@ are not written. No result depends on the number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -55,3 +57,12 @@ def _held(index: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
     local = index - start if start else index
     near = local.clamp(0, count - 1)
     return near, near == local
+
+
+def keep(x: Tensor, dim: int, positions: Sequence[range], out: Tensor) -> None:
+    """The given stretches of a dim, one behind the other."""
+    place = 0
+    for stretch in positions:
+        target = out.narrow(dim, place, len(stretch))
+        target.copy_(x.narrow(dim, stretch.start, len(stretch)))
+        place += len(stretch)

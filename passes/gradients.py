@@ -309,9 +309,7 @@ def attend(s: Site, attrs: ops.Attend, position: int) -> int | None:
     if s.cotangents[1] is not None:
         raise InternalError(f"{s.op.path}: no gradient flows through the log-sum-exp of attend")
     if not s.shared:
-        back = ops.AttendGrad(
-            attrs.along, attrs.heads, attrs.kv_heads, attrs.dim, attrs.scale, attrs.mask
-        )
+        back = ops.AttendGrad(*msgspec.structs.astuple(attrs))
         values = (s.x(0), s.x(1), s.x(2), s.y(0), s.y(1))
         s.shared = s.b.emit(back, *values, written_out(s.b, s.dy, s.result()))
     return s.shared[position]

@@ -72,7 +72,8 @@ def dot_orders(attrs: Dot, a: Type, b: Type) -> tuple[tuple[str, ...], tuple[str
 
 def attend_order(attrs: Attend, heads: str, kind: Type, batch: Sequence[str]) -> tuple[str, ...]:
     """The memory order nearest to the given one that the attention kernels take."""
-    inner = ((attrs.along, heads, attrs.dim), (heads, attrs.along, attrs.dim))
+    along = attrs.along if attrs.along in kind.names else attrs.over
+    inner = ((along, heads, attrs.dim), (heads, along, attrs.dim))
     found = kind.names[len(batch) :]
     return (*batch, *(found if found in inner else inner[0]))
 

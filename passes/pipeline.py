@@ -67,7 +67,7 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         ShareEqual(),
         Recompute(selectors=schedule.recompute),
         DropUnused(),
-        Place(shards=schedule.shards, zero=schedule.zero),
+        Place(shards=schedule.shards, zero=schedule.zero, context=schedule.context),
         ShareEqual(),
         DropUnused(),
         Layout(),

@@ -85,9 +85,9 @@ class AxisTwice(Diagnostic, frozen=True):
 class MustBeWhole(Diagnostic, frozen=True):
     """An op needs a dim whole that a directive divides.
 
-    Some ops look at all positions of a dim at once: attention at `seq` and `head_dim`, rotary
-    positions at both, a stack at its layers. Dividing these needs another algorithm, such as ring
-    attention or a pipeline, and is not a matter of placement alone.
+    Some ops look at all positions of a dim at once: attention and rotary positions at `head_dim`, a
+    stack at its layers. Dividing these needs another algorithm, such as a pipeline, and is not a
+    matter of placement alone.
     """
 
     code = "E0312"
@@ -106,6 +106,71 @@ class MustBeWhole(Diagnostic, frozen=True):
         if self.where == NOWHERE:
             return ()
         return (Label(self.where, f"this {self.kind} needs all of `{self.dim}`"),)
+
+
+class UnevenSequence(Diagnostic, frozen=True):
+    """A sequence has no two equal stretches for each rank.
+
+    Under a causal mask later tokens see more keys. So that all ranks have as much to do, each holds
+    two stretches of the sequence, as far from the one end as from the other, and the sequence's
+    length has to be a multiple of twice the axis's size. With `context: exchange` each rank has
+    whole sequences, and a multiple of the axis's size is enough.
+    """
+
+    code = "E0325"
+    title = (
+        "`{dim}` of size {size} does not make two stretches for each of {extent} ranks on `{axis}`"
+    )
+    label = "`{dim}` is divided over `{axis}` here"
+    note = ("each rank holds two equal stretches of the sequence, one from either half",)
+
+    dim: str
+    size: int
+    axis: str
+    extent: int
+    works: tuple[int, ...]
+    where: Span = NOWHERE
+
+    def helps(self) -> tuple[str, ...]:
+        """Lengths and sizes that work."""
+        step = 2 * self.extent
+        lengths = tuple(n for n in (self.size // step * step, (self.size // step + 1) * step) if n)
+        return (
+            f"`{self.dim}` of size {sizes_shown(lengths)} works",
+            f"`{self.axis}` of size {sizes_shown(self.works)} works",
+        )
+
+    def secondary(self) -> tuple[Label, ...]:
+        """The attention along the dim."""
+        if self.where == NOWHERE:
+            return ()
+        return (Label(self.where, f"this attention sees `{self.dim}` in its order"),)
+
+
+class TooFewHeads(Diagnostic, frozen=True):
+    """There are too few heads to exchange for the sequence.
+
+    With `context: exchange` each rank attends to whole sequences for a part of the heads, so the
+    axes of the sequence divide the heads, and the key heads, further than their own axes do.
+    """
+
+    code = "E0326"
+    title = "`{dim}` of size {size} can't be divided over {axes} of {extent} ranks"
+    label = "`{along}` is divided here, and exchanged for `{dim}` in attention"
+    help = ("`context: gather` or `context: ring` divide no heads",)
+
+    dim: str
+    size: int
+    axes: str
+    extent: int
+    along: str
+    where: Span = NOWHERE
+
+    def secondary(self) -> tuple[Label, ...]:
+        """The attention with these heads."""
+        if self.where == NOWHERE:
+            return ()
+        return (Label(self.where, f"this attention has `{self.dim}` of size {self.size}"),)
 
 
 class SelectsNothing(Diagnostic, frozen=True):

@@ -13,6 +13,7 @@ import msgspec
 
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.ops import (
+    Cast,
     Elementwise,
     Fill,
     Iota,
@@ -71,8 +72,20 @@ class Policy(msgspec.Struct, frozen=True):
         )
 
     def recomputable(self, op: Op, place: Place) -> bool:
-        """Whether the op, in the body of a stack, may be run again in the backward pass."""
-        return (self.cheap and isinstance(op.attrs, CHEAP)) or self.selected(op, place)
+        """Whether the op, in the body of a stack, may be run again in the backward pass.
+
+        What a directive names under `keep` is kept, however cheap it is; a cast, which makes no
+        value of its own, may still be run again.
+        """
+        if self.selected(op, place) or (self.cheap and isinstance(op.attrs, Cast)):
+            return True
+        return self.cheap and isinstance(op.attrs, CHEAP) and not self.named(op, place)
+
+    def named(self, op: Op, place: Place) -> bool:
+        """Whether a directive names the op among what it keeps."""
+        return any(
+            matches(rule.selector, op, place) and kept(rule, op, place) for rule in self.selectors
+        )
 
 
 def matches(selector: str, op: Op, place: Place) -> bool:

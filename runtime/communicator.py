@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from fllmc.ir.types import Mesh
+from fllmc.runtime.ring import Ring
 
 # Their names since torch 2.13, and before.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -28,6 +29,7 @@ class Communicator:
         self.groups: dict[tuple[str, ...], dist.ProcessGroup] = {}
         self.sizes: dict[tuple[str, ...], int] = {}
         self.positions: dict[tuple[str, ...], int] = {}
+        self.ranks: dict[tuple[str, ...], tuple[int, ...]] = {}
         place = mesh.coordinates(rank)
         for names in sorted(set(axes)):
             self.sizes[names] = mesh.extent(names)
@@ -36,6 +38,11 @@ class Communicator:
                 group = dist.new_group(list(ranks))
                 if rank in ranks and isinstance(group, dist.ProcessGroup):
                     self.groups[names] = group
+                    self.ranks[names] = ranks
+
+    def ring(self, axes: tuple[str, ...]) -> Ring:
+        """The axes' group as a ring."""
+        return Ring(self.groups[axes], self.ranks[axes], self.positions[axes])
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's JSON-like value, in rank order, on every rank; so it is a barrier, too."""
@@ -67,10 +74,11 @@ class Communicator:
         out: torch.Tensor,
         dim: int,
         scratch: torch.Tensor | None,
+        zigzag: bool = False,
     ) -> None:
-        """Concatenate the group's parts along a dim; through scratch when it isn't the first."""
+        """Put the group's parts together along a dim, as they lie but in the simplest case."""
         group = self.groups[axes]
-        if dim == 0:
+        if dim == 0 and not zigzag:
             all_gather_single(out, source.contiguous(), group=group)
             return
         assert scratch is not None
@@ -78,6 +86,11 @@ class Communicator:
         joined = scratch.view(self.sizes[axes] * first, *rest)  # gloo takes no stacked result
         all_gather_single(joined, source.contiguous(), group=group)
         parts = joined.view(self.sizes[axes], *source.shape)
+        if zigzag:
+            for places, part in zip(dealt(out, dim, self.sizes[axes]), parts, strict=True):
+                for place, half in zip(places, part.chunk(2, dim), strict=True):
+                    place.copy_(half)
+            return
         split = out.unflatten(dim, (self.sizes[axes], source.shape[dim]))
         split.copy_(parts.movedim(0, dim))
 
@@ -88,6 +101,7 @@ class Communicator:
         out: torch.Tensor,
         dim: int,
         scratch: torch.Tensor | None,
+        zigzag: bool = False,
     ) -> None:
         """Sum over the group, keep this rank's part of a dim; scratch is as large as `source`."""
         group = self.groups[axes]
@@ -96,12 +110,25 @@ class Communicator:
             whole = scratch.view(source.shape)
             whole.copy_(source)
             dist.all_reduce(whole, group=group)
+            if zigzag:
+                torch.cat(dealt(whole, dim, self.sizes[axes])[self.positions[axes]], dim, out=out)
+                return
             count = out.shape[dim]
             out.copy_(whole.narrow(dim, self.positions[axes] * count, count))
             return
         first, *rest = out.shape
         joined = scratch.view(self.sizes[axes] * first, *rest)
         parts = joined.view(self.sizes[axes], *out.shape)
-        split = source.unflatten(dim, (self.sizes[axes], out.shape[dim]))
-        parts.copy_(split.movedim(dim, 0))
+        if zigzag:
+            for places, part in zip(dealt(source, dim, self.sizes[axes]), parts, strict=True):
+                torch.cat(places, dim, out=part)
+        else:
+            split = source.unflatten(dim, (self.sizes[axes], out.shape[dim]))
+            parts.copy_(split.movedim(dim, 0))
         reduce_scatter_single(out, joined, group=group)
+
+
+def dealt(whole: torch.Tensor, dim: int, ranks: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The two stretches of a dim, dealt in zig-zag, that each rank has; see `ir/types.py`."""
+    parts = whole.chunk(2 * ranks, dim)
+    return [(parts[rank], parts[-1 - rank]) for rank in range(ranks)]

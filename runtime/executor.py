@@ -9,7 +9,9 @@ import torch
 
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import ALIGNMENT, Plan, Stored
-from fllmc.kernels import torch_ops
+from fllmc.ir.types import Dim, Sizes
+from fllmc.kernels import ring_attention, torch_ops
+from fllmc.runtime.ring import Ring
 
 DTYPES: Mapping[str, torch.dtype] = {
     "f64": torch.float64,
@@ -35,8 +37,9 @@ class Collectives(Protocol):
         out: torch.Tensor,
         dim: int,
         scratch: torch.Tensor | None,
+        zigzag: bool = False,
     ) -> None:
-        """Concatenate the group's parts along a dim."""
+        """Put the group's parts together along a dim."""
 
     def reduce_scatter(
         self,
@@ -45,8 +48,13 @@ class Collectives(Protocol):
         out: torch.Tensor,
         dim: int,
         scratch: torch.Tensor | None,
+        zigzag: bool = False,
     ) -> None:
         """Sum over the group and keep this rank's part of a dim."""
+
+    def ring(self, axes: tuple[str, ...]) -> Ring:
+        """The axes' group as a ring."""
+        ...
 
 
 class Executor:
@@ -69,6 +77,7 @@ class Executor:
             raise InternalError("a plan for several ranks needs a communicator")
         self.plan = plan
         self.sizes = plan.program.sizes
+        self.rank = rank
         self.coordinates = plan.program.mesh.coordinates(rank)
         self.comm = comm
         self.device = torch.device(device)
@@ -80,7 +89,7 @@ class Executor:
         self.slots: dict[str, int] = {}
         self.counted: dict[int, tuple[int, int]] = {}
         self.runs: dict[str, int] = dict.fromkeys(plan.program.entries, 0)
-        self.tables: dict[tuple[int, int, float, str], Any] = {}
+        self.tables: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self._sites = {c.site: c.axes for c in plan.collectives}
         self._stored = {stored.name: stored for stored in plan.stored}
         self._views: dict[str, torch.Tensor] = {}
@@ -146,11 +155,40 @@ class Executor:
         """A host scalar as a tensor without dims."""
         return torch.full((), value, dtype=like.dtype, device=like.device)
 
-    def rope_table(self, seq: int, dim: int, theta: float, dtype: str) -> Any:
+    def stretches(self, dim: str, axes: tuple[str, ...]) -> tuple[range, ...]:
+        """The positions of a dim that this rank holds when the axes deal it out."""
+        return self.sizes.stretches(Dim(dim, axes), self.coordinates)
+
+    def dealt(self, extent: int, axes: tuple[str, ...]) -> tuple[range, ...]:
+        """The positions, of `extent` that the axes deal out, which this rank gets."""
+        return Sizes({"": extent}, self.sizes.mesh).stretches(Dim("", axes), self.coordinates)
+
+    def held(self, dim: str, axes: tuple[str, ...]) -> list[tuple[range, ...]]:
+        """The positions of a dim that each rank along the axes holds, in their order."""
+        mesh = self.sizes.mesh
+        (mine,) = (group for group in mesh.groups(axes) if self.rank in group)
+        return [self.sizes.stretches(Dim(dim, axes), mesh.coordinates(rank)) for rank in mine]
+
+    def moved(self, stretches: tuple[range, ...], by: int) -> tuple[range, ...]:
+        """The positions, so much further on."""
+        return tuple(range(stretch.start + by, stretch.stop + by) for stretch in stretches)
+
+    def positions(self, stretches: tuple[range, ...]) -> torch.Tensor:
+        """The positions as a tensor."""
+        return torch.tensor([at for stretch in stretches for at in stretch], device=self.device)
+
+    def rope_table(
+        self, stretches: tuple[range, ...], dim: int, theta: float, dtype: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines for rotary positions, made once."""
-        key = (seq, dim, theta, dtype)
+        key = (stretches, dim, theta, dtype)
         if key not in self.tables:
-            self.tables[key] = torch_ops.rope_table(seq, dim, theta, DTYPES[dtype], self.device)
+            stop = max(stretch.stop for stretch in stretches)
+            whole = torch_ops.rope_table(stop, dim, theta, DTYPES[dtype], self.device)
+            self.tables[key] = (
+                torch.cat([whole[0][s.start : s.stop] for s in stretches]),
+                torch.cat([whole[1][s.start : s.stop] for s in stretches]),
+            )
         return self.tables[key]
 
     def tiles(
@@ -181,11 +219,12 @@ class Executor:
         out: torch.Tensor,
         dim: int,
         scratch: torch.Tensor | None,
+        zigzag: bool = False,
     ) -> None:
         """Gather a dim over a site's axes."""
         self._count(site, out)
         assert self.comm is not None
-        self.comm.all_gather(self._sites[site], source, out, dim, scratch)
+        self.comm.all_gather(self._sites[site], source, out, dim, scratch, zigzag)
 
     def reduce_scatter(
         self,
@@ -194,12 +233,32 @@ class Executor:
         out: torch.Tensor,
         dim: int,
         scratch: torch.Tensor | None,
+        zigzag: bool = False,
     ) -> None:
         """Sum over a site's axes and scatter a dim."""
         self._count(site, source)
         assert self.comm is not None
-        self.comm.reduce_scatter(self._sites[site], source, out, dim, scratch)
+        self.comm.reduce_scatter(self._sites[site], source, out, dim, scratch, zigzag)
+
+    def ring_attend(self, site: int, *given: Any, **options: Any) -> None:
+        """Attention whose keys and values go round a site's axes; see kernels/ring_attention.py."""
+        self._round(site, ring_attention.ring_attend, given, options)
+
+    def ring_attend_grad(self, site: int, *given: Any, **options: Any) -> None:
+        """The gradient of ring_attend."""
+        self._round(site, ring_attention.ring_attend_grad, given, options)
+
+    def _round(
+        self, site: int, kernel: Callable[..., None], given: Sequence[Any], options: dict[str, Any]
+    ) -> None:
+        assert self.comm is not None
+        ring = self.comm.ring(self._sites[site])
+        kernel(ring, *given, **options)
+        self._count_bytes(site, ring.sent)
 
     def _count(self, site: int, tensor: torch.Tensor) -> None:
+        self._count_bytes(site, tensor.numel() * tensor.element_size())
+
+    def _count_bytes(self, site: int, moved: int) -> None:
         calls, _ = self.counted.get(site, (0, 0))
-        self.counted[site] = (calls + 1, tensor.numel() * tensor.element_size())
+        self.counted[site] = (calls + 1, moved)

@@ -12,7 +12,6 @@ from fllmc.ir.plan import Plan
 from fllmc.ir.types import Type
 from fllmc.runtime.data.windows import Batch
 from fllmc.runtime.executor import Executor
-from fllmc.runtime.parts import offsets_of
 
 FIELDS = ("tokens", "targets", "weights", "samples")
 
@@ -23,7 +22,8 @@ Read = Callable[[int, int], Batch]
 class Layout(msgspec.Struct, frozen=True):
     """How a global batch lies on the mesh: `microbatches` times `batch` samples of `seq` tokens.
 
-    This rank has micro-batches `micro`, of each the samples `rows`, of each the tokens `columns`.
+    This rank has micro-batches `micro`, of each the samples `rows`, of each the tokens `columns`,
+    stretch by stretch.
     """
 
     microbatches: int
@@ -31,7 +31,7 @@ class Layout(msgspec.Struct, frozen=True):
     seq: int
     micro: range
     rows: range
-    columns: range
+    columns: tuple[range, ...]
 
     @property
     def samples(self) -> int:
@@ -46,7 +46,7 @@ class Feeder:
         function = plan.program.function(entry)
         sizes = plan.program.sizes
         self.tensors: dict[str, torch.Tensor] = {}
-        self.layout = Layout(1, 0, 0, range(1), range(0), range(0))
+        self.layout = Layout(1, 0, 0, range(1), range(0), ())
         for number, given in enumerate(function.inputs):
             if given.role in ("param", "state", "host"):
                 continue
@@ -72,8 +72,9 @@ class Feeder:
                 if field == "samples":
                     target.copy_(numbers)
                     continue
-                rows = getattr(batch, field)[:, own.columns.start : own.columns.stop]
-                target.copy_(torch.from_numpy(rows))
+                whole = torch.from_numpy(getattr(batch, field))
+                parts = [whole[:, stretch.start : stretch.stop] for stretch in own.columns]
+                torch.cat(parts, dim=1, out=target) if len(parts) > 1 else target.copy_(parts[0])
 
 
 def _has_micro(tensor: torch.Tensor, field: str) -> bool:
@@ -83,11 +84,9 @@ def _has_micro(tensor: torch.Tensor, field: str) -> bool:
 def _layout(plan: Plan, kind: Type, rank: int) -> Layout:
     """The dims of `tokens` are [microbatches?, batch, seq]."""
     sizes = plan.program.sizes
-    shape, local = sizes.shape(kind), sizes.local_shape(kind)
-    ranges = [
-        range(start, start + extent)
-        for start, extent in zip(offsets_of(kind, sizes, rank), local, strict=True)
-    ]
+    shape, place = sizes.shape(kind), sizes.mesh.coordinates(rank)
+    *outer, columns = (sizes.stretches(dim, place) for dim in kind.dims)
+    ranges = [stretch for (stretch,) in outer]  # only the sequence is dealt in several stretches
     if len(shape) == 2:
         shape, ranges = (1, *shape), [range(1), *ranges]
-    return Layout(shape[0], shape[1], shape[2], ranges[0], ranges[1], ranges[2])
+    return Layout(shape[0], shape[1], shape[2], ranges[0], ranges[1], columns)

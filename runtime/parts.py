@@ -9,7 +9,7 @@ import msgspec
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import Plan, Stored
 from fllmc.ir.program import Parameter
-from fllmc.ir.types import Sizes, Type
+from fllmc.ir.types import Sizes, Type, deals_zigzag
 from fllmc.runtime.checkpoint.names import STATE_MARK
 
 
@@ -35,7 +35,12 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def offsets_of(kind: Type, sizes: Sizes, rank: int) -> tuple[int, ...]:
-    """Where a rank's part of a value of this type begins, in elements of each dim."""
+    """Where a rank's part of a stored value begins, in elements of each dim.
+
+    What is stored lies in one stretch along every dim.
+    """
+    if any(deals_zigzag(dim.axes) for dim in kind.dims):
+        raise InternalError(f"a stored value is dealt in zig-zag: {kind}")
     place = sizes.mesh.coordinates(rank)
     extents = zip(kind.dims, sizes.local_shape(kind), strict=True)
     return tuple(sizes.mesh.position(place, dim.axes) * extent for dim, extent in extents)

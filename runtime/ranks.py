@@ -14,6 +14,7 @@ import torch.distributed as dist
 from msgspec import structs
 
 from fllmc.ir.plan import Plan
+from fllmc.ir.types import bare_axes
 from fllmc.runtime.communicator import Communicator
 from fllmc.runtime.failures import leave_failure
 from fllmc.runtime.machine import Place
@@ -42,7 +43,7 @@ def axes_used(plan: Plan) -> tuple[tuple[str, ...], ...]:
     found = {collective.axes for collective in plan.collectives}
     for entry in plan.program.entries:
         for kind in plan.program.function(entry).signature.results:
-            found |= {kind.partial, *(dim.axes for dim in kind.dims)}
+            found |= {kind.partial, *(bare_axes(dim.axes) for dim in kind.dims)}
     return tuple(sorted(axes for axes in found if axes))
 
 

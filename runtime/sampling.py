@@ -72,10 +72,9 @@ def next_logits(
 
 
 def _own(whole: torch.Tensor, kind: Type, plan: Plan, executor: Executor) -> torch.Tensor:
-    """This rank's stretch of the tokens."""
-    extent = plan.program.sizes.local_shape(kind)[-1]
-    start = executor.coordinate(kind.dims[-1].axes) * extent
-    return whole[start : start + extent]
+    """This rank's part of the tokens."""
+    held = plan.program.sizes.stretches(kind.dims[-1], executor.coordinates)
+    return torch.cat([whole[stretch.start : stretch.stop] for stretch in held])
 
 
 def _gathered(local: torch.Tensor, kind: Type, comm: Communicator | None) -> Logits:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final, cast, get_args
 
 from fllmc.frontend import ast
 from fllmc.frontend.errors import UnknownDim
-from fllmc.frontend.section_errors import ShardTwice, UnknownAxis
+from fllmc.frontend.section_errors import OutOfRange, ShardTwice, UnknownAxis
 from fllmc.frontend.sections.records import Record
 from fllmc.frontend.sections.selectors import Paths, selector_text
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.settings import Adapter, Lora, Recompute, Schedule, Shard
+from fllmc.ir.settings import (
+    Adapter,
+    Compress,
+    Context,
+    Lora,
+    Offload,
+    Pipeline,
+    Quantize,
+    Recompute,
+    Rows,
+    Schedule,
+    Shard,
+    Zero,
+)
 from fllmc.ir.types import Axis, Mesh
 
 
@@ -28,6 +42,13 @@ def read_schedule(
     """The schedule. Axes are compared with the mesh and selectors with the paths, if given."""
     reader = _ScheduleReader(section, tuple(dims), mesh, paths)
     return reader.run(), (*reader.found, *reader.record.done())
+
+
+PIPELINES: Final = (
+    "gpipe", "1f1b", "interleaved", "breadth_first", "zb_h1", "zb_v", "auto",
+)  # fmt: skip
+CHUNKED: Final = ("interleaved", "breadth_first", "zb_v")
+"""Pipeline schedules that give each rank several stages."""
 
 
 class _ScheduleReader:
@@ -51,16 +72,72 @@ class _ScheduleReader:
 
     def run(self) -> Schedule:
         """The schedule's settings."""
-        shards: list[Shard] = []
-        recompute: list[Recompute] = []
-        for item in self.section.items:
-            if isinstance(item, ast.Shard):
-                shards.append(self.shard(item))
-            elif isinstance(item, ast.Recompute):
-                recompute.append(self.recompute(item))
-        microbatches = self.record.count("microbatches", 1, low=1)
+        items = self.section.items
+        record = self.record
         self.twice()
-        return Schedule(self.section.name.text, tuple(shards), tuple(recompute), microbatches)
+        return Schedule(
+            name=self.section.name.text,
+            shards=tuple(self.shard(item) for item in items if isinstance(item, ast.Shard)),
+            recompute=tuple(
+                self.recompute(item) for item in items if isinstance(item, ast.Recompute)
+            ),
+            microbatches=record.count("microbatches", 1, low=1),
+            zero=tuple(self.zero(item) for item in items if isinstance(item, ast.Zero)),
+            offload=tuple(
+                Offload(self.kept(item.selector), item.span)
+                for item in items
+                if isinstance(item, ast.Offload)
+            ),
+            compress=tuple(
+                Compress(self.kept(item.selector), item.span)
+                for item in items
+                if isinstance(item, ast.Compress)
+            ),
+            pipeline=self.pipeline(),
+            context=cast(Context, record.word("context", get_args(Context), "gather")),
+            budget_gib=record.number("budget_gib", 0.0),
+            loss_chunks=record.count("loss_chunks", 1, low=1),
+            backward_chunks=record.count("backward_chunks", 1, low=1),
+        )
+
+    def pipeline(self) -> Pipeline | None:
+        """The order in which pipeline stages work, if the schedule says."""
+        found = self.record.call("pipeline", PIPELINES) if self.record.has("pipeline") else None
+        if found is None:
+            return None
+        (name,) = (kind for kind in PIPELINES if found.what == f"`{kind}`")
+        chunks = found.count("chunks", 2 if name in CHUNKED else 1, low=1)
+        pipeline = Pipeline(name, chunks, found.number("memory", 0.0), found.place)
+        self.record.take(found)
+        return pipeline
+
+    def zero(self, item: ast.Zero) -> Zero:
+        """One `zero` directive."""
+        self.axes(item.axes)
+        if item.selector and self.paths:
+            self.found.extend(self.paths.parameters(item.selector))
+        if item.stage.value not in (1, 2, 3):
+            where = f"the stage of `zero` in schedule `{self.section.name.text}`"
+            self.found.append(OutOfRange(item.stage.span, where, "1, 2 or 3", item.stage.text))
+            return Zero(1, (), span=item.span)
+        selector = selector_text(item.selector) if item.selector else "*"
+        return Zero(
+            int(item.stage.value), tuple(axis.text for axis in item.axes), selector, item.span
+        )
+
+    def kept(self, selector: ast.Selector) -> str:
+        """A selector of what is kept for the backward pass."""
+        if self.paths:
+            self.found.extend(self.paths.operations(selector))
+        return selector_text(selector)
+
+    def axes(self, names: Iterable[ast.Name]) -> None:
+        """Report axes that the schedule's mesh lacks."""
+        axes = tuple(axis.name for axis in self.mesh.axes) if self.mesh else ()
+        mesh = self.section.mesh.text if self.section.mesh else ""
+        for axis in names:
+            if self.mesh and axis.text not in axes:
+                self.found.append(UnknownAxis(axis.span, axis.text, axes, mesh))
 
     def shard(self, item: ast.Shard) -> Shard:
         """One `shard` directive."""
@@ -76,7 +153,7 @@ class _ScheduleReader:
         if item.selector and self.paths:
             self.found.extend(self.paths.parameters(item.selector))
         names = tuple(dim.text for dim in item.dims), tuple(axis.text for axis in item.axes)
-        return Shard(*names, selector, item.span)
+        return Shard(*names, selector, item.span, elsewhere=item.elsewhere)
 
     def recompute(self, item: ast.Recompute) -> Recompute:
         """One `recompute` directive."""
@@ -108,17 +185,46 @@ def read_adapter(
     freeze: list[str] = []
     tune: list[str] = []
     lora: list[Lora] = []
+    rows: list[Rows] = []
+    quantize: list[Quantize] = []
     for item in section.items:
         text = selector_text(item.selector)
+        mistakes: tuple[Diagnostic, ...] = ()
         if isinstance(item, ast.Lora):
             update, mistakes = _lora(item, text)
             lora.append(update)
-            found.extend(mistakes)
+        elif isinstance(item, ast.Quantize):
+            storage, mistakes = _quantize(item, text)
+            quantize.append(storage)
+        elif isinstance(item, ast.Freeze) and item.fields is not None:
+            part, mistakes = _rows(item, item.fields, text)
+            rows.append(part)
         else:
             (freeze if isinstance(item, ast.Freeze) else tune).append(text)
+        found.extend(mistakes)
         if paths:
             found.extend(paths.parameters(item.selector, arrows=isinstance(item, ast.Lora)))
-    return Adapter(section.name.text, tuple(freeze), tuple(tune), tuple(lora)), tuple(found)
+    adapter = Adapter(
+        section.name.text, tuple(freeze), tuple(tune), tuple(lora), tuple(rows), tuple(quantize)
+    )
+    return adapter, tuple(found)
+
+
+def _rows(
+    item: ast.Freeze, fields: tuple[ast.Field, ...], selector: str
+) -> tuple[Rows, tuple[Diagnostic, ...]]:
+    record = Record("`freeze`", item.selector.span, fields)
+    first, stop = record.stretch("rows", example="(0, 100)")
+    return Rows(selector, first, stop, item.span), record.done()
+
+
+def _quantize(item: ast.Quantize, selector: str) -> tuple[Quantize, tuple[Diagnostic, ...]]:
+    record = Record("`quantize`", item.selector.span, item.fields)
+    bits, block = record.count("bits", 8, low=1), record.count("block", 64, low=1)
+    if bits not in (4, 8):
+        found = OutOfRange(record.place_of("bits"), "`bits` of `quantize`", "4 or 8", str(bits))
+        return Quantize(selector, 8, block, item.span), (*record.done(), found)
+    return Quantize(selector, bits, block, item.span), record.done()
 
 
 def _lora(item: ast.Lora, selector: str) -> tuple[Lora, tuple[Diagnostic, ...]]:

@@ -4,7 +4,7 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 (evaluator, gradients, placement, torch and JAX lowerings). A test walks ops and tables.
 """
 
-from fllmc.ir.ops.attention import Attend, AttendGrad, Rope
+from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
 from fllmc.ir.ops.collective import COLLECTIVES, AllGather, AllReduce, LocalSlice, ReduceScatter
 from fllmc.ir.ops.contraction import (
@@ -91,6 +91,8 @@ AnyAttrs = (
     | ReduceScatter
     | ReduceSum
     | Rename
+    | RingAttend
+    | RingAttendGrad
     | Rope
     | Rsqrt
     | Scan
@@ -155,6 +157,8 @@ __all__ = [
     "ReduceScatter",
     "ReduceSum",
     "Rename",
+    "RingAttend",
+    "RingAttendGrad",
     "Rope",
     "Rsqrt",
     "Scan",

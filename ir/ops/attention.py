@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from fllmc.ir.ops.base import Attrs, Env, linear_in_one, require
+from fllmc.ir.ops.base import Attrs, Env, linear_in_one, merged, require
 from fllmc.ir.types import Type
 
 
@@ -35,16 +35,19 @@ class Rope(Attrs, frozen=True, tag="rope"):
         return (kind,)
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
-        return (self.dim, self.along)
+        return (self.dim,)
 
 
 class Attend(Attrs, frozen=True, tag="attend"):
     """softmax(q k^T * scale + mask) v, with grouped heads; also the log-sum-exp of the scores.
 
-    q: [..., along, heads, dim]; k, v: [..., along, kv_heads, dim], in any layout. Query head h uses
+    q: [..., along, heads, dim]; k, v: [..., keys, kv_heads, dim], in any layout. Query head h uses
     key head h // (heads / kv_heads). `mask` is `causal` or `none`. A dim that is both `heads` and
     `kv_heads` is plain multi-head attention. Results: [dims of q], and f32 (f64 for f64) [dims of q
     less dim].
+
+    Query i stands at position first + i of the dim `keys`, which is `along` unless it is named, and
+    under a causal mask sees the keys up to there. Queries may be divided; keys are whole.
     """
 
     along: str
@@ -53,7 +56,14 @@ class Attend(Attrs, frozen=True, tag="attend"):
     dim: str
     scale: float
     mask: str = "causal"
+    keys: str = ""
+    first: int = 0
     arity = 3
+
+    @property
+    def over(self) -> str:
+        """The dim of keys and values that is attended over."""
+        return self.keys or self.along
 
     def check(self, q: Type, k: Type, v: Type, env: Env) -> None:
         """The operands' rule, shared with the gradient op."""
@@ -62,7 +72,7 @@ class Attend(Attrs, frozen=True, tag="attend"):
         require(len(special) == 3 + (self.heads != self.kv_heads), f"attend over {sorted(special)}")
         for name in (self.along, self.heads, self.dim):
             require(name in q.names, f"{q} has no dim {name}")
-        for name in (self.along, self.kv_heads, self.dim):
+        for name in (self.over, self.kv_heads, self.dim):
             require(name in k.names, f"{k} has no dim {name}")
         require(k == v, f"keys {k} and values {v} differ")
         require(q.dtype == k.dtype, f"queries {q} and keys {k} differ in dtype")
@@ -71,8 +81,17 @@ class Attend(Attrs, frozen=True, tag="attend"):
             heads % groups == 0, f"{self.kv_heads}={groups} does not divide {self.heads}={heads}"
         )
         require(q.axes_of(self.heads) == k.axes_of(self.kv_heads), f"{q}, {k}: heads placed apart")
-        rest_q = set(q.without((self.heads,)).dims)
-        require(rest_q == set(k.without((self.kv_heads,)).dims), f"{q} and {k} differ in a dim")
+        rest_q = set(q.without((self.heads, self.along)).dims)
+        rest_k = set(k.without((self.kv_heads, self.over)).dims)
+        require(rest_q == rest_k, f"{q} and {k} differ in a dim")
+        last = self.first + env.sizes.size(self.along)
+        inside = self.first >= 0 and last <= env.sizes.size(self.over)
+        require(inside or self.mask == "none", f"queries stand at {self.first} to {last}")
+        self.check_keys(q, k)
+
+    def check_keys(self, q: Type, k: Type) -> None:
+        """Where queries and keys may be."""
+        require(not k.axes_of(self.over), f"attention needs the keys' {self.over} whole: {k}")
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         q, k, v = operands
@@ -82,14 +101,14 @@ class Attend(Attrs, frozen=True, tag="attend"):
         return (q, msgspec.structs.replace(q.without((self.dim,)), dtype=wide))
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
-        return (self.along, self.dim)
+        return (self.dim,)
 
 
 class AttendGrad(Attend, frozen=True, tag="attend_grad"):
     """The gradient of attend: (q, k, v, out, lse, d_out) -> (d_q, d_k, d_v).
 
     FlashAttention-2 (Dao 2023), section 3.1: P = exp(S - lse), D = sum(d_out * out),
-    dS = P * (d_out v^T - D).
+    dS = P * (d_out v^T - D). With divided queries, d_k and d_v are partial sums.
     """
 
     arity = 6
@@ -99,5 +118,35 @@ class AttendGrad(Attend, frozen=True, tag="attend_grad"):
         linear_in_one(operands, ())
         self.check(q, k, v, env)
         require(out == q and d_out == q, f"{out} and {d_out} must be as {q}")
-        require(lse.names == q.without((self.dim,)).names, f"{lse} does not fit {q}")
-        return (q, k, v)
+        require(lse.dims == q.without((self.dim,)).dims, f"{lse} does not fit {q}")
+        summed = msgspec.structs.replace(k, partial=merged(self.summed(q)))
+        return (q, summed, summed)
+
+    def summed(self, q: Type) -> tuple[str, ...]:
+        """The axes over which the gradients of keys and values are open."""
+        return q.axes_of(self.along)
+
+
+class RingAttend(Attend, frozen=True, tag="ring_attend"):
+    """attend with keys divided as the queries are: blocks of keys and values go round the ranks.
+
+    Each rank attends to one block after the other, the next on its way meanwhile, and combines
+    results by their log-sum-exp (Liu et al. 2023, Ring Attention). `axes` are those of `along`.
+    """
+
+    axes: tuple[str, ...] = ()
+
+    def check_keys(self, q: Type, k: Type) -> None:
+        require(self.over == self.along, f"a ring of {self.along} and of {self.over}")
+        have = (q.axes_of(self.along), k.axes_of(self.along))
+        require(have == (self.axes, self.axes), f"{q} and {k}: not both divided by {self.axes}")
+        require(bool(self.axes), f"{self.along} is not divided")
+
+
+class RingAttendGrad(RingAttend, AttendGrad, frozen=True, tag="ring_attend_grad"):
+    """The gradient of ring_attend: those of keys and values go round with them, and come home."""
+
+    arity = 6
+
+    def summed(self, q: Type) -> tuple[str, ...]:
+        return ()

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import msgspec
 
-from fllmc.ir.types import Dim, Sizes, Type
+from fllmc.ir.types import Dim, Sizes, Type, bare, deals_zigzag
 
 
 class TypeRuleError(Exception):
@@ -75,16 +75,21 @@ def distinct(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
     """The same dims, after checking that no name and no axis stands twice."""
     names = [dim.name for dim in dims]
     require(len(set(names)) == len(names), f"a dim stands twice in [{', '.join(names)}]")
-    axes = [axis for dim in dims for axis in dim.axes]
+    axes = [bare(axis) for dim in dims for axis in dim.axes]
     require(
         len(set(axes)) == len(axes), f"an axis divides two dims of [{', '.join(map(str, dims))}]"
     )
     return dims
 
 
+def in_one_stretch(dim: Dim) -> None:
+    """Check that each rank holds one stretch of the dim, so that its first position says which."""
+    require(not deals_zigzag(dim.axes), f"{dim} is dealt in zig-zag")
+
+
 def merged(*axes: tuple[str, ...]) -> tuple[str, ...]:
     """Axes joined into one sorted tuple, as `Type.partial` keeps them."""
-    return tuple(sorted({axis for group in axes for axis in group}))
+    return tuple(sorted({bare(axis) for group in axes for axis in group}))
 
 
 def joint_dtype(operands: Sequence[Type]) -> str:

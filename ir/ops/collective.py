@@ -6,13 +6,19 @@ from collections.abc import Sequence
 
 import msgspec
 
+from fllmc.ir.ops.attention import RingAttend, RingAttendGrad
 from fllmc.ir.ops.base import Attrs, Env, distinct, require
-from fllmc.ir.types import Dim, Type
+from fllmc.ir.types import Dim, Type, bare_axes, deals_zigzag
 
 
 def replace_dim(kind: Type, new: Dim) -> Type:
     """The type with the dim of that name placed as `new`."""
     return kind.placed(distinct(tuple(new if d.name == new.name else d for d in kind.dims)))
+
+
+def dealt_alike(axes: Sequence[str]) -> None:
+    """Check that all axes of a collective, or none, deal in zig-zag."""
+    require(len({deals_zigzag((axis,)) for axis in axes}) <= 1, f"{axes} deal differently")
 
 
 class AllReduce(Attrs, frozen=True, tag="all_reduce"):
@@ -40,6 +46,7 @@ class AllGather(Attrs, frozen=True, tag="all_gather"):
         require(
             have[len(have) - len(self.axes) :] == self.axes, f"{kind}: not divided by {self.axes}"
         )
+        dealt_alike(self.axes)
         return (replace_dim(kind, Dim(self.dim, have[: len(have) - len(self.axes)])),)
 
 
@@ -51,9 +58,11 @@ class ReduceScatter(Attrs, frozen=True, tag="reduce_scatter"):
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         (kind,) = operands
-        require(set(self.axes) <= set(kind.partial), f"{kind} is not open over {self.axes}")
+        axes = bare_axes(self.axes)
+        require(set(axes) <= set(kind.partial), f"{kind} is not open over {axes}")
         require(kind.combine == "sum", "only sums are scattered")
-        left = tuple(axis for axis in kind.partial if axis not in self.axes)
+        dealt_alike(self.axes)
+        left = tuple(axis for axis in kind.partial if axis not in axes)
         closed = msgspec.structs.replace(kind, partial=left)
         return (replace_dim(closed, Dim(self.dim, (*kind.axes_of(self.dim), *self.axes))),)
 
@@ -66,7 +75,8 @@ class LocalSlice(Attrs, frozen=True, tag="local_slice"):
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         (kind,) = operands
+        dealt_alike(self.axes)
         return (replace_dim(kind, Dim(self.dim, (*kind.axes_of(self.dim), *self.axes))),)
 
 
-COLLECTIVES = (AllReduce, AllGather, ReduceScatter)
+COLLECTIVES = (AllReduce, AllGather, ReduceScatter, RingAttend, RingAttendGrad)

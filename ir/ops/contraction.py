@@ -11,6 +11,7 @@ from fllmc.ir.ops.base import (
     Env,
     TypeRuleError,
     distinct,
+    in_one_stretch,
     joint_dtype,
     linear_in_one,
     merged,
@@ -97,6 +98,7 @@ class Take(Attrs, frozen=True, tag="take"):
         index_operand(index, self.dim)
         require(self.dim in table.names, f"{table} has no dim {self.dim}")
         require(not table.partial, "take needs a resolved table")
+        in_one_stretch(table.dim(self.dim))
         dims = distinct((*index.dims, *table.without((self.dim,)).dims))
         return (Type(table.dtype, dims, merged(table.axes_of(self.dim))),)
 
@@ -113,6 +115,7 @@ class Put(Attrs, frozen=True, tag="put"):
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         index, value = operands
         index_operand(index, self.dim.name)
+        in_one_stretch(self.dim)
         for dim in index.dims:
             require(dim in value.dims, f"{value} lacks {dim}")
         open_axes = linear_in_one((value,), (0,))
@@ -134,6 +137,7 @@ class Pick(Attrs, frozen=True, tag="pick"):
         index_operand(index, self.dim)
         require(self.dim in x.names, f"{x} has no dim {self.dim}")
         require(not x.partial, "pick needs a resolved operand")
+        in_one_stretch(x.dim(self.dim))
         require(self.dim not in index.names, f"{index} still has {self.dim}")
         for dim in index.dims:
             require(dim in x.dims, f"{x} lacks {dim}")
@@ -150,6 +154,7 @@ class Spread(Attrs, frozen=True, tag="spread"):
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         value, index = operands
         index_operand(index, self.dim.name)
+        in_one_stretch(self.dim)
         for dim in index.dims:
             require(dim in value.dims, f"{value} lacks {dim}")
         partial = linear_in_one((value,), (0,))

@@ -9,8 +9,15 @@ from fllmc.ir.ops import Attend
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Sizes
-from fllmc.passes.place.directives import Axes, Layout, sizes_that_work
-from fllmc.passes.place_errors import AxisTwice, HeadsApart, MustBeWhole
+from fllmc.passes.place.attention import exchanged
+from fllmc.passes.place.directives import Axes, Layout, divisors, sizes_that_work
+from fllmc.passes.place_errors import (
+    AxisTwice,
+    HeadsApart,
+    MustBeWhole,
+    TooFewHeads,
+    UnevenSequence,
+)
 
 
 def conflicts(layout: Layout, program: Program) -> tuple[Diagnostic, ...]:
@@ -30,6 +37,7 @@ def _all(layout: Layout, program: Program) -> Iterator[tuple[object, Diagnostic]
             yield from _whole(layout, function, op)
             if isinstance(op.attrs, Attend):
                 yield from _heads(layout, program, op, op.attrs)
+                yield from _sequence(layout, program, op, op.attrs)
     yield from _parameters(layout, program)
     for function in program.functions:
         yield from _values(layout, function)
@@ -132,6 +140,31 @@ def _heads(
         (HeadsApart, attrs.heads, attrs.kv_heads),
         HeadsApart(span, attrs.heads, attrs.kv_heads, reason, axis, works, op.span),
     )
+
+
+def _sequence(
+    layout: Layout, program: Program, op: Op, attrs: Attend
+) -> Iterator[tuple[object, Diagnostic]]:
+    """A sequence that is not dealt in two stretches a rank, or heads too few to exchange for it."""
+    axes, sizes = layout.canonical.get(attrs.along, ()), Sizes(program.sizes.dims, layout.mesh)
+    extent, size = layout.mesh.extent(axes), sizes.size(attrs.along)
+    if extent == 1 or size % extent:
+        return
+    span = _span_of(layout, attrs.along, axes[-1])
+    if layout.context == "exchange":
+        on = exchanged(layout.canonical, attrs)
+        for dim in (attrs.heads, attrs.kv_heads):
+            ranks, heads = layout.mesh.extent(on[dim]), sizes.size(dim)
+            if heads % ranks:
+                shown = " and ".join(f"`{axis}`" for axis in on[dim])
+                few = TooFewHeads(span, dim, heads, shown, ranks, attrs.along, op.span)
+                yield ((TooFewHeads, dim), few)
+                return
+    elif attrs.mask == "causal" and size % (2 * extent):
+        axis, others = axes[-1], extent // layout.mesh.extent(axes[-1:])
+        works = tuple(n for n in divisors(size // others) if size % (2 * n * others) == 0)
+        uneven = UnevenSequence(span, attrs.along, size, axis, extent, works[-6:] or (1,), op.span)
+        yield ((UnevenSequence, attrs.along), uneven)
 
 
 def _span_of(layout: Layout, dim: str, axis: str) -> Span:

@@ -16,6 +16,7 @@ from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
+from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type
@@ -46,6 +47,7 @@ class Layout(Struct, frozen=True):
 
     `zero` holds what `zero` directives do, and `unzeroed` where these parameters would be stored
     without them, both by parameter.
+    `context` is how attention sees a divided sequence.
     """
 
     mesh: Mesh
@@ -55,6 +57,7 @@ class Layout(Struct, frozen=True):
     stored_reasons: Mapping[str, tuple[Because, ...]]
     zero: Mapping[str, Divided] = {}
     unzeroed: Mapping[str, Axes] = {}
+    context: ContextKind = "gather"
 
     @property
     def empty(self) -> bool:

@@ -9,9 +9,11 @@ from msgspec import structs
 
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.program import Function, Input, Level, Op, Program, callees
+from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
+from fllmc.passes.place.attention import dealt
 from fllmc.passes.place.checks import conflicts
 from fllmc.passes.place.classes import stored_axes
 from fllmc.passes.place.copies import with_copies
@@ -31,11 +33,13 @@ class Place(Pass, frozen=True):
 
     shards: tuple[Shard, ...] = ()
     zero: tuple[Zero, ...] = ()
+    context: ContextKind = "gather"
 
     def run(self, program: Program, cx: Context) -> Program:
         """The sharded program on the mesh of the context."""
         resolved = resolve(self.shards, cx.mesh, program, self.zero)
-        found = judged((*resolved.diagnostics, *conflicts(resolved.layout, program)))
+        layout = structs.replace(resolved.layout, context=self.context)
+        found = judged((*resolved.diagnostics, *conflicts(layout, program)))
         errors = [diagnostic for diagnostic in found if diagnostic.severity == "error"]
         for diagnostic in found:
             if diagnostic.severity == "warning":
@@ -43,9 +47,10 @@ class Place(Pass, frozen=True):
         if errors:
             raise DiagnosticError(*errors)
         program = structs.replace(program, level="sharded", mesh=cx.mesh)
-        if resolved.layout.empty:
+        if layout.empty:
             return program
-        return place_program(with_copies(program, resolved.layout), resolved.layout)
+        layout = dealt(layout, program)
+        return place_program(with_copies(program, layout), layout)
 
 
 def judged(found: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:

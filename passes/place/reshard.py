@@ -11,7 +11,7 @@ from itertools import groupby
 
 from fllmc.ir.build import Builder
 from fllmc.ir.ops import AllGather, AllReduce, AnyAttrs, LocalSlice, ReduceScatter
-from fllmc.ir.types import Sizes, Type
+from fllmc.ir.types import Sizes, Type, bare, bare_axes, deals_zigzag
 from fllmc.passes.place.directives import Axes
 
 AddedAxes = Mapping[str, tuple[str, ...]]
@@ -49,10 +49,10 @@ class Mover:
         if self.kind(value).combine == "max":
             value = self.close(value)
         added, removed = self._difference(value, wanted)
-        entering = {axis for axes in added.values() for axis in axes}
+        entering = {bare(axis) for axes in added.values() for axis in axes}
         for dim, axes in removed.items():  # an axis leaves one dim before it enters another
-            if dim in added or entering.intersection(axes):
-                value = self._step(value, AllGather(dim, axes))
+            if dim in added or entering.intersection(bare_axes(axes)):
+                value = self._whole(value, dim, axes)
         closed = self._shrink(value, added)
         return self._gather(self.close(closed, keep), wanted)
 
@@ -67,7 +67,13 @@ class Mover:
     def _gather(self, value: int, wanted: Axes) -> int:
         _, removed = self._difference(value, wanted)
         for dim, axes in removed.items():
-            value = self._step(value, AllGather(dim, axes))
+            value = self._whole(value, dim, axes)
+        return value
+
+    def _whole(self, value: int, dim: str, axes: tuple[str, ...]) -> int:
+        """The value with a dim whole over its innermost axes."""
+        for _, run in reversed(list(runs(axes, ()))):
+            value = self._step(value, AllGather(dim, run))
         return value
 
     def _difference(self, value: int, wanted: Axes) -> tuple[AddedAxes, AddedAxes]:
@@ -91,8 +97,10 @@ class Mover:
 
 
 def runs(axes: Iterable[str], partial: Sequence[str]) -> Iterator[tuple[bool, tuple[str, ...]]]:
-    """The axes in order, grouped by whether the value is open over them."""
-    for is_open, run in groupby(axes, lambda axis: axis in partial):
+    """The axes in order, grouped by whether the value is open over them and how they deal."""
+    for (is_open, _), run in groupby(
+        axes, lambda axis: (bare(axis) in partial, deals_zigzag((axis,)))
+    ):
         yield is_open, tuple(run)
 
 

@@ -7,6 +7,7 @@ casts, changes of sign and layout), so that they are resolved once and as late a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Final, TypeAlias
 
 from msgspec import structs
@@ -14,7 +15,8 @@ from msgspec import structs
 from fllmc.ir import ops
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Op
-from fllmc.ir.types import DTYPE_BYTES, Dim, Type
+from fllmc.ir.types import DTYPE_BYTES, Dim, Type, bare, deals_zigzag
+from fllmc.passes.place.attention import attend
 from fllmc.passes.place.directives import Axes
 from fllmc.passes.place.site import Constant, Site, Value, axes_of
 
@@ -58,13 +60,29 @@ def put_back(site: Site, op: Op, attrs: ops.Put) -> Sequence[Value]:
 
 def apart(dim: Dim, index: Type) -> Dim:
     """The dim on those of its axes that do not divide the indices."""
-    return Dim(dim.name, tuple(axis for axis in dim.axes if axis not in index.axes))
+    return one_stretch(Dim(dim.name, tuple(a for a in dim.axes if bare(a) not in index.axes)))
+
+
+def one_stretch(dim: Dim) -> Dim:
+    """The dim whole over an axis that deals in zig-zag, and what that divides further."""
+    axes = tuple(takewhile(lambda axis: not deals_zigzag((axis,)), dim.axes))
+    return Dim(dim.name, axes)
+
+
+def picked(site: Site, op: Op, attrs: ops.Pick) -> Sequence[Value]:
+    """As other ops, each rank with one stretch of the dim."""
+    x, index = op.operands
+    dim = one_stretch(place_dim(site, Dim(attrs.dim)))
+    axes = {**site.layout.canonical, dim.name: dim.axes}
+    return site.emit(attrs, site.take(x, axes), site.take(index, site.layout.canonical))
 
 
 def placed_attrs(site: Site, attrs: ops.AnyAttrs) -> ops.AnyAttrs:
     """The attributes, with the dims that they make at their canonical places."""
-    if isinstance(attrs, ops.Iota | ops.Spread):
+    if isinstance(attrs, ops.Iota):
         return structs.replace(attrs, dim=place_dim(site, attrs.dim))
+    if isinstance(attrs, ops.Spread):
+        return structs.replace(attrs, dim=one_stretch(place_dim(site, attrs.dim)))
     if isinstance(attrs, ops.Random):
         return structs.replace(attrs, dims=tuple(place_dim(site, dim) for dim in attrs.dims))
     return attrs
@@ -146,7 +164,7 @@ def added(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
 def open_axes(site: Site, op: Op, axes: Axes) -> dict[int, set[str]]:
     """The axes over which each operand is open once it is placed; zeros are left out."""
     names = site.source.types[op.results[0]].names
-    scattered = {axis for name in names for axis in axes.get(name, ())}
+    scattered = {bare(axis) for name in names for axis in axes.get(name, ())}
     found: dict[int, set[str]] = {}
     for value in op.operands:
         held = site.values[value]
@@ -185,11 +203,8 @@ def misplaced(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
 RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
-            ops.Attend,
-            ops.AttendGrad,
             ops.Dot,
             ops.Iota,
-            ops.Pick,
             ops.Random,
             ops.Rope,
             ops.Spread,
@@ -221,10 +236,12 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys((ops.Add, ops.AddN, ops.Sub), added),
     **dict.fromkeys((ops.Div, ops.Mul), scaled),
     **dict.fromkeys(
-        (ops.AllGather, ops.AllReduce, ops.Call, ops.Fused, ops.LocalSlice, ops.ReduceScatter),
+        (*ops.COLLECTIVES, ops.Call, ops.Fused, ops.LocalSlice),
         misplaced,
     ),
+    **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),
     ops.Fill: fill,
+    ops.Pick: picked,
     ops.Put: put_back,
     ops.ReduceMax: greatest,
     ops.ReduceSum: summed,

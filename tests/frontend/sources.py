@@ -79,6 +79,13 @@ schedule pod_16 for pretrain on pod {
   shard (heads, vocab) over (tensor, data) in body.3.attn.{wq, wk}
   recompute body.* keep [attn.attend, mlp.gate]
   recompute norm keep []
+  shard seq over tensor elsewhere
+  zero 2 over data
+  zero 3 over (data, tensor) in head
+  offload body.*.mlp
+  compress body.*.attn
+  pipeline: 1f1b
+  context: ring
   microbatches: 4
 }
 
@@ -88,6 +95,14 @@ schedule plain {
 
 adapter code on tiny {
   freeze *
+  freeze embedding {
+    rows: (0, 100)
+  }
+  quantize head
+  quantize body.*.mlp {
+    bits: 4
+    block: 32
+  }
   tune body.*.{attn_norm, mlp_norm}.scale
   lora body.*.attn.{wq, wk} {
     rank: 16

@@ -357,6 +357,101 @@ def test_runs_are_chosen_by_name() -> None:
     assert load("a.fllm", {}, more)[0] is None
 
 
+SCHEDULED = """
+fllm 1
+
+import "models/tiny_llama.fllm" (tiny_llama)
+
+adapter part on tiny_llama {
+  freeze *
+  freeze embedding { rows: (0, 100) }
+  quantize body.*.mlp { bits: 4 block: 32 }
+  quantize head
+}
+
+data text { source: "builtin:pydocs" batch: 8 seq: 32 }
+
+train run: part {
+  data: text
+  loss: cross_entropy()
+  optimizer: sgd()
+  rate: constant(peak: 1)
+  steps: 3
+}
+
+mesh m { pipe: 2 data: 2 tensor: 2 }
+
+schedule s for run on m {
+  shard batch over data
+  shard (heads, ffn) over tensor
+  shard seq over tensor elsewhere
+  zero 3 over data
+  zero 1 over (data) in head
+  offload body.*.mlp
+  compress body.*.attn
+  pipeline: PIPELINE
+  context: ring
+  budget_gib: 12.5
+  loss_chunks: 4
+  backward_chunks: 2
+}
+"""
+
+
+def test_settings_of_a_schedule() -> None:
+    spec, found, _ = load("a.fllm", text=SCHEDULED.replace("PIPELINE", "1f1b"))
+    assert spec is not None, found
+    schedule, adapter = spec.schedule, spec.adapter
+    assert [shard.elsewhere for shard in schedule.shards] == [False, False, True]
+    zero = [(each.stage, each.axes, each.selector) for each in schedule.zero]
+    assert zero == [(3, ("data",), "*"), (1, ("data",), "head")]
+    assert [each.selector for each in schedule.offload] == ["body.*.mlp"]
+    assert [each.selector for each in schedule.compress] == ["body.*.attn"]
+    assert schedule.pipeline is not None
+    assert (schedule.pipeline.kind, schedule.pipeline.chunks) == ("1f1b", 1)
+    assert (schedule.context, schedule.budget_gib) == ("ring", 12.5)
+    assert (schedule.loss_chunks, schedule.backward_chunks) == (4, 2)
+    assert adapter is not None and adapter.freeze == ("*",)
+    assert [(r.selector, r.first, r.stop) for r in adapter.rows] == [("embedding", 0, 100)]
+    stored = [(each.selector, each.bits, each.block) for each in adapter.quantize]
+    assert stored == [("body.*.mlp", 4, 32), ("head", 8, 64)]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("auto(memory: 1.5)", ("auto", 1, 1.5)),
+        ("interleaved(chunks: 4)", ("interleaved", 4, 0.0)),
+        ("zb_v", ("zb_v", 2, 0.0)),
+    ],
+)
+def test_pipeline_schedules_by_name(text: str, wanted: tuple[str, int, float]) -> None:
+    spec, found, _ = load("a.fllm", text=SCHEDULED.replace("PIPELINE", text))
+    assert spec is not None, found
+    pipeline = spec.schedule.pipeline
+    assert pipeline is not None
+    assert (pipeline.kind, pipeline.chunks, pipeline.memory) == wanted
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("zero 3 over data", "zero 4 over data", "E0253"),
+        ("zero 3 over data", "zero 3 over rows", "E0247"),
+        ("rows: (0, 100)", "rows: (100, 0)", "E0218"),
+        ("bits: 4", "bits: 3", "E0253"),
+        ("context: ring", "context: rings", "E0218"),
+        ("pipeline: PIPELINE", "pipeline: 2f2b", "E0108"),
+        ("pipeline: PIPELINE", "pipeline: zigzag", "E0218"),
+        ("offload body.*.mlp", "offload body.*.mpl", "E0245"),
+    ],
+)
+def test_mistakes_in_a_schedule(before: str, after: str, code: str) -> None:
+    text = SCHEDULED.replace(before, after).replace("PIPELINE", "1f1b")
+    _, found, _ = load("a.fllm", text=text)
+    assert [each.code for each in found] == [code]
+
+
 def test_a_library_needs_no_run() -> None:
     spec, found, _ = load("fllmc/specs/library/transformer.fllm", needs_run=False)
     assert (spec, found) == (None, ())

@@ -16,6 +16,7 @@ LIBRARIES: dict[str, set[str]] = {
     "frontend/": {"lark", "msgspec"},
     "passes/": {"msgspec", "networkx", "numpy", "ortools", "scipy"},
     "codegen/": {"jinja2", "msgspec", "networkx", "numpy"},
+    "codegen/exact_offsets": {"numpy", "scipy"},
     "codegen/jax_": {"jax", "jinja2", "msgspec", "numpy"},
     "kernels/": {"torch", "triton"},
     "kernels/catalog": {"msgspec"},

@@ -8,7 +8,9 @@ from tests.house.tree import functions, parsed, product_files, short
 FILE_LINES = 400
 FUNCTION_LINES = 50
 
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "frontend/ast.py": "one class for each construct of the language, and nothing else",
+}
 LONG_FUNCTIONS: dict[str, str] = {}
 
 

@@ -2,16 +2,20 @@
 
 A group of processes is started once and takes all cases in order: each compiles its share, then
 each case runs on as many of them as its mesh has devices. Everything travels as files of a folder.
+Tensors go by the names that users and checkpoints know, a layer's apart: `body.0.attn.wq`.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -21,12 +25,16 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from fllmc.driver import compile_spec
-from fllmc.ir.plan import Plan, Stored
-from fllmc.ir.types import Sizes
+from fllmc.ir.plan import Plan
 from fllmc.runtime.communicator import Communicator
+from fllmc.runtime.data.windows import Batch as DataBatch
 from fllmc.runtime.executor import Executor
+from fllmc.runtime.feeding import Feeder
+from fllmc.runtime.initialise import initialise, view_of
+from fllmc.runtime.parts import Part, lasting_parts
 from tests.oracle.reference import Batch
 
+FIELDS = DataBatch.__struct_fields__
 PATIENCE = 120.0
 """Seconds to wait for the other processes."""
 
@@ -52,6 +60,7 @@ class Outcome(NamedTuple):
     """What a run of a case left: states after the first step, parameters and states after the last.
 
     Tensors are whole, put together from the ranks' parts, in fp64; `NAME#m` is a state of `NAME`.
+    Layers stand alone.
     """
 
     plan: Plan
@@ -62,18 +71,25 @@ class Outcome(NamedTuple):
 
 def run_cases(
     cases: Sequence[Case],
-    params: Mapping[str, Tensor],
+    params: Mapping[str, Tensor] | None,
     batches: Sequence[Batch],
     processes: int = 4,
 ) -> dict[str, Outcome]:
-    """Train each case on the batches, beginning with these parameters."""
+    """Train each case on the batches, beginning with these parameters, or as its spec says.
+
+    AssertionError with what went wrong in each case that does not come to its end.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_file(dict(params), folder / "params.safetensors")
+        if params is not None:
+            save_file(dict(params), folder / "params.safetensors")
         for number, batch in enumerate(batches):
             save_file(batch._asdict(), folder / f"batch{number}.safetensors")
         (folder / "cases.json").write_bytes(msgspec.json.encode(cases))
         spawn(_process, (name, processes), nprocs=processes)
+        wrong = {path.stem: path.read_text() for path in sorted(folder.glob("*.wrong"))}
+        failed = {c.name: wrong[f"{n}"] for n, c in enumerate(cases) if f"{n}" in wrong}
+        assert not failed, "\n".join(f"{name}: {text}" for name, text in failed.items())
         return {case.name: _outcome(folder, number) for number, case in enumerate(cases)}
 
 
@@ -83,16 +99,33 @@ def _process(index: int, name: str, processes: int) -> None:
     folder = Path(name)
     cases = msgspec.json.decode((folder / "cases.json").read_bytes(), type=list[Case])
     for number in range(index, len(cases), processes):
-        _compile(folder, number, cases[number])
+        with _told_of(folder, number):
+            _compile(folder, number, cases[number])
     turn = 0
     for number in range(len(cases)):
-        _wait_for(folder / f"plan{number}.json")
+        if not _wait_for(folder, number):
+            continue
         plan = msgspec.json.decode((folder / f"plan{number}.json").read_bytes(), type=Plan)
         # Small meshes take turns on the processes, so that none is idle.
         rank = (index - turn) % processes
         turn += plan.program.mesh.size
         if rank < plan.program.mesh.size:
-            _run(folder, number, plan, rank)
+            with _told_of(folder, number):
+                _run(folder, number, plan, rank)
+
+
+@contextmanager
+def _told_of(folder: Path, number: int) -> Iterator[None]:
+    """Leaves what goes wrong with a case in a file; the process lives on for the next one."""
+    try:
+        yield
+    except Exception as error:
+        found = getattr(error, "diagnostics", ())
+        text = "; ".join(f"{each.code} {each.message()}" for each in found) if found else ""
+        with (folder / f"{number}.wrong").open("a") as file:
+            file.write(text or "".join(traceback.format_exception(error)[-6:]))
+        if dist.is_initialized():
+            dist.destroy_process_group()  # so that the others do not wait
 
 
 def _compile(folder: Path, number: int, case: Case) -> None:
@@ -105,12 +138,15 @@ def _compile(folder: Path, number: int, case: Case) -> None:
     part.rename(part.with_suffix(".json"))
 
 
-def _wait_for(path: Path) -> None:
+def _wait_for(folder: Path, number: int) -> bool:
+    """Whether the case compiles, once that is known."""
     begin = time.monotonic()
-    while not path.exists():
+    plan, wrong = folder / f"plan{number}.json", folder / f"{number}.wrong"
+    while not (plan.exists() or wrong.exists()):
         if time.monotonic() - begin > PATIENCE:
-            raise TimeoutError(path.name)
+            raise TimeoutError(plan.name)
         time.sleep(0.01)
+    return plan.exists()
 
 
 def _run(folder: Path, number: int, plan: Plan, rank: int) -> None:
@@ -135,39 +171,42 @@ def _run(folder: Path, number: int, plan: Plan, rank: int) -> None:
 def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Communicator | None) -> None:
     """One rank's run, and what it saw."""
     executor = Executor(plan, (folder / f"source{number}.py").read_text(), rank, comm)
-    entries = {entry.name: entry for entry in plan.stored}
-    lasting = [name for name, entry in entries.items() if entry.role in ("param", "state")]
-
-    def give(given: Mapping[str, Tensor]) -> None:
-        for name, value in given.items():
-            whole = value.reshape(plan.program.sizes.shape(entries[name].type))
-            executor.tensor(name).copy_(whole[region(entries[name], plan.program.sizes, rank)])
-
-    give(load_file(folder / "params.safetensors"))
+    parts = lasting_parts(plan, rank)
+    if (folder / "params.safetensors").exists():
+        given = load_file(folder / "params.safetensors")
+        for part in parts:
+            if part.name in given:
+                view_of(part, executor).copy_(given[part.name][part.slices])
+    else:
+        initialise(plan, executor, parts)
     told = Told([], [], {}, executor.arena.numel() * executor.arena.element_size())
     tensors: dict[str, Tensor] = {}
+    feeder = Feeder(plan, executor, "train", rank)
     for step, path in enumerate(sorted(folder.glob("batch*.safetensors")), 1):
-        give(load_file(path))
+        feeder.fill(0, partial(_read, load_file(path)))
         executor.run("train", step=step)
         told.losses.append(executor.tensor("loss").item())
         told.grad_norms.append(executor.tensor("grad_norm").item())
-        if step == 1:
-            tensors |= {f"first/{n}": executor.tensor(n).clone() for n in lasting if "#" in n}
+        when = {1: "first"}.get(step)
+        if when:
+            tensors |= _held(when, [p for p in parts if "#" in p.name], executor)
     told.counted.update(executor.counted)
-    tensors |= {f"last/{name}": executor.tensor(name).clone() for name in lasting}
+    tensors |= _held("last", parts, executor)
     save_file(tensors, folder / f"told{number}.{rank}.safetensors")
     (folder / f"told{number}.{rank}.json").write_bytes(msgspec.json.encode(told))
 
 
-def region(entry: Stored, sizes: Sizes, rank: int) -> tuple[slice, ...]:
-    """The part of the whole tensor that a rank holds."""
-    mesh = sizes.mesh
-    place = mesh.coordinates(rank)
-    found: list[slice] = []
-    for dim, extent in zip(entry.type.dims, sizes.local_shape(entry.type), strict=True):
-        start = mesh.position(place, dim.axes) * extent
-        found.append(slice(start, start + extent))
-    return tuple(found)
+def _read(batch: Mapping[str, Tensor], first: int, count: int) -> Any:
+    """Samples of a batch, as a dataset would give them."""
+    return DataBatch(*(batch[field][first : first + count].numpy() for field in FIELDS))
+
+
+def _held(when: str, parts: Sequence[Part], executor: Executor) -> dict[str, Tensor]:
+    """Copies of a rank's parts, under names that say where they begin."""
+    return {
+        f"{when}/{part.name}@{','.join(map(str, part.offsets))}": view_of(part, executor).clone()
+        for part in parts
+    }
 
 
 def _outcome(folder: Path, number: int) -> Outcome:
@@ -175,23 +214,25 @@ def _outcome(folder: Path, number: int) -> Outcome:
     names = [f"told{number}.{rank}" for rank in range(plan.program.mesh.size)]
     told = [msgspec.json.decode((folder / f"{n}.json").read_bytes(), type=Told) for n in names]
     assert all(other == told[0] for other in told), "ranks differ in loss, norm or collectives"
-    parts = [load_file(folder / f"{name}.safetensors") for name in names]
-    whole = {key: _whole(plan, key, parts) for key in parts[0]}
-    return Outcome(plan, told[0], _under(whole, "first/"), _under(whole, "last/"))
+    held = [load_file(folder / f"{name}.safetensors") for name in names]
+    parts = [lasting_parts(plan, rank) for rank in range(plan.program.mesh.size)]
+    return Outcome(plan, told[0], _whole("first", parts, held), _whole("last", parts, held))
 
 
-def _under(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-
-
-def _whole(plan: Plan, key: str, parts: Sequence[Mapping[str, Tensor]]) -> Tensor:
+def _whole(
+    when: str, parts: Sequence[Sequence[Part]], held: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
     """The ranks' parts put together; a part that several ranks hold is the same on all."""
-    entry = next(s for s in plan.stored if s.name == key.split("/", 1)[1])
-    sizes = plan.program.sizes
-    whole = torch.full(sizes.shape(entry.type), torch.nan, dtype=torch.float64)
-    for rank, held in enumerate(parts):
-        place, part = whole[region(entry, sizes, rank)], held[key].double()
-        assert place.isnan().all() or torch.equal(place, part), f"ranks differ in {key}"
-        place.copy_(part)
-    assert not whole.isnan().any(), f"{key} is not whole"
-    return whole
+    found: dict[str, Tensor] = {}
+    for mine, values in zip(parts, held, strict=True):
+        for part in mine:
+            value = values.get(f"{when}/{part.name}@{','.join(map(str, part.offsets))}")
+            if value is not None:
+                empty = torch.full(part.shape, torch.nan, dtype=torch.float64)
+                place = found.setdefault(part.name, empty)[part.slices]
+                same = place.isnan().all() or torch.equal(place, value.double())
+                assert same, f"ranks differ in {part.name}"
+                place.copy_(value)
+    missing = [name for name, value in found.items() if value.isnan().any()]
+    assert not missing, f"{missing} are not whole"
+    return found

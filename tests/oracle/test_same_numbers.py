@@ -86,6 +86,27 @@ def batches() -> list[Batch]:
     return found
 
 
+def layers(params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters, each layer of a stack under its own name."""
+    found: dict[str, Tensor] = {}
+    for name, value in params.items():
+        stack, _, rest = name.partition(".")
+        if stack != "body":
+            found[name] = value
+            continue
+        for layer, part in enumerate(value):
+            found[f"body.{layer}.{rest}"] = part.contiguous()
+    return found
+
+
+def stacked(found: dict[str, Tensor], name: str, state: str = "") -> Tensor:
+    """All layers of a parameter, or of a state of it."""
+    stack, _, rest = name.partition(".")
+    if stack != "body":
+        return found[name + state]
+    return torch.stack([found[f"body.{layer}.{rest}{state}"] for layer in range(LAYERS)])
+
+
 def errors(found: Outcome, steps: list[Step]) -> dict[str, float]:
     """The relative error of everything that was computed."""
     told = {
@@ -97,15 +118,15 @@ def errors(found: Outcome, steps: list[Step]) -> dict[str, float]:
     first, last = steps[0], steps[-1]
     whole = torch.cat([grad.flatten() for grad in first.grads.values()]).norm().item()
     for name, expected in first.grads.items():
-        gradient = found.first[f"{name}#m"].reshape(expected.shape) / (1 - BETA1)
+        gradient = stacked(found.first, name, "#m").reshape(expected.shape) / (1 - BETA1)
         if name in NO_GRADIENT:
             told[f"gradient of {name}"] = (gradient - expected).norm().item() / whole
         else:
             told[f"gradient of {name}"] = relative(gradient, expected)
             for state, values in (("m", last.first), ("v", last.second)):
-                given = found.last[f"{name}#{state}"].reshape(expected.shape)
+                given = stacked(found.last, name, f"#{state}").reshape(expected.shape)
                 told[f"{name}#{state}"] = relative(given, values[name])
-        given = found.last[name].reshape(expected.shape)
+        given = stacked(found.last, name).reshape(expected.shape)
         told[name] = relative(given, last.params[name])
     return told
 
@@ -135,7 +156,7 @@ def test_same_numbers(model: str, dtype: str) -> None:
         Case(f"{mesh} with {more}", small_spec(model, dtype, 2, more), mesh)
         for mesh, more in (("2x2", STORED), ("4x1", STORED), ("1", RECOMPUTED), ("1x2", RECOMPUTED))
     ]
-    outcomes = run_cases(cases, beginning(model), given)
+    outcomes = run_cases(cases, layers(beginning(model)), given)
     found = {name: errors(outcome, expected) for name, outcome in outcomes.items()}
     worst = {
         f"{name}: {what}": error

@@ -101,9 +101,31 @@ def test_a_dim_that_an_op_needs_whole(program: Program, dim: str) -> None:
 
 
 def test_a_dim_that_attention_needs_whole_names_its_path(program: Program) -> None:
-    on = Mesh((Axis("seq", 3),))
-    (found,) = refuse(program, on, shard("seq", "seq"))
-    assert "rope at `attn` needs it whole" in text(found)
+    found = refuse(program, mesh(1, 2), shard("head_dim", "tensor"))
+    assert "rope at `attn` needs it whole" in text(found[0])
+
+
+def test_a_sequence_that_does_not_make_two_stretches_for_each_rank(program: Program) -> None:
+    on = Mesh((Axis("context", 3),))
+    (found,) = refuse(program, on, shard("seq", "context"))
+    assert found.code == "E0325"
+    assert "`seq` of size 3 does not make two stretches for each of 3 ranks" in text(found)
+    assert "`seq` of size 6 works\n`context` of size 1 works" in text(found)
+    assert found.span == line(1) and found.secondary()[0].span == line(90)
+
+
+def test_too_few_heads_to_exchange(program: Program) -> None:
+    long = replace(
+        program, dims=tuple(replace(d, size=8) if d.name == "seq" else d for d in program.dims)
+    )
+    on = Mesh((Axis("context", 4), Axis("tensor", 2)))
+    shards = (shard("heads kv_heads", "tensor", at=2), shard("seq", "context"))
+    with pytest.raises(DiagnosticError) as raised:
+        Place(shards, "exchange").run(long, Context(on, lambda _: None))
+    (found,) = raised.value.diagnostics
+    assert found.code == "E0326"
+    assert "`kv_heads` of size 4 can't be divided over `tensor` and `context` of 8" in text(found)
+    assert found.span == line(1) and found.secondary()[0].span == line(90)
 
 
 def test_a_stack_can_not_be_stored_in_parts(program: Program) -> None:

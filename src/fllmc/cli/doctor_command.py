@@ -18,7 +18,7 @@ from fllmc.cli.group import Command
 from fllmc.cli.options import json_option
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "compile": ("click", "jinja2", "lark", "msgspec", "networkx", "numpy", "rich"),
+    "compile": ("click", "jinja2", "lark", "msgspec", "networkx", "numpy", "rich", "scipy"),
     "run": ("torch", "safetensors", "tokenizers"),
     "jax": ("jax",),
 }

@@ -1,0 +1,132 @@
+"""Bugs that a compiler of training steps could have, each as one change of a pass's source.
+
+`old` stands exactly once in the module. With `new` instead, compiling or computing a step with
+these techniques must show that something is wrong.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Bug(msgspec.Struct, frozen=True):
+    """One planted bug: what it does, where, and the techniques that it is looked for with."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+    techniques: tuple[str, ...]
+
+
+MICRO = ("data", "accumulate")
+GRID = ("data", "tensor", "accumulate")
+
+BUGS = (
+    Bug(
+        "all but the last micro-batch's gradient is lost",
+        "passes.accumulate",
+        "results.append(b.add(sums[output], share))",
+        "results.append(share)",
+        MICRO,
+    ),
+    Bug(
+        "a stack's gradient is that of the last micro-batch",
+        "passes.accumulate",
+        "results[result] = b.add(total, b.cast(results[result], reduce))",
+        "results[result] = b.cast(results[result], reduce)",
+        MICRO,
+    ),
+    Bug(
+        "gradients are sums over tokens, not means",
+        "passes.accumulate",
+        "seed = b.div(b.constant(1.0), count)",
+        "seed = b.constant(1.0)",
+        MICRO,
+    ),
+    Bug(
+        "the loss is not divided by the count",
+        "passes.accumulate",
+        "done = b.finish([b.div(loss, count), *grads]",
+        "done = b.finish([loss, *grads]",
+        MICRO,
+    ),
+    Bug(
+        "a value used twice has the gradient of one use",
+        "passes.reverse",
+        "total = self.b.one(Add() if len(found) == 2 else AddN(), *found)",
+        "total = found[0]",
+        GRID,
+    ),
+    Bug(
+        "a reciprocal root's slope has the wrong sign",
+        "passes.gradients",
+        "return s.b.mul(s.b.constant(-0.5), cube)",
+        "return s.b.mul(s.b.constant(0.5), cube)",
+        ("data",),
+    ),
+    Bug(
+        "rotary positions are not turned back",
+        "passes.gradients",
+        "back = msgspec.structs.replace(attrs, inverse=not attrs.inverse)",
+        "back = attrs",
+        ("data",),
+    ),
+    Bug(
+        "a partial sum is used as if it were whole",
+        "passes.place.reshard",
+        "axes = tuple(axis for axis in kind.partial if axis not in keep)\n        if not axes:",
+        "axes = ()\n        if not axes:",
+        GRID,
+    ),
+    Bug(
+        "one gradient is missing in the norm",
+        "passes.optimizer_step",
+        'outputs["grad_norm"] = norm(b, list(found.values()))',
+        'outputs["grad_norm"] = norm(b, list(found.values())[1:])',
+        ("data",),
+    ),
+    Bug(
+        "gradients are never clipped",
+        "passes.optimizer_step",
+        "slope = b.mul(b.cast(slope, b.types[scale].dtype), scale)",
+        "slope = b.cast(slope, b.types[scale].dtype)",
+        ("data",),
+    ),
+    Bug(
+        "decay is spared for all",
+        "passes.optimizer_step",
+        '"optimizer" if parameter.decays else "optimizer.no_decay"',
+        '"optimizer.no_decay"',
+        ("data",),
+    ),
+    Bug(
+        "differences sink as sums",
+        "passes.sink_sums",
+        "MulSub() if isinstance(op.attrs, Sub) else MulAdd()",
+        "MulAdd()",
+        ("data",),
+    ),
+    Bug(
+        "ops of different attributes are taken for equal",
+        "passes.share_equal",
+        "key = (encode(op.attrs), operands)",
+        "key = (op.kind.encode(), operands)",
+        ("data",),
+    ),
+    Bug(
+        "a layer is recomputed from another layer's input",
+        "passes.recompute_rewrite",
+        "return msgspec.structs.replace(scan, function=name, slices=len(inlets.slices))",
+        "return msgspec.structs.replace(\n"
+        "        scan, function=name, slices=len(inlets.slices), reverse=not scan.reverse\n    )",
+        ("recompute",),
+    ),
+    Bug(
+        "what is frozen is stepped",
+        "passes.optimizer_step",
+        "trained = [parameter for parameter in program.parameters if parameter.trainable]",
+        "trained = list(program.parameters)",
+        ("frozen",),
+    ),
+)

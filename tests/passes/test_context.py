@@ -1,0 +1,111 @@
+"""Context parallelism: attention along a sequence that axes divide, in each of its ways."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from fllmc.frontend import load_spec
+from fllmc.frontend.mesh import parse_mesh
+from fllmc.ir.evaluate import evaluate
+from fllmc.ir.ops import Attend
+from fllmc.ir.program import Function, Program
+from fllmc.ir.settings import Context as Way
+from fllmc.ir.settings import Shard, Spec
+from fllmc.ir.text import print_program
+from fllmc.ir.types import Mesh
+from fllmc.passes.base import Context
+from fllmc.passes.pipeline import standard_pipeline
+from fllmc.passes.runner import run_pipeline
+from tests.ir.programs import arguments_for
+from tests.oracle.small_specs import small_spec
+
+SEQUENCE = Shard(("seq",), ("context",))
+MESHES = ("context=2", "context=4", "context=2,tensor=2", "data=2,context=2")
+WAYS: tuple[Way, ...] = ("gather", "ring", "exchange")
+
+
+@cache
+def spec(model: str) -> Spec:
+    """A small model with 16 tokens a sample, in 2 micro-batches."""
+    text = small_spec(model, "f64", 2).replace("seq: 6", "seq: 16").replace("batch: 16", "batch: 4")
+    text = text.replace("layers = 3", "layers = 2")
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "small.fllm")
+        path.write_text(text)
+        return load_spec(str(path), {})[0]
+
+
+def masked(function: Function, mask: str) -> Function:
+    """The function with this mask in its attention."""
+    ops = [
+        replace(op, attrs=replace(op.attrs, mask=mask)) if isinstance(op.attrs, Attend) else op
+        for op in function.ops
+    ]
+    return replace(function, ops=tuple(ops))
+
+
+def compiled(model: str, mesh: Mesh, way: Way = "gather", mask: str = "causal") -> Program:
+    """The program at plan level."""
+    given = spec(model)
+    functions = [masked(function, mask) for function in given.program.functions]
+    given = replace(given, program=given.program.with_functions(*functions))
+    shards = (*given.schedule.shards, SEQUENCE) if mesh.size > 1 else ()
+    given = replace(given, schedule=replace(given.schedule, shards=shards, context=way))
+    program, _ = run_pipeline(
+        given.program, standard_pipeline(given), Context(mesh, lambda _: None), lambda: 0.0
+    )
+    return program
+
+
+def values(program: Program, entry: str) -> dict[str, np.ndarray]:
+    found = arguments_for(program, 0, entry)
+    positive = ("#v", "weights", "step")
+    return {k: np.abs(v) if k.endswith(positive) else v for k, v in found.items()}
+
+
+@cache
+def expected(model: str, entry: str) -> dict[str, np.ndarray]:
+    """What one device computes."""
+    program = compiled(model, Mesh())
+    return evaluate(program, entry, values(program, entry))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "axes", ["context=2", "context=4", "context=2,tensor=2", "data=2,context=2"]
+)
+@pytest.mark.parametrize("model", ["llama", "gpt"])
+def test_every_way_computes_what_one_device_does(model: str, axes: str, way: Way) -> None:
+    program = compiled(model, parse_mesh(axes, Mesh())[0], way)
+    for entry in program.entries:
+        found = evaluate(program, entry, values(program, entry))
+        for name, wanted in expected(model, entry).items():
+            assert np.isfinite(wanted).all()
+            error = np.linalg.norm(wanted - found[name])
+            assert error <= 1e-11 * np.linalg.norm(wanted), (entry, name)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_a_mask_too(way: Way) -> None:
+    plain = compiled("gpt", Mesh(), mask="none")
+    program = compiled("gpt", parse_mesh("context=4", Mesh())[0], way, mask="none")
+    assert "~" not in print_program(program)
+    given = values(plain, "train")
+    wanted, found = evaluate(plain, "train", given), evaluate(program, "train", given)
+    for name in wanted:
+        error = np.linalg.norm(wanted[name] - found[name])
+        assert error <= 1e-11 * np.linalg.norm(wanted[name]), name
+
+
+def test_ranks_hold_both_ends_of_what_comes_and_one_stretch_of_what_is_stored() -> None:
+    program = compiled("gpt", parse_mesh("context=4", Mesh())[0])
+    train = program.function("train")
+    kinds = {g.name: str(k) for g, k in zip(train.inputs, train.types, strict=False)}
+    assert kinds["tokens"] == "vocab[microbatches, batch, seq@context~]"
+    assert kinds["place"] == kinds["place#m"] == "f64[seq, embed]"
