@@ -23,7 +23,7 @@ from msgspec import structs
 
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import DiagnosticError
-from fllmc.ir.ops import Scan
+from fllmc.ir.ops import Cast, Scan
 from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.span import NOWHERE
@@ -112,7 +112,7 @@ def at_once(program: Program, reduce: str) -> tuple[Function, ...]:
     del found["count"]
     for name, value in found.items():
         b.path = name.removeprefix("grad.")
-        results.append(b.cast(value, reduce))
+        results.append(in_precision(b, value, reduce))
     return (*bodies, b.finish(results, ["loss", *found], gradient.span))
 
 
@@ -127,7 +127,7 @@ def in_reduced(program: Program, op: Op, sums: Sums, reduce: str) -> Function:
     for number in sums:
         maker = makers.get(body.results[number])
         b.path = maker.path if maker else ""
-        results[number] = b.cast(results[number], reduce)
+        results[number] = in_precision(b, results[number], reduce)
     return b.finish(results, body.outputs, body.span)
 
 
@@ -214,7 +214,7 @@ def with_sums(program: Program, op: Op, sums: Sums, reduce: str) -> Function:
     for result, total in totals.items():
         maker = makers.get(body.results[result])
         b.path = maker.path if maker else ""
-        results[result] = b.add(total, b.cast(results[result], reduce))
+        results[result] = b.add(total, in_precision(b, results[result], reduce))
     return b.finish(results, body.outputs, body.span)
 
 
@@ -258,9 +258,18 @@ def micro_body(
             results.append(mapping[value])
         elif output in sums:
             b.path = makers[value].path if value in makers else ""
-            share = b.cast(mapping[value], b.types[sums[output]].dtype)
+            share = in_precision(b, mapping[value], b.types[sums[output]].dtype)
             results.append(b.add(sums[output], share))
     return b.finish(results, list(sums), gradient.span)
+
+
+def in_precision(b: Builder, value: int, dtype: str) -> int:
+    """The value cast; what was cast from that dtype before is taken as it was then."""
+    for op in reversed(b.ops):
+        if value in op.results:
+            narrow = isinstance(op.attrs, Cast) and b.types[op.operands[0]].dtype == dtype
+            return op.operands[0] if narrow else b.cast(value, dtype)
+    return b.cast(value, dtype)
 
 
 def in_dtype(kind: Type, dtype: str) -> Type:

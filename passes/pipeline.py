@@ -67,7 +67,12 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         ShareEqual(),
         Recompute(selectors=schedule.recompute),
         DropUnused(),
-        Place(shards=schedule.shards, zero=schedule.zero, context=schedule.context),
+        Place(
+            shards=schedule.shards,
+            zero=schedule.zero,
+            context=schedule.context,
+            reduce=train.precision.reduce,
+        ),
         ShareEqual(),
         DropUnused(),
         Layout(),

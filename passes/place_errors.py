@@ -244,18 +244,3 @@ class NoSuchAxis(Diagnostic, frozen=True):
     axis: str
     dims: str
     mesh: str
-
-
-class NoSuchStage(Diagnostic, frozen=True):
-    """A `zero` directive names a stage that there is not.
-
-    Stage 1 divides optimizer states and what is stored of the parameters, stage 2 the sums of
-    gradients too, stage 3 the parameters that ops use too.
-    """
-
-    code = "E0340"
-    title = "there is no ZeRO stage {stage}"
-    label = "stages are 1, 2 and 3"
-    help = ("write `zero 1`, `zero 2` or `zero 3`; without `zero` nothing is divided",)
-
-    stage: str

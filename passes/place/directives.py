@@ -47,7 +47,8 @@ class Layout(Struct, frozen=True):
 
     `zero` holds what `zero` directives do, and `unzeroed` where these parameters would be stored
     without them, both by parameter.
-    `context` is how attention sees a divided sequence.
+    `context` is how attention sees a divided sequence, `reduce` the dtype in which gradients are
+    summed over ranks.
     """
 
     mesh: Mesh
@@ -58,6 +59,7 @@ class Layout(Struct, frozen=True):
     zero: Mapping[str, Divided] = {}
     unzeroed: Mapping[str, Axes] = {}
     context: ContextKind = "gather"
+    reduce: str = "f32"
 
     @property
     def empty(self) -> bool:

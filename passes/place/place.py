@@ -34,11 +34,12 @@ class Place(Pass, frozen=True):
     shards: tuple[Shard, ...] = ()
     zero: tuple[Zero, ...] = ()
     context: ContextKind = "gather"
+    reduce: str = "f32"
 
     def run(self, program: Program, cx: Context) -> Program:
         """The sharded program on the mesh of the context."""
         resolved = resolve(self.shards, cx.mesh, program, self.zero)
-        layout = structs.replace(resolved.layout, context=self.context)
+        layout = structs.replace(resolved.layout, context=self.context, reduce=self.reduce)
         found = judged((*resolved.diagnostics, *conflicts(layout, program)))
         errors = [diagnostic for diagnostic in found if diagnostic.severity == "error"]
         for diagnostic in found:

@@ -22,11 +22,9 @@ from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
 from fllmc.ir.settings import Zero
 from fllmc.ir.types import Sizes
-from fllmc.passes.place_errors import NoSuchAxis, NoSuchStage, SelectsNothing
+from fllmc.passes.place_errors import NoSuchAxis, SelectsNothing
 
 Axes = Mapping[str, tuple[str, ...]]
-STAGES = (0, 1, 2, 3)
-"""Stage 0 divides nothing; a later directive says it of parameters that another one selects."""
 
 
 class Divided(Struct, frozen=True):
@@ -57,9 +55,6 @@ def divide(
     found: dict[str, Divided] = {}
     wrong = list(_missing_axes(zeros, sizes))
     for zero in zeros:
-        if zero.stage not in STAGES:
-            wrong.append(NoSuchStage(zero.span, str(zero.stage)))
-            continue
         chosen = [p for p in program.parameters if selects_parameter(zero.selector, p)]
         if not chosen:
             paths = tuple(p.layer_name(0).replace(".0.", ".*.") for p in program.parameters)
@@ -67,7 +62,7 @@ def divide(
         axes = tuple(a for a in zero.axes if sizes.mesh.has(a) and sizes.mesh.extent((a,)) > 1)
         for parameter in chosen:
             found.pop(parameter.name, None)
-            if axes and zero.stage:
+            if axes:
                 found[parameter.name] = divided(
                     parameter, zero, axes, placed[parameter.name], sizes
                 )
