@@ -26,7 +26,6 @@ from typing import ClassVar
 from msgspec import structs
 
 from fllmc.ir.build import Builder
-from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.ops import Scan, Signature
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.span import NOWHERE
@@ -52,7 +51,7 @@ class Differentiate(Pass, frozen=True):
     def run(self, program: Program, cx: Context) -> Program:
         """The program with `gradient` as a further entry."""
         if not any(parameter.trainable for parameter in program.parameters):
-            raise DiagnosticError(NothingTrains(NOWHERE, len(program.parameters)))
+            cx.report(NothingTrains(NOWHERE, len(program.parameters)))
         bodies = ScanBodies(program)
         gradient = whole_gradient(program, bodies)
         functions = (*bodies.functions.values(), gradient)

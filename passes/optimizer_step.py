@@ -6,9 +6,12 @@
         -> (NAME, NAME#m, ..., loss, grad_norm)
 
 Trainable parameters and their states are replaced; a frozen parameter has no state and is not given
-back. Gradients are clipped together as `torch.nn.utils.clip_grad_norm_` does, then the equations
-of `optimizer` (or of `optimizer.no_decay`) are written out for each parameter, with `rate` at
-`step`, which counts from 1. The loss alone becomes the entry `evaluate`.
+back; where all are frozen there is no `grad_norm`. Gradients are clipped together as
+`torch.nn.utils.clip_grad_norm_` does, then the equations of `optimizer` (or of
+`optimizer.no_decay`) are written out for each parameter, with `rate` at `step`, which counts from
+1.
+
+The loss alone becomes the entry `evaluate`.
 
 What states begin with stays in the program as the function `optimizer.states`.
 """
@@ -69,8 +72,9 @@ class OptimizerStep(Pass, frozen=True):
         found = dict(zip(gradients.outputs, b.copy(gradients, operands), strict=True))
         outputs = {"loss": found.pop("loss")}
         b.path, b.span = "clip", NOWHERE
-        outputs["grad_norm"] = norm(b, list(found.values()))
-        scale = self.scale(b, outputs["grad_norm"]) if self.clip else None
+        if trained:
+            outputs["grad_norm"] = norm(b, list(found.values()))
+        scale = self.scale(b, outputs["grad_norm"]) if self.clip and trained else None
         rate = self.rate(b, program.function("rate"), step)
         inputs = dict(zip((i.name for i in gradients.inputs), operands, strict=True))
         updated: dict[str, int] = {}

@@ -21,10 +21,12 @@ from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
+from fllmc.passes.store_frozen import StoreFrozen
 
 PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
     ApplyAdapter,
+    StoreFrozen,
     ApplyLoss,
     DropUnused,
     ShareEqual,
@@ -55,7 +57,10 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
     train, schedule, adapter = spec.train, spec.schedule, spec.adapter
     adapt: tuple[Pass, ...] = ()
     if adapter is not None:
-        adapt = (ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),)
+        adapt = (
+            ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
+            StoreFrozen(dtype=train.precision.compute),
+        )
     return (
         Inline(),
         *adapt,

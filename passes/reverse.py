@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Add, AddN, Fill, Iota, Scan
+from fllmc.ir.ops import Add, AddN, Cast, Fill, Iota, Rename, Scan, Transpose
 from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Op, Role
 from fllmc.ir.types import Sizes, Type
@@ -35,6 +35,9 @@ class Cotangent(NamedTuple):
 
     result: int
 
+
+OTHER_FORMS = (Cast, Rename, Transpose)
+"""Ops that give a parameter in another form."""
 
 Key: TypeAlias = "Saved | Cotangent"
 
@@ -172,13 +175,32 @@ class Reverse:
     def saved(self, value: int) -> int:
         """A value of the forward function. What costs nothing to make is made again."""
         maker = self._makers.get(value)
-        if maker is None or not (value in self._host or isinstance(maker.attrs, Fill | Iota)):
+        if maker is None or not self.made_again(value, maker):
             role: Role = "host" if value in self._host else "value"
             return self.key(Saved(value), self.function.types[value], role)
         if value not in self._again:
             operands = [self.saved(operand) for operand in maker.operands]
             self._again[value] = self.b.one(maker.attrs, *operands)
         return self._again[value]
+
+    def made_again(self, value: int, maker: Op) -> bool:
+        """Whether a value costs nothing to make, or is a frozen parameter in another form.
+
+        To keep that would be to keep a copy of what is stored as it is.
+        """
+        if value in self._host or isinstance(maker.attrs, Fill | Iota):
+            return True
+        return (
+            isinstance(maker.attrs, OTHER_FORMS)
+            and value not in self.active
+            and all(self._is_parameter(operand) for operand in maker.operands)
+        )
+
+    def _is_parameter(self, value: int) -> bool:
+        if value < len(self.function.inputs):
+            return self.function.inputs[value].role == "param"
+        maker = self._makers[value]
+        return isinstance(maker.attrs, OTHER_FORMS) and all(map(self._is_parameter, maker.operands))
 
     def push(self, value: int, cotangent: int | None) -> None:
         """Add to the cotangent of a value, if it is active."""

@@ -1,23 +1,24 @@
 """What can be wrong with turning a model into a training step, in words.
 
-Codes E0364 to E0369 and E0501 to E0509.
+Codes W0364, E0365 to E0369 and E0501 to E0509.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.diagnostics import Diagnostic, Severity
 
 
 class NothingTrains(Diagnostic, frozen=True):
-    """Every parameter of the model is frozen, so there is nothing to compute gradients for.
+    """Every parameter of the model is frozen: a step computes the loss, and changes nothing.
 
     An adapter's `freeze` may select all parameters if `tune` or `lora` then selects some to train.
     """
 
-    code: ClassVar[str] = "E0364"
-    title: ClassVar[str] = "all {count} parameters are frozen"
+    code: ClassVar[str] = "W0364"
+    severity: ClassVar[Severity] = "warning"
+    title: ClassVar[str] = "all {count} parameters are frozen: steps compute the loss alone"
     label: ClassVar[str] = "nothing is left to train"
     help: ClassVar[tuple[str, ...]] = ("take some out with `tune`, or add updates with `lora`",)
 

@@ -242,7 +242,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys((ops.Add, ops.AddN, ops.Sub), added),
     **dict.fromkeys((ops.Div, ops.Mul), scaled),
     **dict.fromkeys(
-        (*ops.COLLECTIVES, ops.Call, ops.Fused, ops.LocalSlice),
+        (*ops.COLLECTIVES, ops.Call, ops.Fused, ops.LocalSlice, ops.Pipeline, ops.Share),
         misplaced,
     ),
     **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),
