@@ -151,27 +151,33 @@ def resolve(
                     stored[parameter.name] = axes
                     before = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*before, *here)
-    unzeroed = {p.name: stored.get(p.name, canonical) for p in program.parameters}
-    zero, wrong = divide(zeros, program, unzeroed, sizes)
+    layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons)
+    layout, wrong = _with_zero(layout, zeros, program, sizes)
     found += wrong
-    for name, how in zero.items():
-        if how.dim:
-            axes = (*unzeroed[name].get(how.dim, ()), *how.axes)
-            stored[name] = {**unzeroed[name], how.dim: axes}
-            text, span = zero_text(how.directive), how.directive.span
-            own = tuple(Because(how.dim, axis, span, text) for axis in how.axes)
-            stored_reasons[name] = (*stored_reasons.get(name, ()), *own)
-    layout = Layout(
-        mesh,
-        canonical,
-        stored,
-        tuple(reasons),
-        stored_reasons,
-        zero,
-        {n: unzeroed[n] for n in zero},
-    )
     found += _indivisible(layout, sizes, program)
     return Resolved(layout, tuple(found))
+
+
+def _with_zero(
+    layout: Layout, zeros: Sequence[Zero], program: Program, sizes: Sizes
+) -> tuple[Layout, list[Diagnostic]]:
+    """The layout with what `zero` directives add to how parameters are stored."""
+    before = {parameter.name: layout.home(parameter.name) for parameter in program.parameters}
+    zero, wrong = divide(zeros, program, before, sizes)
+    stored, reasons = dict(layout.stored), dict(layout.stored_reasons)
+    for name, how in zero.items():
+        if how.dim:
+            stored[name] = {
+                **before[name],
+                how.dim: (*before[name].get(how.dim, ()), *how.axes),
+            }
+            text, span = zero_text(how.directive), how.directive.span
+            own = tuple(Because(how.dim, axis, span, text) for axis in how.axes)
+            reasons[name] = (*reasons.get(name, ()), *own)
+    unzeroed = {name: before[name] for name in zero}
+    return structs.replace(
+        layout, stored=stored, stored_reasons=reasons, zero=zero, unzeroed=unzeroed
+    ), wrong
 
 
 def _fitting(
