@@ -74,8 +74,8 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         DropUnused(),
         Place(
             shards=schedule.shards,
-            zero=schedule.zero,
             context=schedule.context,
+            zero=schedule.zero,
             reduce=train.precision.reduce,
         ),
         ShareEqual(),

@@ -21,7 +21,7 @@ from fllmc.passes.place.site import Site, Value
 
 def attend(site: Site, op: Op, attrs: ops.Attend) -> Sequence[Value]:
     """Attention or its gradient, as the schedule says where the sequence is divided."""
-    home = site.layout.canonical
+    home = site.place(op)
     axes = home.get(attrs.along, ())
     if axes and site.layout.context == "ring" and attrs.over == attrs.along:
         kind = ops.RingAttendGrad if isinstance(attrs, ops.AttendGrad) else ops.RingAttend
@@ -56,8 +56,8 @@ def dealt(layout: Layout, program: Program) -> Layout:
     for parameter in program.parameters:
         for dim in parameter.type.names:
             if dim in marked:
-                name = parameter.name
-                stored[name] = undealt(layout.home(name), dim, marked)
+                name, names = parameter.name, parameter.type.names
+                stored[name] = undealt(layout.stored_axes(name, names), dim, marked)
                 if name in unzeroed:
                     unzeroed[name] = undealt(unzeroed[name], dim, marked)
     canonical = {**layout.canonical, **marked}

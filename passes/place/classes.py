@@ -8,11 +8,12 @@ of it, and what they sum up, has a place of its own: see `zero.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fllmc.ir.ops import Cast, Elementwise, Scan, Transpose
 from fllmc.ir.program import Function, Op, Parameter, Program
+from fllmc.ir.types import Type
 from fllmc.passes.place.directives import Axes, Layout
 
 Key = tuple[str, int]
@@ -37,13 +38,15 @@ class Classes:
         for function in program.functions:
             for op in function.ops:
                 self._join_op(function, op, function.name in program.entries)
-        owners: dict[Key, str] = {}
+        owners: dict[Key, Parameter] = {}
         for name in program.entries:
             self._root_entry(self._functions[name], program.parameters, owners)
-        self._found: dict[Key, Axes] = {key: layout.home(name) for key, name in owners.items()}
+        self._found: dict[Key, Axes] = {
+            key: layout.stored_axes(owner.name, owner.type.names) for key, owner in owners.items()
+        }
         self._follow_links(owners, layout)
 
-    def _follow_links(self, owners: dict[Key, str], layout: Layout) -> None:
+    def _follow_links(self, owners: dict[Key, Parameter], layout: Layout) -> None:
         """Give each scan its places, and what bodies give of their parameters back that place.
 
         So what a forward pass keeps of a parameter for the backward pass stays in parts.
@@ -56,7 +59,8 @@ class Classes:
                 outer, inner = self._root(link.outer), self._root(link.inner)
                 owner = owners.get(outer)
                 if owner is not None and inner not in owners:
-                    axes = layout.summed(owner) if link.summed else layout.used(owner)
+                    place = layout.summed if link.summed else layout.used
+                    axes = place(owner.name, owner.type.names)
                     owners[inner], self._found[inner] = owner, axes
                     changes = True
                 elif owner is None and inner in owners and link.summed:
@@ -114,7 +118,7 @@ class Classes:
                 yield Link((function.name, value), (body.name, number), False)
 
     def _root_entry(
-        self, entry: Function, parameters: Sequence[Parameter], owners: dict[Key, str]
+        self, entry: Function, parameters: Sequence[Parameter], owners: dict[Key, Parameter]
     ) -> None:
         """Name the classes of an entry's parameters, states, and outputs called after them."""
         named: list[tuple[str, int]] = [
@@ -127,7 +131,7 @@ class Classes:
             owner = owner_of(name, parameters)
             names = entry.types[value].names
             if owner is not None and names and set(names) <= set(owner.type.names):
-                owners.setdefault(self._root((entry.name, value)), owner.name)
+                owners.setdefault(self._root((entry.name, value)), owner)
 
 
 def owner_of(name: str, parameters: Sequence[Parameter]) -> Parameter | None:
@@ -146,9 +150,9 @@ def owner_of(name: str, parameters: Sequence[Parameter]) -> Parameter | None:
     return found
 
 
-def stored_axes(
-    name: str, parameters: Sequence[Parameter], layout: Layout
-) -> Mapping[str, tuple[str, ...]]:
+def stored_axes(name: str, kind: Type, parameters: Sequence[Parameter], layout: Layout) -> Axes:
     """How a param or state input is stored: as its parameter is."""
     owner = owner_of(name, parameters)
-    return layout.canonical if owner is None else layout.home(owner.name)
+    if owner is None:
+        return layout.axes(kind.names)
+    return layout.stored_axes(owner.name, owner.type.names)

@@ -200,12 +200,12 @@ def test_what_is_frozen_stays_whole_and_never_moves_below_stage_3() -> None:
 
 def placed(zeros: Sequence[Zero], on: Mesh, found: list[Diagnostic]) -> Program:
     """The program written by hand, with these directives."""
-    return Place(MEGATRON, tuple(zeros)).run(llama(), Context(on, found.append))
+    return Place(MEGATRON, zero=tuple(zeros)).run(llama(), Context(on, found.append))
 
 
 def test_the_largest_free_dim_is_divided() -> None:
     on = Mesh((Axis("data", 2), Axis("fsdp", 4), Axis("tensor", 2)))
-    program = Place(MEGATRON[1:], (Zero(3, ("data", "fsdp")),)).run(
+    program = Place(MEGATRON[1:], zero=(Zero(3, ("data", "fsdp")),)).run(
         llama(), Context(on, lambda _: None)
     )
     stored = {p.name: str(p.type) for p in program.parameters}
@@ -247,7 +247,7 @@ def test_an_axis_that_divides_the_parameter_already_is_refused_with_both_lines()
     with pytest.raises(DiagnosticError) as raised:
         shards = (MEGATRON[0], Shard(MEGATRON[1].dims, ("tensor",), span=span(4)))
         zeros = (Zero(1, ("tensor",), span=span(7)),)
-        Place(shards, zeros).run(llama(), Context(mesh(1, 2), lambda _: None))
+        Place(shards, zero=zeros).run(llama(), Context(mesh(1, 2), lambda _: None))
     found = raised.value.diagnostics[0]
     assert found.code == "E0311"
     assert {found.span.line, *(label.span.line for label in found.secondary())} == {4, 7}
