@@ -48,9 +48,9 @@ class Layout(Struct, frozen=True):
     """The directives, resolved: `canonical` for all values, `stored` for single parameters.
 
     `elsewhere` are the dims on axes that yield, in the order in which they choose. `zero` holds
-    what `zero` directives do, and `unzeroed` where these parameters would be stored without them, both
-    by parameter. `context` is how attention sees a divided sequence, `reduce` the dtype in which
-    gradients are summed over ranks.
+    what `zero` directives do, and `unzeroed` where these parameters would be stored without them,
+    both by parameter. `context` is how attention sees a divided sequence, `reduce` the dtype in
+    which gradients are summed over ranks.
     """
 
     mesh: Mesh
