@@ -15,6 +15,7 @@ from msgspec import structs
 from fllmc.ir import ops
 from fllmc.ir.program import Op, Program
 from fllmc.ir.types import ZIGZAG
+from fllmc.passes.naming import PART
 from fllmc.passes.place.directives import Axes, Layout
 from fllmc.passes.place.site import Site, Value
 
@@ -79,7 +80,8 @@ def causal(layout: Layout, program: Program) -> tuple[str, ...]:
     if layout.context == "exchange":
         return ()
     found = (attrs.along for _, attrs in attentions(program) if attrs.mask == "causal")
-    return tuple(dim for dim in dict.fromkeys(found) if layout.canonical.get(dim))
+    parts = (name for dim in dict.fromkeys(found) for name in (dim, dim + PART))
+    return tuple(dim for dim in parts if layout.canonical.get(dim))
 
 
 def attentions(program: Program) -> tuple[tuple[Op, ops.Attend], ...]:

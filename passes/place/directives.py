@@ -22,6 +22,7 @@ from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
+from fllmc.passes.naming import PART
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
@@ -140,7 +141,8 @@ def yielding(
 
 def directive_text(shard: Shard) -> str:
     """The directive as it is written."""
-    dims = shard.dims[0] if len(shard.dims) == 1 else f"({', '.join(shard.dims)})"
+    names = [dim for dim in shard.dims if not dim.endswith(PART)]
+    dims = names[0] if len(names) == 1 else f"({', '.join(names)})"
     axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
     where = f" in {shard.selector}" if shard.selector else ""
     return f"shard {dims} over {axes}{where}" + (" elsewhere" if shard.elsewhere else "")
@@ -158,6 +160,7 @@ def resolve(
 ) -> Resolved:
     """The layout that directives give a training program on a mesh."""
     sizes = Sizes(program.sizes.dims, mesh)
+    shards = tuple(with_parts(shard, sizes) for shard in shards)
     shards, left_whole = _fitting(shards, sizes, program)
     divided = {axis.name for axis in mesh.axes if axis.size > 1}
     canonical: dict[str, tuple[str, ...]] = {}
@@ -218,6 +221,12 @@ def _with_zero(
     return structs.replace(
         layout, stored=stored, stored_reasons=reasons, zero=zero, unzeroed=unzeroed
     ), wrong
+
+
+def with_parts(shard: Shard, sizes: Sizes) -> Shard:
+    """The directive, which speaks of the parts that a dim is cut into as of the dim itself."""
+    parts = tuple(dim + PART for dim in shard.dims if dim + PART in sizes.dims)
+    return structs.replace(shard, dims=(*shard.dims, *parts)) if parts else shard
 
 
 def _fitting(

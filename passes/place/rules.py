@@ -280,7 +280,18 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
         ),
         elementwise,
     ),
-    **dict.fromkeys((ops.Cast, ops.Neg, ops.Rename, ops.Stop, ops.Transpose), linear),
+    **dict.fromkeys(
+        (
+            ops.Cast,
+            ops.Chunk,
+            ops.Neg,
+            ops.Rename,
+            ops.Stop,
+            ops.Transpose,
+            ops.Unchunk,
+        ),
+        linear,
+    ),
     **dict.fromkeys((ops.Add, ops.AddN, ops.Sub), added),
     **dict.fromkeys((ops.Div, ops.Mul), scaled),
     **dict.fromkeys(

@@ -109,7 +109,8 @@ class Site:
         along, over = op.attrs.along, op.attrs.over
         alone = self.layout.context == "gather" and along not in self.layout.canonical
         whole = (*whole, *((over,) if alone and along != over else () if alone else (along, over)))
-        axes = self.layout.axes((n for n in names if n != op.attrs.kv_heads), whole)
+        apart = {op.attrs.kv_heads} - {op.attrs.heads}
+        axes = self.layout.axes((n for n in names if n not in apart), whole)
         return {**axes, op.attrs.kv_heads: axes.get(op.attrs.heads, ())}
 
     def closed(self, number: int, value: int) -> int:
