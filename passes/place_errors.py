@@ -151,7 +151,8 @@ class TooFewHeads(Diagnostic, frozen=True):
     """There are too few heads to exchange for the sequence.
 
     With `context: exchange` each rank attends to whole sequences for a part of the heads, so the
-    axes of the sequence divide the heads, and the key heads, further than their own axes do.
+    axes of the sequence divide the heads further than their own axes do. Key heads may be fewer: each
+    rank then gets copies of those that its query heads use.
     """
 
     code = "E0326"

@@ -173,9 +173,10 @@ class Executor:
         """The positions, so much further on."""
         return tuple(range(stretch.start + by, stretch.stop + by) for stretch in stretches)
 
-    def positions(self, stretches: tuple[range, ...]) -> torch.Tensor:
-        """The positions as a tensor."""
-        return torch.tensor([at for stretch in stretches for at in stretch], device=self.device)
+    def positions(self, stretches: tuple[range, ...], each: int, first: int) -> torch.Tensor:
+        """The positions as a tensor: of groups of so many, counted from `first`."""
+        held = [at // each + first for stretch in stretches for at in stretch]
+        return torch.tensor(held, device=self.device)
 
     def rope_table(
         self, stretches: tuple[range, ...], dim: int, theta: float, dtype: str

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from fllmc.ir import ops
 from fllmc.ir.program import Op, Program
-from fllmc.ir.types import ZIGZAG
+from fllmc.ir.types import ZIGZAG, Dim, Sizes
 from fllmc.passes.place.directives import Axes, Layout
 from fllmc.passes.place.site import Site, Value
 
@@ -28,8 +28,12 @@ def attend(site: Site, op: Op, attrs: ops.Attend) -> Sequence[Value]:
         operands = (site.take(value, home) for value in op.operands)
         return site.emit(kind(*structs.astuple(attrs), axes=axes), *operands)
     if axes and site.layout.context == "exchange":
-        places = exchanged(home, attrs)
-        found = site.emit(attrs, *(site.take(value, places) for value in op.operands))
+        places = exchanged(home, attrs, site.mover.build.sizes)
+        operands = [site.take(value, places) for value in op.operands]
+        if places[attrs.kv_heads] == places[attrs.heads]:
+            found = site.emit(attrs, *operands)
+        else:
+            found = repeated(site, attrs, operands)
         return [site.mover.move(value, home) for value in found]
     whole = {**home, attrs.over: ()}
     takes = (home, whole, whole, home, home, home)
@@ -37,11 +41,34 @@ def attend(site: Site, op: Op, attrs: ops.Attend) -> Sequence[Value]:
     return site.emit(attrs, *operands)
 
 
-def exchanged(home: Axes, attrs: ops.Attend) -> Axes:
-    """The axes of the sequence on the heads instead, inside of those that heads are on."""
-    axes = home[attrs.along]
-    heads = {name: (*home.get(name, ()), *axes) for name in (attrs.heads, attrs.kv_heads)}
-    return {**home, attrs.along: (), attrs.over: (), **heads}
+def exchanged(home: Axes, attrs: ops.Attend, sizes: Sizes) -> Axes:
+    """The axes of the sequence on the heads instead, inside of those that heads are on.
+
+    Key heads that are too few to be divided so are whole.
+    """
+    heads = (*home.get(attrs.heads, ()), *home[attrs.along])
+    few = sizes.size(attrs.kv_heads) % sizes.mesh.extent(heads) != 0
+    keys = {attrs.kv_heads: () if few else heads}
+    return {**home, attrs.along: (), attrs.over: (), **keys, attrs.heads: heads}
+
+
+def repeated(site: Site, attrs: ops.Attend, operands: Sequence[int]) -> Sequence[int]:
+    """Attention or its gradient where key heads are whole, and query heads are not.
+
+    Each query head gets a copy of its key head; the copies' gradients are added up.
+    """
+    q, keys, values, *rest = operands
+    kind = site.mover.kind(keys)
+    sizes = site.mover.build.sizes
+    heads = site.mover.kind(q).dim(attrs.heads)
+    group = sizes.size(attrs.heads) // sizes.size(attrs.kv_heads)
+    (own,) = site.emit(ops.Iota(heads, 0, attrs.kv_heads, group))
+    copies = [site.emit(ops.Take(attrs.kv_heads), each, own)[0] for each in (keys, values)]
+    found = site.emit(structs.replace(attrs, kv_heads=attrs.heads), q, *copies, *rest)
+    if not isinstance(attrs, ops.AttendGrad):
+        return found
+    sums = [site.emit(ops.Put(Dim(attrs.kv_heads)), own, each)[0] for each in found[1:]]
+    return (found[0], *(site.emit(ops.Transpose(kind.names), each)[0] for each in sums))
 
 
 def dealt(layout: Layout, program: Program) -> Layout:

@@ -156,14 +156,12 @@ def _sequence(
         return
     span = _span_of(layout, attrs.along, axes[-1])
     if layout.context == "exchange":
-        on = exchanged(layout.canonical, attrs)
-        for dim in (attrs.heads, attrs.kv_heads):
-            ranks, heads = layout.mesh.extent(on[dim]), sizes.size(dim)
-            if heads % ranks:
-                shown = " and ".join(f"`{axis}`" for axis in on[dim])
-                few = TooFewHeads(span, dim, heads, shown, ranks, attrs.along, op.span)
-                yield ((TooFewHeads, dim), few)
-                return
+        on = exchanged(layout.canonical, attrs, sizes)[attrs.heads]
+        ranks, heads = layout.mesh.extent(on), sizes.size(attrs.heads)
+        if heads % ranks:
+            shown = " and ".join(f"`{axis}`" for axis in on)
+            few = TooFewHeads(span, attrs.heads, heads, shown, ranks, attrs.along, op.span)
+            yield ((TooFewHeads, attrs.heads), few)
     elif attrs.mask == "causal" and size % (2 * extent):
         axis, others = axes[-1], extent // layout.mesh.extent(axes[-1:])
         works = tuple(n for n in divisors(size // others) if size % (2 * n * others) == 0)

@@ -52,12 +52,14 @@ def masked(function: Function, mask: str) -> Function:
     return replace(function, ops=tuple(ops))
 
 
-def compiled(model: str, mesh: Mesh, way: Way = "gather", mask: str = "causal") -> Program:
+def compiled(
+    model: str, mesh: Mesh, way: Way = "gather", *more: Shard, mask: str = "causal"
+) -> Program:
     """The program at plan level."""
     given = spec(model)
     functions = [masked(function, mask) for function in given.program.functions]
     given = replace(given, program=given.program.with_functions(*functions))
-    shards = (*given.schedule.shards, SEQUENCE) if mesh.size > 1 else ()
+    shards = (*given.schedule.shards, SEQUENCE, *more) if mesh.size > 1 else ()
     given = replace(given, schedule=replace(given.schedule, shards=shards, context=way))
     program, _ = run_pipeline(
         given.program, standard_pipeline(given), Context(mesh, lambda _: None), lambda: 0.0
@@ -84,13 +86,27 @@ def expected(model: str, entry: str) -> dict[str, np.ndarray]:
 )
 @pytest.mark.parametrize("model", ["llama", "gpt"])
 def test_every_way_computes_what_one_device_does(model: str, axes: str, way: Way) -> None:
-    program = compiled(model, parse_mesh(axes, Mesh())[0], way)
+    agree(model, compiled(model, parse_mesh(axes, Mesh())[0], way))
+
+
+def agree(model: str, program: Program) -> None:
+    """Every entry computes what it does on one device."""
     for entry in program.entries:
         found = evaluate(program, entry, values(program, entry))
         for name, wanted in expected(model, entry).items():
             assert np.isfinite(wanted).all()
             error = np.linalg.norm(wanted - found[name])
             assert error <= 1e-11 * np.linalg.norm(wanted), (entry, name)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_beside_sequence_parallelism(way: Way) -> None:
+    elsewhere = Shard(("seq",), ("tensor",), elsewhere=True)
+    agree("llama", compiled("llama", parse_mesh("context=2,tensor=2", Mesh())[0], way, elsewhere))
+
+
+def test_key_heads_too_few_to_exchange_are_copied() -> None:
+    agree("llama", compiled("llama", parse_mesh("context=4,tensor=2", Mesh())[0], "exchange"))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -142,13 +142,13 @@ def test_too_few_heads_to_exchange(program: Program) -> None:
     long = replace(
         program, dims=tuple(replace(d, size=8) if d.name == "seq" else d for d in program.dims)
     )
-    on = Mesh((Axis("context", 4), Axis("tensor", 2)))
+    on = Mesh((Axis("context", 8), Axis("tensor", 2)))
     shards = (shard("heads kv_heads", "tensor", at=2), shard("seq", "context"))
     with pytest.raises(DiagnosticError) as raised:
         Place(shards, "exchange").run(long, Context(on, lambda _: None))
     (found,) = raised.value.diagnostics
     assert found.code == "E0326"
-    assert "`kv_heads` of size 4 can't be divided over `tensor` and `context` of 8" in text(found)
+    assert "`heads` of size 8 can't be divided over `tensor` and `context` of 16" in text(found)
     assert found.span == line(1) and found.secondary()[0].span == line(90)
 
 
