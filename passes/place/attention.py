@@ -22,37 +22,34 @@ from fllmc.passes.place.site import Site, Value
 def attend(site: Site, op: Op, attrs: ops.Attend) -> Sequence[Value]:
     """Attention or its gradient, as the schedule says where the sequence is divided."""
     home = site.place(op)
-    axes = home.get(attrs.along, ())
-    if axes and site.layout.context == "ring" and attrs.over == attrs.along:
+    axes, context = home.get(attrs.along, ()), site.layout.context
+    queries, keys = home, {**home, attrs.over: ()}
+    if axes and context == "ring" and attrs.over == attrs.along:
         kind = ops.RingAttendGrad if isinstance(attrs, ops.AttendGrad) else ops.RingAttend
-        operands = (site.take(value, home) for value in op.operands)
-        return site.emit(kind(*structs.astuple(attrs), axes=axes), *operands)
-    if axes and site.layout.context == "exchange":
-        places = exchanged(home, attrs, site.mover.build.sizes)
-        operands = [site.take(value, places) for value in op.operands]
-        if places[attrs.kv_heads] == places[attrs.heads]:
-            found = site.emit(attrs, *operands)
-        else:
-            found = repeated(site, attrs, operands)
-        return [site.mover.move(value, home) for value in found]
-    whole = {**home, attrs.over: ()}
-    takes = (home, whole, whole, home, home, home)
-    operands = (site.take(value, at) for value, at in zip(op.operands, takes, strict=False))
-    return site.emit(attrs, *operands)
+        attrs, keys = kind(*structs.astuple(attrs), axes=axes), home
+    elif axes and context == "exchange":
+        queries = keys = exchanged(home, attrs)
+    few = too_few(attrs, queries, site.mover.build.sizes)
+    if few:
+        keys = {**keys, attrs.kv_heads: ()}
+    places = (queries, keys, keys, queries, queries, queries)
+    operands = [site.take(value, at) for value, at in zip(op.operands, places, strict=False)]
+    found = copied(site, attrs, operands) if few else site.emit(attrs, *operands)
+    return [site.mover.move(value, home) for value in found] if queries is not home else found
 
 
-def exchanged(home: Axes, attrs: ops.Attend, sizes: Sizes) -> Axes:
-    """The axes of the sequence on the heads instead, inside of those that heads are on.
-
-    Key heads that are too few to be divided so are whole.
-    """
+def exchanged(home: Axes, attrs: ops.Attend) -> Axes:
+    """The axes of the sequence on the heads instead, inside of those that heads are on."""
     heads = (*home.get(attrs.heads, ()), *home[attrs.along])
-    few = sizes.size(attrs.kv_heads) % sizes.mesh.extent(heads) != 0
-    keys = {attrs.kv_heads: () if few else heads}
-    return {**home, attrs.along: (), attrs.over: (), **keys, attrs.heads: heads}
+    return {**home, attrs.along: (), attrs.over: (), attrs.kv_heads: heads, attrs.heads: heads}
 
 
-def repeated(site: Site, attrs: ops.Attend, operands: Sequence[int]) -> Sequence[int]:
+def too_few(attrs: ops.Attend, places: Axes, sizes: Sizes) -> bool:
+    """Whether key heads can't be divided as query heads are."""
+    return sizes.size(attrs.kv_heads) % sizes.mesh.extent(places.get(attrs.heads, ())) != 0
+
+
+def copied(site: Site, attrs: ops.Attend, operands: Sequence[int]) -> Sequence[int]:
     """Attention or its gradient where key heads are whole, and query heads are not.
 
     Each query head gets a copy of its key head; the copies' gradients are added up.

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
+from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.evaluate import evaluate
 from fllmc.ir.ops import Attend
 from fllmc.ir.program import Function, Program
@@ -36,7 +37,7 @@ WAYS: tuple[Way, ...] = ("gather", "ring", "exchange")
 def spec(model: str) -> Spec:
     """A small model with 16 tokens a sample, in 2 micro-batches."""
     text = small_spec(model, "f64", 2).replace("seq: 6", "seq: 16").replace("batch: 16", "batch: 4")
-    text = text.replace("layers = 3", "layers = 2")
+    text = text.replace("layers = 3", "layers = 2").replace("ffn = 12", "ffn = 16")
     with TemporaryDirectory() as folder:
         path = Path(folder, "small.fllm")
         path.write_text(text)
@@ -105,8 +106,17 @@ def test_beside_sequence_parallelism(way: Way) -> None:
     agree("llama", compiled("llama", parse_mesh("context=2,tensor=2", Mesh())[0], way, elsewhere))
 
 
-def test_key_heads_too_few_to_exchange_are_copied() -> None:
-    agree("llama", compiled("llama", parse_mesh("context=4,tensor=2", Mesh())[0], "exchange"))
+@pytest.mark.parametrize(
+    ("axes", "way"),
+    [("tensor=8", "gather"), *((f"context=2,tensor={n}", way) for n in (4, 8) for way in WAYS)],
+)
+def test_key_heads_too_few_to_be_divided_are_copied(axes: str, way: Way) -> None:
+    mesh = parse_mesh(axes, Mesh())[0]
+    if way == "exchange" and mesh.size > 8:  # there are 8 heads
+        with pytest.raises(DiagnosticError, match="E0326"):
+            compiled("llama", mesh, way)
+        return
+    agree("llama", compiled("llama", mesh, way))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -174,10 +174,13 @@ def test_heads_apart(program: Program) -> None:
     assert "they are on tensor and on data" in text(found[0])
 
 
-def test_more_ranks_than_key_heads(program: Program) -> None:
-    found = refuse(program, mesh(1, 8), shard("heads kv_heads", "tensor"))
-    assert [d.code for d in found] == ["E0314"]
-    assert "`tensor` of size 8 is larger than `kv_heads` of size 4" in text(found[0])
+def test_key_heads_fewer_than_ranks_are_told_to_be_copied(program: Program) -> None:
+    told: list[Diagnostic] = []
+    Place((shard("heads kv_heads", "tensor"),)).run(program, Context(mesh(1, 8), told.append))
+    assert [d.code for d in told] == ["W0327"] and told[0].span == line(1)
+    assert "`kv_heads` of size 4 stays whole: axis `tensor` of size 8 does not divide" in text(
+        told[0]
+    )
 
 
 def test_an_axis_that_the_mesh_lacks_is_one_warning(program: Program) -> None:
