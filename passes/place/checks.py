@@ -9,6 +9,7 @@ from fllmc.ir.ops import Attend, Scan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Sizes
+from fllmc.passes.naming import PART
 from fllmc.passes.place.attention import exchanged
 from fllmc.passes.place.directives import Axes, Layout, divisors, sizes_that_work
 from fllmc.passes.place_errors import (
@@ -156,11 +157,16 @@ def _sequence(
             shown = " and ".join(f"`{axis}`" for axis in on)
             few = TooFewHeads(span, attrs.heads, heads, shown, ranks, attrs.along, op.span)
             yield ((TooFewHeads, attrs.heads), few)
-    elif attrs.mask == "causal" and size % (2 * extent):
-        axis, others = axes[-1], extent // layout.mesh.extent(axes[-1:])
-        works = tuple(n for n in divisors(size // others) if size % (2 * n * others) == 0)
-        uneven = UnevenSequence(span, attrs.along, size, axis, extent, works[-6:] or (1,), op.span)
-        yield ((UnevenSequence, attrs.along), uneven)
+        return
+    part = attrs.along + PART
+    for dim in (attrs.along, part) if part in sizes.dims else (attrs.along,):
+        size = sizes.size(dim)
+        if attrs.mask == "causal" and size % (2 * extent):
+            axis, others = axes[-1], extent // layout.mesh.extent(axes[-1:])
+            works = tuple(n for n in divisors(size // others) if size % (2 * n * others) == 0)
+            uneven = UnevenSequence(span, dim, size, axis, extent, works[-6:] or (1,), op.span)
+            yield ((UnevenSequence, dim), uneven)
+            return
 
 
 def _span_of(layout: Layout, dim: str, axis: str) -> Span:

@@ -108,7 +108,11 @@ def test_beside_sequence_parallelism(way: Way) -> None:
 
 @pytest.mark.parametrize(
     ("axes", "way"),
-    [("tensor=8", "gather"), *((f"context=2,tensor={n}", way) for n in (4, 8) for way in WAYS)],
+    [
+        ("tensor=8", "gather"),
+        *((f"context=2,tensor={n}", way) for n in (4, 8) for way in WAYS),
+        ("context=8", "exchange"),
+    ],
 )
 def test_key_heads_too_few_to_be_divided_are_copied(axes: str, way: Way) -> None:
     mesh = parse_mesh(axes, Mesh())[0]
