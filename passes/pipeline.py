@@ -21,6 +21,7 @@ from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
+from fllmc.passes.stages.directives import pipeline_shards, placing_shards
 from fllmc.passes.store_frozen import StoreFrozen
 
 PASSES: Final[tuple[type[Pass], ...]] = (
@@ -67,12 +68,16 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
         Differentiate(),
-        Accumulate(microbatches=schedule.microbatches, reduce=train.precision.reduce),
+        Accumulate(
+            microbatches=schedule.microbatches,
+            reduce=train.precision.reduce,
+            always=bool(pipeline_shards(schedule, spec.program)),
+        ),
         OptimizerStep(clip=train.clip, steps=train.steps),
         ShareEqual(),
         Recompute(selectors=schedule.recompute),
         DropUnused(),
-        Place(shards=schedule.shards, context=schedule.context),
+        Place(shards=placing_shards(schedule, spec.program), context=schedule.context),
         ShareEqual(),
         DropUnused(),
         Layout(),
@@ -80,3 +85,9 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         Fuse(),
         DropUnused(),
     )
+
+
+def cut_pipeline(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """The passes for the whole program, and those for the program of each pipeline stage."""
+    at = next((at for at, each in enumerate(passes) if each.name == Layout.name), len(passes))
+    return tuple(passes[:at]), tuple(passes[at:])

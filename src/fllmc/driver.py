@@ -20,8 +20,10 @@ from fllmc.ir.text import print_program
 from fllmc.ir.types import Mesh
 from fllmc.passes.base import Context
 from fllmc.passes.decisions import decisions
-from fllmc.passes.pipeline import standard_pipeline
+from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.runner import Dump, Timing, run_pipeline
+from fllmc.passes.stages.cut_stages import stage_programs
+from fllmc.passes.stages.directives import asked_pipeline
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -64,12 +66,29 @@ def compile_spec(
             dump(number, name, program)
 
     read = Timing("read and check", clock() - begin, 0.0)
-    program, timings = run_pipeline(spec.program, standard_pipeline(spec), cx, clock, keep)
+    asked = asked_pipeline(spec.schedule, spec.program, chosen)
+    first, then = cut_pipeline(standard_pipeline(spec))
+    program, timings = run_pipeline(spec.program, first, cx, clock, keep)
+    stages = (program,)
+    if asked is not None:
+        stages = stage_programs(program, asked, spec.schedule.microbatches)
+    ends = [run_pipeline(stage, then, cx, clock, keep) for stage in stages]
+    timings += tuple(timing for _, found in ends for timing in found)
+    finished = [end for end, _ in ends]
     begin = clock()
     reasons = decisions(program, spec.schedule)
-    plan = make_plan(program, spec, load_target(target or "cpu"), reasons, mesh_read)
+    plan = make_plan(
+        finished[0],
+        spec,
+        load_target(target or "cpu"),
+        reasons,
+        mesh_read,
+        asked.axis if asked else "",
+        finished[1:],
+    )
     if not target:
-        plan = structs.replace(plan, target=smallest_target(plan.arena_bytes))
+        largest = max(stage.arena_bytes for stage in plan.by_stage)
+        plan = structs.replace(plan, target=smallest_target(largest))
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
     texts = tuple((level, print_program(each)) for level, each in levels.items())
