@@ -90,6 +90,7 @@ class Executor:
     ):
         if plan.program.mesh.size > 1 and comm is None:
             raise InternalError("a plan for several ranks needs a communicator")
+        plan = plan.of_rank(rank)
         self.plan = plan
         self.sizes = plan.program.sizes
         self.rank = rank
