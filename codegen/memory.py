@@ -252,7 +252,7 @@ class Planner:
         kinds = [self.function.types[value] for value in slices]
         found = [Item(at, at, aligned(max(frames, default=0)))]
         for buffers in Turns(self.program, attrs).buffers(self.frames, kinds):
-            found.append(Item(at, at, buffers.count * self.bytes(buffers.type)))
+            found.append(Item(at, at, buffers.slots * self.bytes(buffers.type)))
         return found
 
     def scan_scratch(self, op: Op) -> list[Type]:

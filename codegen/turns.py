@@ -45,7 +45,7 @@ class Buffers(NamedTuple):
 
     name: str
     type: Type
-    count: int
+    slots: int
 
 
 class Turns:

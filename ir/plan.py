@@ -136,6 +136,11 @@ class Plan(msgspec.Struct, frozen=True):
         )
         return (own, *others)
 
+    @property
+    def fullest(self) -> Plan:
+        """The plan of the first pipeline stage that needs most memory."""
+        return max(self.by_stage, key=lambda stage: stage.arena_bytes)
+
     def of_rank(self, rank: int) -> Plan:
         """The plan of the stage that a rank of the mesh has."""
         if not self.stages:
