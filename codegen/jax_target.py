@@ -267,6 +267,18 @@ def _spread(attrs: ops.Spread, site: _Site, value: Value, index: Value) -> Value
     return value[..., None] * _one_hot(at, site.size(attrs.dim.name), value.dtype)
 
 
+def _chunk(attrs: ops.Chunk, site: _Site, x: Value) -> Value:
+    at, count = site.operands[0].names.index(attrs.dim), site.size(attrs.over)
+    parts = [_jnp.take(x, _jnp.arange(i, x.shape[at], count), axis=at) for i in range(count)]
+    return _jnp.stack(parts)
+
+
+def _unchunk(attrs: ops.Unchunk, site: _Site, x: Value) -> Value:
+    at = site.results[0].names.index(attrs.dim)
+    together = _jnp.stack(list(x), axis=at + 1)
+    return together.reshape((*x.shape[1 : at + 1], -1, *x.shape[at + 2 :]))
+
+
 def _rope(attrs: ops.Rope, site: _Site, x: Value) -> Value:
     """Each pair as a complex number, multiplied by a unit one."""
     names = site.operands[0].names
@@ -372,6 +384,8 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.MulAdd: _elementwise(_plus_product),
     ops.MulSub: _elementwise(_less_product),
     ops.Neg: _elementwise(_jnp.negative),
+    ops.Chunk: _chunk,
+    ops.Unchunk: _unchunk,
     ops.Pick: _pick,
     ops.Pow: _elementwise(_jnp.power),
     ops.Put: _put,

@@ -15,6 +15,7 @@ from fllmc.ir.ops import (
     Attend,
     AttendGrad,
     Attrs,
+    Chunk,
     Dot,
     DotAdd,
     Elementwise,
@@ -36,6 +37,7 @@ from fllmc.ir.ops import (
     Spread,
     Take,
     Transpose,
+    Unchunk,
 )
 from fllmc.ir.program import Op
 from fllmc.ir.types import Dim, Type, deals_zigzag
@@ -166,6 +168,21 @@ def spread(text: FunctionText, op: Op, at: int) -> list[str]:
     ]
 
 
+def chunk(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Every n-th position to the same chunk, or back: a copy between strided views."""
+    del at
+    assert isinstance(op.attrs, Chunk | Unchunk)
+    attrs, dealt = op.attrs, isinstance(op.attrs, Chunk)
+    whole, parts = (*op.operands, *op.results) if dealt else (*op.results, *op.operands)
+    kind = text.function.types[whole]
+    place, count = kind.names.index(attrs.dim), text.sizes.size(attrs.over)
+    shape = list(text.sizes.local_shape(kind))
+    shape[place : place + 1] = [shape[place] // count, count]
+    view = text.view(f"{text.tensor(whole)}.view({shape_text(shape)}).movedim({place + 1}, 0)")
+    pair = (text.tensor(parts), view) if dealt else (view, text.tensor(parts))
+    return [f"{pair[0]}.copy_({pair[1]})"]
+
+
 def fill(text: FunctionText, op: Op, at: int) -> list[str]:
     """A constant tensor."""
     del at
@@ -285,6 +302,8 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Fill: fill,
     Iota: iota,
     LocalSlice: local_slice,
+    Chunk: chunk,
+    Unchunk: chunk,
     Pick: pick,
     Put: put,
     PutAdd: put,

@@ -195,12 +195,27 @@ def spread(attrs: ops.Spread, here: Here, value: Array, index: Array) -> Array:
     return np.where(at == here.positions(attrs.dim), rows, np.zeros_like(rows))
 
 
+def chunk(attrs: ops.Chunk, here: Here, x: Array) -> Array:
+    """Chunks in front; this rank deals out what it holds."""
+    at = here.operands[0].names.index(attrs.dim)
+    count = here.sizes.size(attrs.over)
+    dealt = x.reshape((*x.shape[:at], x.shape[at] // count, count, *x.shape[at + 1 :]))
+    return np.moveaxis(dealt, at + 1, 0)
+
+
+def unchunk(attrs: ops.Unchunk, here: Here, x: Array) -> Array:
+    """Chunks taken up again."""
+    at = here.results[0].names.index(attrs.dim)
+    return np.moveaxis(x, 0, at + 1).reshape(here.sizes.local_shape(here.results[0]))
+
+
 LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Add: elementwise(np.add),
     ops.AddN: elementwise(add_all),
     ops.Attend: attend,
     ops.AttendGrad: attend_grad,
     ops.Cast: identity,
+    ops.Chunk: chunk,
     ops.Cos: elementwise(np.cos),
     ops.Div: elementwise(np.true_divide),
     ops.Dot: dot,
@@ -240,5 +255,6 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Take: take,
     ops.Tanh: elementwise(np.tanh),
     ops.Transpose: transpose,
+    ops.Unchunk: unchunk,
     ops.Where: elementwise(np.where),
 }

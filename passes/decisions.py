@@ -47,27 +47,30 @@ def whole_reason(program: Program) -> str:
 def kept(program: Program, schedule: Schedule) -> Iterator[Decision]:
     """What each stack's forward pass keeps for the backward pass, of each function once."""
     for name in program.entries:
-        for op in program.function(name).ops:
-            yield from kept_by(program, op, schedule)
+        yield from kept_in(program, program.function(name), schedule)
 
 
-def kept_by(program: Program, op: Op, schedule: Schedule) -> Iterator[Decision]:
-    """What one scan, and the scans inside it, keep."""
-    if not isinstance(op.attrs, Scan):
-        return
-    body = program.function(op.attrs.function)
-    for inner in body.ops:
-        yield from kept_by(program, inner, schedule)
-    if op.attrs.reverse or op.attrs.over == "microbatches":
-        return
-    sizes, turns = program.sizes, program.sizes.size(op.attrs.over)
-    for value in body.results[op.attrs.carries :]:
+def kept_in(program: Program, function: Function, schedule: Schedule) -> Iterator[Decision]:
+    """What the scans of a function, and those inside them, keep."""
+    scans = [(op, op.attrs) for op in function.ops if isinstance(op.attrs, Scan)]
+    back = {attrs.over for _, attrs in scans if attrs.reverse}
+    for op, attrs in scans:
+        yield from kept_in(program, program.function(attrs.function), schedule)
+        if attrs.over in back and not attrs.reverse:
+            yield from kept_by(program, op, attrs, schedule)
+
+
+def kept_by(program: Program, op: Op, attrs: Scan, schedule: Schedule) -> Iterator[Decision]:
+    """What one forward scan keeps."""
+    body = program.function(attrs.function)
+    sizes, turns = program.sizes, program.sizes.size(attrs.over)
+    for value in body.results[attrs.carries :]:
         path, kind = source_of(body, value), body.types[value]
         size = sizes.local_bytes(kind) * turns
         full = f"{op.path}.*.{path}" if path else f"{op.path}.* ({own(body, value)})"
         yield Decision(
             full,
-            f"kept for the backward pass: `{kind}` for each of {turns} {op.attrs.over}",
+            f"kept for the backward pass: `{kind}` for each of {turns} {attrs.over}",
             kept_reason(f"{op.path}.0.{path}", path, schedule),
             f"computing it again: {bytes_text(size)} less",
         )

@@ -11,12 +11,14 @@ from fllmc.passes.accumulate import Accumulate
 from fllmc.passes.apply_adapter import ApplyAdapter
 from fllmc.passes.apply_loss import ApplyLoss
 from fllmc.passes.base import Pass
+from fllmc.passes.chunk_loss import ChunkLoss
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
 from fllmc.passes.layout import Layout
 from fllmc.passes.optimizer_step import OptimizerStep
+from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
@@ -29,11 +31,13 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     ApplyAdapter,
     StoreFrozen,
     ApplyLoss,
+    PickEarly,
     DropUnused,
     ShareEqual,
     Differentiate,
     Accumulate,
     OptimizerStep,
+    ChunkLoss,
     Recompute,
     Place,
     Layout,
@@ -67,6 +71,7 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         *adapt,
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
+        PickEarly(),
         Differentiate(),
         Accumulate(
             microbatches=schedule.microbatches,
@@ -75,6 +80,7 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         ),
         OptimizerStep(clip=train.clip, steps=train.steps),
         ShareEqual(),
+        ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
         Recompute(selectors=schedule.recompute),
         DropUnused(),
         Place(shards=placing_shards(schedule, spec.program), context=schedule.context),

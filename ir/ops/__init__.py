@@ -61,7 +61,7 @@ from fllmc.ir.ops.elementwise import (
     Where,
 )
 from fllmc.ir.ops.pipeline import Pipeline
-from fllmc.ir.ops.structure import Call, Fused, Scan
+from fllmc.ir.ops.structure import Call, Chunk, Fused, Scan, Unchunk
 
 AnyAttrs = (
     Add
@@ -72,6 +72,7 @@ AnyAttrs = (
     | AttendGrad
     | Call
     | Cast
+    | Chunk
     | Cos
     | Div
     | Dot
@@ -117,6 +118,7 @@ AnyAttrs = (
     | Take
     | Tanh
     | Transpose
+    | Unchunk
     | Where
 )
 
@@ -137,6 +139,7 @@ __all__ = [
     "Attrs",
     "Call",
     "Cast",
+    "Chunk",
     "Cos",
     "Div",
     "Dot",
@@ -187,5 +190,6 @@ __all__ = [
     "Tanh",
     "Transpose",
     "TypeRuleError",
+    "Unchunk",
     "Where",
 ]

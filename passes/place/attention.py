@@ -15,13 +15,14 @@ from msgspec import structs
 from fllmc.ir import ops
 from fllmc.ir.program import Op, Program
 from fllmc.ir.types import ZIGZAG
+from fllmc.passes.naming import PART
 from fllmc.passes.place.directives import Axes, Layout
 from fllmc.passes.place.site import Site, Value
 
 
 def attend(site: Site, op: Op, attrs: ops.Attend) -> Sequence[Value]:
     """Attention or its gradient, as the schedule says where the sequence is divided."""
-    home = site.layout.canonical
+    home = site.place(op)
     axes = home.get(attrs.along, ())
     if axes and site.layout.context == "ring" and attrs.over == attrs.along:
         kind = ops.RingAttendGrad if isinstance(attrs, ops.AttendGrad) else ops.RingAttend
@@ -56,7 +57,7 @@ def dealt(layout: Layout, program: Program) -> Layout:
     for parameter in program.parameters:
         for dim in parameter.type.names:
             if dim in marked:
-                axes = stored.get(parameter.name, layout.canonical)
+                axes = layout.stored_axes(parameter.name, parameter.type.names)
                 rest = axes.get(dim, ())[len(marked[dim]) :]
                 stored[parameter.name] = {**axes, dim: rest}
     return structs.replace(layout, canonical={**layout.canonical, **marked}, stored=stored)
@@ -72,7 +73,8 @@ def causal(layout: Layout, program: Program) -> tuple[str, ...]:
     if layout.context == "exchange":
         return ()
     found = (attrs.along for _, attrs in attentions(program) if attrs.mask == "causal")
-    return tuple(dim for dim in dict.fromkeys(found) if layout.canonical.get(dim))
+    parts = (name for dim in dict.fromkeys(found) for name in (dim, dim + PART))
+    return tuple(dim for dim in parts if layout.canonical.get(dim))
 
 
 def attentions(program: Program) -> tuple[tuple[Op, ops.Attend], ...]:
