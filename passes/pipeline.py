@@ -83,7 +83,12 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
         Recompute(selectors=schedule.recompute),
         DropUnused(),
-        Place(shards=placing_shards(schedule, spec.program), context=schedule.context),
+        Place(
+            shards=placing_shards(schedule, spec.program),
+            context=schedule.context,
+            zero=schedule.zero,
+            reduce=train.precision.reduce,
+        ),
         ShareEqual(),
         DropUnused(),
         Layout(),
