@@ -81,8 +81,8 @@ BUGS = (
     Bug(
         "a partial sum is used as if it were whole",
         "passes.place.reshard",
-        "axes = tuple(axis for axis in kind.partial if axis not in keep)\n        if not axes:",
-        "axes = ()\n        if not axes:",
+        "    if axes:\n        step(AllReduce(axes))",
+        "    if axes and False:\n        step(AllReduce(axes))",
         GRID,
     ),
     Bug(
@@ -138,8 +138,8 @@ BUGS = (
     Bug(
         "a rank keeps its part of its own sum, not of all ranks'",
         "passes.place.reshard",
-        "attrs = ReduceScatter(dim, run) if is_open else LocalSlice(dim, run)",
-        "attrs = LocalSlice(dim, run)",
+        "step(ReduceScatter(dim, run) if is_open else LocalSlice(dim, run))",
+        "step(LocalSlice(dim, run))",
         LATE,
     ),
     Bug(
@@ -163,5 +163,47 @@ BUGS = (
         "key = 0, dtype",
         LATE,
         compute="bf16",
+    ),
+    Bug(
+        "queries see the keys of their own rank alone",
+        "passes.place.attention",
+        "queries, keys = home, {**home, attrs.over: ()}",
+        "queries, keys = home, home",
+        ("context gather",),
+    ),
+    Bug(
+        "ranks of a pipeline have each other's layers",
+        "passes.stages.cut_stages",
+        "layers=tuple(own)) if own is not None",
+        "layers=tuple(own)[::-1]) if own is not None",
+        ("1f1b",),
+    ),
+    Bug(
+        "chunks of a pipeline all run the first one's layers",
+        "passes.stages.cut_step",
+        "rows.get(stretch.whole, 0)))",
+        "0))",
+        ("interleaved",),
+    ),
+    Bug(
+        "the norm of the gradients is one stage's",
+        "passes.stages.cut_step",
+        "            self.resolved |= terms\n",
+        "",
+        ("1f1b",),
+    ),
+    Bug(
+        "a stage's sums begin anew with the second micro-batch",
+        "passes.stages.cut_step",
+        "parts = [part for part in parts if part[0] != part[1]]",
+        "parts = parts[:0]",
+        ("interleaved",),
+    ),
+    Bug(
+        "the last micro-batch's weight gradient is never asked for",
+        "passes.schedule.families",
+        'row += actions("W", rank, range(max(0, micros - rank), micros))',
+        'row += actions("W", rank, range(max(0, micros - rank), micros - 1))',
+        ("zb-h1",),
     ),
 )
