@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fllmc.codegen import jax_experts as experts
 from fllmc.ir import ops, philox
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Function, Program
@@ -354,7 +355,9 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.AttendGrad: _attend_grad,
     ops.Call: _call,
     ops.Cast: _cast,
+    ops.Combine: experts.combine,
     ops.Cos: _elementwise(_jnp.cos),
+    ops.Dispatch: experts.dispatch,
     ops.Div: _elementwise(_jnp.divide),
     ops.Dot: _dot,
     ops.DotAdd: _dot_add,
@@ -362,6 +365,8 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Exp: _elementwise(_jnp.exp),
     ops.Fill: _fill,
     ops.Fused: _call,
+    ops.GroupedDot: experts.grouped_dot,
+    ops.GroupedOuter: experts.grouped_outer,
     ops.Iota: _iota,
     ops.Less: _elementwise(_jnp.less),
     ops.Log: _elementwise(_jnp.log),
@@ -391,7 +396,9 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Stop: _stop,
     ops.Sub: _elementwise(_jnp.subtract),
     ops.Take: _take,
+    ops.Tally: experts.tally,
     ops.Tanh: _elementwise(_jnp.tanh),
+    ops.TopK: experts.top_k,
     ops.Transpose: _transpose,
     ops.Where: _elementwise(_jnp.where),
 }

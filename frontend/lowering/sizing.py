@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 
 from msgspec import Struct
 
@@ -126,6 +127,7 @@ def _checked(
 ) -> Iterator[Diagnostic]:
     for need in requirements:
         a, b = sizes[need.a], sizes.get(need.b, 0)
+        factors = need.b.split() if need.rule == "product" else []
         if need.rule == "divides" and b % a:
             what = f"`{need.a}` must divide `{need.b}`"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
@@ -135,6 +137,13 @@ def _checked(
         elif need.rule == "same" and a != b:
             what = f"`{need.a}` and `{need.b}` must have one size"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
+        elif need.rule == "at_most" and a > b:
+            what = f"no more than all of `{need.b}` can be chosen"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
+        elif factors and a != prod(sizes[name] for name in factors):
+            what = f"`{need.a}` must have a row for each choice, {' * '.join(factors)}"
+            shown = ", ".join(f"`{name}` is {sizes[name]}" for name in factors)
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, {shown}")
 
 
 def _vocab(table: SizeTable, vocab: str, size: int, data: DataSection) -> Iterator[Diagnostic]:

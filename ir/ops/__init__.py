@@ -53,6 +53,7 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
+from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
 from fllmc.ir.ops.structure import Call, Fused, Scan
 
 AnyAttrs = (
@@ -64,7 +65,9 @@ AnyAttrs = (
     | AttendGrad
     | Call
     | Cast
+    | Combine
     | Cos
+    | Dispatch
     | Div
     | Dot
     | DotAdd
@@ -72,6 +75,8 @@ AnyAttrs = (
     | Exp
     | Fill
     | Fused
+    | GroupedDot
+    | GroupedOuter
     | Iota
     | Less
     | LocalSlice
@@ -105,7 +110,9 @@ AnyAttrs = (
     | Stop
     | Sub
     | Take
+    | Tally
     | Tanh
+    | TopK
     | Transpose
     | Where
 )
@@ -127,7 +134,9 @@ __all__ = [
     "Attrs",
     "Call",
     "Cast",
+    "Combine",
     "Cos",
+    "Dispatch",
     "Div",
     "Dot",
     "DotAdd",
@@ -137,6 +146,8 @@ __all__ = [
     "Exp",
     "Fill",
     "Fused",
+    "GroupedDot",
+    "GroupedOuter",
     "Iota",
     "Less",
     "LocalSlice",
@@ -172,7 +183,9 @@ __all__ = [
     "Stop",
     "Sub",
     "Take",
+    "Tally",
     "Tanh",
+    "TopK",
     "Transpose",
     "TypeRuleError",
     "Where",
