@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fllmc.codegen.jax_site import Site, Value
 from fllmc.ir import ops
-from fllmc.ir.types import Dim, Type
+from fllmc.ir.types import Dim
 
-# JAX's arrays and tracers; its functions carry no precise types of their own.
-Value: TypeAlias = Any
 _jnp: Any = jnp
 _lax: Any = lax
 _jax: Any = jax
-
-
-class Site(Protocol):
-    """One op being run, as `codegen/jax_target.py` has it."""
-
-    @property
-    def operands(self) -> tuple[Type, ...]:
-        """The operands' types."""
-        ...
-
-    @property
-    def results(self) -> tuple[Type, ...]:
-        """The results' types."""
-        ...
-
-    def size(self, name: str) -> int:
-        """The size of a dim."""
-        ...
 
 
 def one_hot(index: Value, size: int, dtype: Any) -> Value:

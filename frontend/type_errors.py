@@ -245,7 +245,7 @@ class BadExperts(Diagnostic, frozen=True):
     """
 
     code: ClassVar[str] = "E0232"
-    title: ClassVar[str] = "`{name}` does not fit its experts"
+    title: ClassVar[str] = "{name} does not fit its experts"
     label: ClassVar[str] = "{reason}"
 
     name: str

@@ -14,6 +14,7 @@ from fllmc.frontend.library import Module
 from fllmc.frontend.section_errors import LossDoesNotFit, VocabTooSmall
 from fllmc.frontend.sections.data import DataSection
 from fllmc.frontend.sections.overrides import Overrides
+from fllmc.frontend.semantics.expert_rows import along_rows
 from fllmc.frontend.semantics.sizes import SizeTable
 from fllmc.frontend.semantics.typed import Block, Key, Requirement
 from fllmc.ir.diagnostics import Diagnostic
@@ -77,6 +78,7 @@ def sized(
     if not found:
         for block in blocks:
             found += _checked(block.requirements, known)
+        found += along_rows(blocks)
         found += _vocab(table, vocab, known.get(vocab, 0), data)
     return Sized(table, Sizes(known), tokens or known.get(vocab, 0), tuple(found))
 

@@ -34,7 +34,7 @@ def expert_call(body: Body, call: Call) -> Typed:
     """The call, typed; broken if a mistake was reported."""
     reason, typed = _RULES[call.name](body, call)
     if typed is None:
-        return body.broken(call.span, BadExperts(call.span, call.name, reason))
+        return body.broken(call.span, BadExperts(call.span, f"`{call.name}`", reason))
     return typed
 
 
