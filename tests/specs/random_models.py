@@ -144,7 +144,7 @@ class Writer:
         slots = self.one((False, True))
         of = "(experts, slots)" if slots else "routed"
         params = ["param router: embed -> experts"]
-        params += ["param up: [experts, embed, ffn]", "param down: [experts, ffn, embed]"]
+        params += ["param wide: [experts, embed, ffn]", "param narrow: [experts, ffn, embed]"]
         by = "dot" if slots else "expert_dot"
         also = "" if slots else ", chosen, along: seq"
         score = self.one(("softmax(router(x), over: experts)", "tanh(router(x))"))
@@ -155,8 +155,8 @@ class Writer:
             "chosen = top_k_indices(scores, over: experts, to: choices)",
             "top = top_k(scores, over: experts, to: choices)",
             f"weights = dispatch({weights}, chosen, along: seq, to: {of})",
-            f"h = {by}[embed](dispatch(x, chosen, along: seq, to: {of}), up{also})",
-            f"y = {by}[ffn]({act}, down{also}) * weights",
+            f"h = {by}[embed](dispatch(x, chosen, along: seq, to: {of}), wide{also})",
+            f"y = {by}[ffn]({act}, narrow{also}) * weights",
             f"return combine(y, chosen, along: seq, of: {of})",
         ]
         return self.block("mixture", params, equations)
