@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import msgspec
 
 from fllmc.codegen.timeline import timeline
-from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, GroupedDot, GroupedOuter, Scan
+from fllmc.ir.flops import op_flops
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op, Program
-from fllmc.ir.types import Sizes, Type
+from fllmc.ir.types import Sizes
+from fllmc.ir.walk import calls_of
 
 
 class Parameters(msgspec.Struct, frozen=True):
@@ -44,12 +45,17 @@ class Traffic(msgspec.Struct, frozen=True):
     bytes: int
 
 
-def parameters(program: Program) -> Parameters:
-    """How many parameters there are."""
-    counted = [
-        (Sizes(program.sizes.dims).local_elements(p.type.unplaced()), p.trainable)
-        for p in program.parameters
-    ]
+def parameters(*programs: Program) -> Parameters:
+    """How many parameters there are in a program, or in those of a pipeline's stages together."""
+    seen: set[str] = set()
+    counted: list[tuple[int, bool]] = []
+    for program in programs:
+        sizes = Sizes(program.sizes.dims)
+        for parameter in program.parameters:
+            if parameter.layers or parameter.name not in seen:  # stages have layers of their own
+                count = sizes.local_elements(parameter.type.unplaced())
+                counted.append((count, parameter.trainable))
+                seen.add(parameter.name)
     return Parameters(sum(n for n, _ in counted), sum(n for n, trained in counted if trained))
 
 
@@ -92,49 +98,5 @@ def executed(program: Program, entry: str, times: int = 1) -> Iterator[tuple[Fun
     function = program.function(entry)
     for op in function.ops:
         yield function, op, times
-        callee = getattr(op.attrs, "function", "")
-        if callee:
-            turns = program.sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1
+        for callee, turns in calls_of(op, program.sizes):
             yield from executed(program, callee, times * turns)
-
-
-def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
-    """Floating-point operations of a contraction or an attention, zero for any other op.
-
-    A multiplication with an addition counts as two. Half of a causal mask is not computed. The
-    gradient of attention has five products (FlashAttention-2) where attention has two. Experts are
-    taken to be chosen alike.
-    """
-    match op.attrs:
-        case DotAdd(contract=contract) | Dot(contract=contract):
-            a = function.types[op.operands[-2]]
-            inner = 1
-            for name in contract:
-                inner *= sizes.size(name) // sizes.mesh.extent(a.axes_of(name))
-            return 2 * sizes.local_elements(function.types[op.results[0]]) * inner
-        case Attend(along=along, mask=mask):
-            products = 5 if isinstance(op.attrs, AttendGrad) else 2
-            q, k = (function.types[value] for value in op.operands[:2])
-            keys = sizes.size(along) // sizes.mesh.extent(k.axes_of(along))
-            flops = 2 * products * sizes.local_elements(q) * keys
-            return flops // 2 if mask == "causal" else flops
-        case GroupedDot(contract=contract):
-            rows, weight, _ = (function.types[value] for value in op.operands)
-            return 2 * chosen_rows(rows, op.attrs.rows, sizes) * matrix_elements(weight, sizes)
-        case GroupedOuter():
-            rows, weight = function.types[op.operands[0]], function.types[op.results[0]]
-            return 2 * chosen_rows(rows, op.attrs.rows, sizes) * matrix_elements(weight, sizes)
-        case _:
-            return 0
-
-
-def chosen_rows(kind: Type, rows: str, sizes: Sizes) -> int:
-    """How many rows of a value in expert layout are in use, if all experts are chosen alike."""
-    stop = kind.names.index(rows) + 1
-    room = sizes.local_elements(kind.placed(kind.dims[:stop]))
-    return room // sizes.mesh.extent(kind.axes_of(rows))
-
-
-def matrix_elements(weight: Type, sizes: Sizes) -> int:
-    """Elements of one expert's matrix on one rank; experts are the first dim."""
-    return sizes.local_elements(weight.placed(weight.dims[1:]))

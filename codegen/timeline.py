@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from fllmc.codegen.memory import Planner, aligned
-from fllmc.ir.ops import AllGather, Call, Cast, LocalSlice, Rename, Scan, Stop
+from fllmc.ir.ops import AllGather, Call, Cast, LocalSlice, Rename, Scan, Share, Stop
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op
 
@@ -30,7 +30,7 @@ PERSISTENT: Mapping[str, str] = {
     "data": "data",
     "output": "data",
 }
-COPIES = (AllGather, Cast, LocalSlice, Rename, Stop)
+COPIES = (AllGather, Cast, LocalSlice, Rename, Share, Stop)
 """Ops whose result, given a parameter, is that parameter in another form."""
 
 
@@ -165,11 +165,14 @@ def value_kinds(plan: Plan, entry: str) -> dict[str, list[str]]:
         function = plan.program.function(name)
         kinds = [*given, *("transients" for _ in function.types[len(given) :])]
         found[name] = kinds
+        back = {
+            op.attrs.over for op in function.ops if isinstance(op.attrs, Scan) and op.attrs.reverse
+        }
         for op in function.ops:
             before = [kinds[value] for value in op.operands]
             copied = isinstance(op.attrs, COPIES) and before[0].startswith("parameter")
             stacked = op.attrs.carries if isinstance(op.attrs, Scan) else 0
-            saves = isinstance(op.attrs, Scan) and not op.attrs.reverse
+            saves = isinstance(op.attrs, Scan) and not op.attrs.reverse and op.attrs.over in back
             for place, value in enumerate(op.results):
                 kind = function.types[value]
                 if copied:

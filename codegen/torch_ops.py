@@ -16,6 +16,7 @@ from fllmc.ir.ops import (
     Attend,
     AttendGrad,
     Attrs,
+    Chunk,
     Combine,
     Dispatch,
     Dot,
@@ -37,11 +38,13 @@ from fllmc.ir.ops import (
     RingAttend,
     RingAttendGrad,
     Rope,
+    Share,
     Spread,
     Take,
     Tally,
     TopK,
     Transpose,
+    Unchunk,
 )
 from fllmc.ir.program import Op
 from fllmc.ir.types import Type, deals_zigzag
@@ -164,6 +167,21 @@ def spread(text: FunctionText, op: Op, at: int) -> list[str]:
     ]
 
 
+def chunk(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Every n-th position to the same chunk, or back: a copy between strided views."""
+    del at
+    assert isinstance(op.attrs, Chunk | Unchunk)
+    attrs, dealt = op.attrs, isinstance(op.attrs, Chunk)
+    whole, parts = (*op.operands, *op.results) if dealt else (*op.results, *op.operands)
+    kind = text.function.types[whole]
+    place, count = kind.names.index(attrs.dim), text.sizes.size(attrs.over)
+    shape = list(text.sizes.local_shape(kind))
+    shape[place : place + 1] = [shape[place] // count, count]
+    view = text.view(f"{text.tensor(whole)}.view({shape_text(shape)}).movedim({place + 1}, 0)")
+    pair = (text.tensor(parts), view) if dealt else (view, text.tensor(parts))
+    return [f"{pair[0]}.copy_({pair[1]})"]
+
+
 def fill(text: FunctionText, op: Op, at: int) -> list[str]:
     """A constant tensor."""
     del at
@@ -177,13 +195,16 @@ def iota(text: FunctionText, op: Op, at: int) -> list[str]:
     """Positions along a dim."""
     del at
     assert isinstance(op.attrs, Iota)
-    if deals_zigzag(op.attrs.dim.axes):
-        held = text.view(f"rt.positions({positions(text, op.attrs.dim)})")
-        return [f"{text.tensor(op.results[0])}.copy_({held})"]
+    attrs, out = op.attrs, text.tensor(op.results[0])
+    if deals_zigzag(attrs.dim.axes) or attrs.each > 1:
+        held = f"{positions(text, attrs.dim)}, {attrs.each}, {attrs.first}"
+        return [f"{out}.copy_({text.view(f'rt.positions({held})')})"]
     (count,) = text.sizes.local_shape(text.function.types[op.results[0]])
-    start = position(text, op.attrs.dim)
+    start = position(text, attrs.dim)
+    if attrs.first:
+        start = str(attrs.first) if start == "0" else f"{start} + {attrs.first}"
     stop = f"{start} + {count}" if start != "0" else str(count)
-    return [f"torch.arange({start}, {stop}, out={text.tensor(op.results[0])})"]
+    return [f"torch.arange({start}, {stop}, out={out})"]
 
 
 def random(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -285,6 +306,8 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     GroupedOuter: experts.grouped_outer,
     Iota: iota,
     LocalSlice: local_slice,
+    Chunk: chunk,
+    Unchunk: chunk,
     Pick: pick,
     Put: put,
     PutAdd: put,
@@ -293,6 +316,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     ReduceScatter: moved("reduce_scatter"),
     ReduceSum: reduction("sum"),
     Rename: same_storage,
+    Share: same_storage,
     Rope: rope,
     Spread: spread,
     Take: take,

@@ -220,6 +220,18 @@ def spread(s: Site, attrs: ops.Spread, position: int) -> int | None:
     return s.b.one(ops.Pick(attrs.dim.name), s.dy_with(names), s.x(1))
 
 
+def chunk(s: Site, attrs: ops.Chunk, position: int) -> int | None:
+    """Taken up again."""
+    back = ops.Unchunk(attrs.dim, attrs.part, attrs.over)
+    return s.b.one(back, written_out(s.b, s.dy, s.result()))
+
+
+def unchunk(s: Site, attrs: ops.Unchunk, position: int) -> int | None:
+    """Dealt out again."""
+    back = ops.Chunk(attrs.dim, attrs.part, attrs.over)
+    return s.b.one(back, written_out(s.b, s.dy, s.result()))
+
+
 def rope(s: Site, attrs: ops.Rope, position: int) -> int | None:
     """Turned back."""
     back = msgspec.structs.replace(attrs, inverse=not attrs.inverse)
@@ -243,6 +255,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.AddN: elementwise(passed),
     ops.Attend: attend,
     ops.Cast: elementwise(cast),
+    ops.Chunk: chunk,
     ops.Combine: experts.combine,
     ops.Cos: unary(lambda s: s.b.neg(s.b.one(ops.Sin(), s.x(0)))),
     ops.Dispatch: experts.dispatch,
@@ -275,6 +288,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Tanh: unary(tanh_slope),
     ops.TopK: experts.top_k,
     ops.Transpose: as_it_is,
+    ops.Unchunk: unchunk,
     ops.Where: elementwise(where),
 }
 """Every op that may stand in a program before it is differentiated, but `scan`."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Final
+
+PART: Final = ".part"
+"""Ends the name of a dim within a chunk: `seq.part` lives where `seq` does."""
 
 
 def unique(wish: str, taken: Container[str], separator: str = ".") -> str:

@@ -11,16 +11,19 @@ from fllmc.passes.accumulate import Accumulate
 from fllmc.passes.apply_adapter import ApplyAdapter
 from fllmc.passes.apply_loss import ApplyLoss
 from fllmc.passes.base import Pass
+from fllmc.passes.chunk_loss import ChunkLoss
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
 from fllmc.passes.layout import Layout
 from fllmc.passes.optimizer_step import OptimizerStep
+from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
+from fllmc.passes.stages.directives import pipeline_shards, placing_shards
 from fllmc.passes.store_frozen import StoreFrozen
 
 PASSES: Final[tuple[type[Pass], ...]] = (
@@ -28,11 +31,13 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     ApplyAdapter,
     StoreFrozen,
     ApplyLoss,
+    PickEarly,
     DropUnused,
     ShareEqual,
     Differentiate,
     Accumulate,
     OptimizerStep,
+    ChunkLoss,
     Recompute,
     Place,
     Layout,
@@ -66,13 +71,24 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         *adapt,
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
+        PickEarly(),
         Differentiate(),
-        Accumulate(microbatches=schedule.microbatches, reduce=train.precision.reduce),
+        Accumulate(
+            microbatches=schedule.microbatches,
+            reduce=train.precision.reduce,
+            always=bool(pipeline_shards(schedule, spec.program)),
+        ),
         OptimizerStep(clip=train.clip, steps=train.steps),
         ShareEqual(),
+        ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
         Recompute(selectors=schedule.recompute),
         DropUnused(),
-        Place(shards=schedule.shards, context=schedule.context),
+        Place(
+            shards=placing_shards(schedule, spec.program),
+            context=schedule.context,
+            zero=schedule.zero,
+            reduce=train.precision.reduce,
+        ),
         ShareEqual(),
         DropUnused(),
         Layout(),
@@ -80,3 +96,9 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         Fuse(),
         DropUnused(),
     )
+
+
+def cut_pipeline(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """The passes for the whole program, and those for the program of each pipeline stage."""
+    at = next((at for at, each in enumerate(passes) if each.name == Layout.name), len(passes))
+    return tuple(passes[:at]), tuple(passes[at:])

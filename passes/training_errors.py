@@ -51,3 +51,35 @@ class DimTaken(Diagnostic, frozen=True):
     help: ClassVar[tuple[str, ...]] = ("call the model's dim something else",)
 
     dim: str
+
+
+class UnevenChunks(Diagnostic, frozen=True):
+    """`loss_chunks` cuts the sequence into equal parts, so it must divide its length."""
+
+    code: ClassVar[str] = "E0503"
+    title: ClassVar[str] = "`{dim}` of size {size} can't be cut into {count} chunks"
+    label: ClassVar[str] = "does not divide {size}"
+
+    dim: str
+    size: int
+    count: int
+
+    def helps(self) -> tuple[str, ...]:
+        """The numbers that work, nearest first."""
+        works = [n for n in range(1, self.size + 1) if self.size % n == 0]
+        near = sorted(sorted(works, key=lambda n: (abs(n - self.count), n))[:4])
+        return (f"`loss_chunks` can be {', '.join(map(str, near))}",)
+
+
+class NoChunks(Diagnostic, frozen=True):
+    """The loss can't be computed for some positions of the sequence at a time.
+
+    What a model does with its logits before the loss must be done for each position alone.
+    """
+
+    code: ClassVar[str] = "E0504"
+    title: ClassVar[str] = "the loss can't be cut into chunks: {why}"
+    label: ClassVar[str] = "asks for chunks"
+    help: ClassVar[tuple[str, ...]] = ("leave `loss_chunks` out",)
+
+    why: str

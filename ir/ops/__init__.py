@@ -6,7 +6,14 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
-from fllmc.ir.ops.collective import COLLECTIVES, AllGather, AllReduce, LocalSlice, ReduceScatter
+from fllmc.ir.ops.collective import (
+    COLLECTIVES,
+    AllGather,
+    AllReduce,
+    LocalSlice,
+    ReduceScatter,
+    Share,
+)
 from fllmc.ir.ops.contraction import (
     Dot,
     DotAdd,
@@ -54,7 +61,8 @@ from fllmc.ir.ops.elementwise import (
     Where,
 )
 from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
-from fllmc.ir.ops.structure import Call, Fused, Scan
+from fllmc.ir.ops.pipeline import Pipeline
+from fllmc.ir.ops.structure import Call, Chunk, Fused, Scan, Unchunk
 
 AnyAttrs = (
     Add
@@ -65,6 +73,7 @@ AnyAttrs = (
     | AttendGrad
     | Call
     | Cast
+    | Chunk
     | Combine
     | Cos
     | Dispatch
@@ -88,6 +97,7 @@ AnyAttrs = (
     | MulSub
     | Neg
     | Pick
+    | Pipeline
     | Pow
     | Put
     | PutAdd
@@ -101,6 +111,7 @@ AnyAttrs = (
     | Rope
     | Rsqrt
     | Scan
+    | Share
     | Sigmoid
     | Silu
     | SiluGrad
@@ -114,6 +125,7 @@ AnyAttrs = (
     | Tanh
     | TopK
     | Transpose
+    | Unchunk
     | Where
 )
 
@@ -134,6 +146,7 @@ __all__ = [
     "Attrs",
     "Call",
     "Cast",
+    "Chunk",
     "Combine",
     "Cos",
     "Dispatch",
@@ -159,6 +172,7 @@ __all__ = [
     "MulSub",
     "Neg",
     "Pick",
+    "Pipeline",
     "Pow",
     "Put",
     "PutAdd",
@@ -173,6 +187,7 @@ __all__ = [
     "Rope",
     "Rsqrt",
     "Scan",
+    "Share",
     "Sigmoid",
     "Signature",
     "Silu",
@@ -188,5 +203,6 @@ __all__ = [
     "TopK",
     "Transpose",
     "TypeRuleError",
+    "Unchunk",
     "Where",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.ops import Attend
+from fllmc.ir.ops import Attend, Scan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Sizes
+from fllmc.passes.naming import PART
 from fllmc.passes.place.attention import exchanged
 from fllmc.passes.place.directives import Axes, Layout, divisors, sizes_that_work
 from fllmc.passes.place_errors import (
@@ -45,7 +46,7 @@ def _all(layout: Layout, program: Program) -> Iterator[tuple[object, Diagnostic]
 
 def _parameters(layout: Layout, program: Program) -> Iterator[tuple[object, Diagnostic]]:
     for parameter in program.parameters:
-        axes = layout.stored.get(parameter.name, layout.canonical)
+        axes = layout.stored_axes(parameter.name, parameter.type.names)
         where = f"parameter `{parameter.name}`"
         yield from _twice(layout, axes, parameter.type.names, where, parameter.name)
         if parameter.stack and axes.get(parameter.stack):
@@ -96,15 +97,19 @@ def _twice(
 
 def _pair(layout: Layout, dims: tuple[str, str], axis: str, parameter: str) -> tuple[Span, Span]:
     """The directives that put either dim on the axis, in their order."""
-    reasons = (*layout.reasons, *layout.stored_reasons.get(parameter, ()))
+    stored = layout.stored_reasons.get(parameter, ())
+    reasons = (*layout.reasons, *layout.elsewhere, *stored)
     found = [reason.span for reason in reasons if reason.axis == axis and reason.dim in dims]
     return found[0], found[-1]
 
 
 def _whole(layout: Layout, function: Function, op: Op) -> Iterator[tuple[object, Diagnostic]]:
-    """Dims that an op needs whole and that are divided."""
+    """Dims that an op needs whole and that are divided; a directive with `elsewhere` yields to all
+    ops but the scan of a stack, whose parameters have no other place.
+    """
+    placed = layout.most if isinstance(op.attrs, Scan) else layout.canonical
     for name in op.attrs.whole([function.types[value] for value in op.operands]):
-        for axis in layout.canonical.get(name, ())[:1]:
+        for axis in placed.get(name, ())[:1]:
             span = _span_of(layout, name, axis)
             path = f"`{op.path}`" if op.path else f"`{function.name}`"
             yield (
@@ -116,24 +121,18 @@ def _whole(layout: Layout, function: Function, op: Op) -> Iterator[tuple[object,
 def _heads(
     layout: Layout, program: Program, op: Op, attrs: Attend
 ) -> Iterator[tuple[object, Diagnostic]]:
-    """Query and key/value heads on different axes, or more ranks than key/value heads."""
-    axes = layout.canonical.get(attrs.heads, ())
-    kv_axes = layout.canonical.get(attrs.kv_heads, ())
-    if attrs.heads == attrs.kv_heads or (not axes and not kv_axes):
-        return
+    """Query and key/value heads on different axes, but for key heads that can't be divided so."""
+    axes = layout.most.get(attrs.heads, ())
+    kv_axes = layout.most.get(attrs.kv_heads, ())
     sizes = Sizes(program.sizes.dims, layout.mesh)
-    kv_heads = sizes.size(attrs.kv_heads)
-    extent = layout.mesh.extent(axes or kv_axes)
-    axis = (axes or kv_axes)[-1]
-    if axes != kv_axes:
-        divided, whole = (attrs.heads, attrs.kv_heads) if axes else (attrs.kv_heads, attrs.heads)
-        reason = f"`{divided}` is on `{axis}`, and `{whole}` is not"
-        if axes and kv_axes:
-            reason = f"they are on {', '.join(axes)} and on {', '.join(kv_axes)}"
-    elif extent > kv_heads:
-        reason = f"`{axis}` of size {extent} is larger than `{attrs.kv_heads}` of size {kv_heads}"
-    else:
+    few = not kv_axes and sizes.size(attrs.kv_heads) % layout.mesh.extent(axes)
+    if attrs.heads == attrs.kv_heads or axes == kv_axes or few:
         return
+    axis = (axes or kv_axes)[-1]
+    divided, whole = (attrs.heads, attrs.kv_heads) if axes else (attrs.kv_heads, attrs.heads)
+    reason = f"`{divided}` is on `{axis}`, and `{whole}` is not"
+    if axes and kv_axes:
+        reason = f"they are on {', '.join(axes)} and on {', '.join(kv_axes)}"
     span = _span_of(layout, attrs.heads if axes else attrs.kv_heads, axis)
     works = sizes_that_work(layout, sizes, axis, (attrs.heads, attrs.kv_heads))
     yield (
@@ -152,19 +151,22 @@ def _sequence(
         return
     span = _span_of(layout, attrs.along, axes[-1])
     if layout.context == "exchange":
-        on = exchanged(layout.canonical, attrs)
-        for dim in (attrs.heads, attrs.kv_heads):
-            ranks, heads = layout.mesh.extent(on[dim]), sizes.size(dim)
-            if heads % ranks:
-                shown = " and ".join(f"`{axis}`" for axis in on[dim])
-                few = TooFewHeads(span, dim, heads, shown, ranks, attrs.along, op.span)
-                yield ((TooFewHeads, dim), few)
-                return
-    elif attrs.mask == "causal" and size % (2 * extent):
-        axis, others = axes[-1], extent // layout.mesh.extent(axes[-1:])
-        works = tuple(n for n in divisors(size // others) if size % (2 * n * others) == 0)
-        uneven = UnevenSequence(span, attrs.along, size, axis, extent, works[-6:] or (1,), op.span)
-        yield ((UnevenSequence, attrs.along), uneven)
+        on = exchanged(layout.canonical, attrs)[attrs.heads]
+        ranks, heads = layout.mesh.extent(on), sizes.size(attrs.heads)
+        if heads % ranks:
+            shown = " and ".join(f"`{axis}`" for axis in on)
+            few = TooFewHeads(span, attrs.heads, heads, shown, ranks, attrs.along, op.span)
+            yield ((TooFewHeads, attrs.heads), few)
+        return
+    part = attrs.along + PART
+    for dim in (attrs.along, part) if part in sizes.dims else (attrs.along,):
+        size = sizes.size(dim)
+        if attrs.mask == "causal" and size % (2 * extent):
+            axis, others = axes[-1], extent // layout.mesh.extent(axes[-1:])
+            works = tuple(n for n in divisors(size // others) if size % (2 * n * others) == 0)
+            uneven = UnevenSequence(span, dim, size, axis, extent, works[-6:] or (1,), op.span)
+            yield ((UnevenSequence, dim), uneven)
+            return
 
 
 def _span_of(layout: Layout, dim: str, axis: str) -> Span:

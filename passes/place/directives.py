@@ -1,8 +1,10 @@
 """What `shard` directives say of a mesh: where each dim lives, and where parameters are stored.
 
-Every dim has one canonical placement, the same in all values. A directive with a selector divides
-further how the selected parameters are stored: they are gathered where they are used, and their
-gradients and optimizer states are divided as they are.
+A directive places its dims in all values that have them. One that says `elsewhere` yields: its dim
+is on an axis in those values none of whose other dims is on it, and whole where an op needs it so.
+A directive with a selector divides further how the selected parameters are stored: they are
+gathered where they are used, and their gradients and optimizer states are divided as they are. What
+`zero` adds stands in `zero.py`.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
 from fllmc.ir.settings import Context as ContextKind
-from fllmc.ir.settings import Shard
+from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
-from fllmc.ir.types import Dim, Mesh, Sizes, Type
+from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
+from fllmc.passes.naming import PART
+from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
     Indivisible,
+    KeyHeadsCopied,
     LeftWhole,
     NoSuchAxis,
     SelectsNothing,
@@ -44,7 +49,10 @@ class Because(Struct, frozen=True):
 class Layout(Struct, frozen=True):
     """The directives, resolved: `canonical` for all values, `stored` for single parameters.
 
-    `context` is how attention sees a divided sequence.
+    `elsewhere` are the dims on axes that yield, in the order in which they choose. `zero` holds
+    what `zero` directives do, and `unzeroed` where these parameters would be stored without them,
+    both by parameter. `context` is how attention sees a divided sequence, `reduce` the dtype in
+    which gradients are summed over ranks.
     """
 
     mesh: Mesh
@@ -52,24 +60,63 @@ class Layout(Struct, frozen=True):
     stored: Mapping[str, Axes]
     reasons: tuple[Because, ...]
     stored_reasons: Mapping[str, tuple[Because, ...]]
+    elsewhere: tuple[Because, ...] = ()
+    zero: Mapping[str, Divided] = {}
+    unzeroed: Mapping[str, Axes] = {}
     context: ContextKind = "gather"
+    reduce: str = "f32"
 
     @property
     def empty(self) -> bool:
         """Whether nothing at all is divided."""
-        return not self.canonical and not self.stored
+        return not self.canonical and not self.stored and not self.elsewhere
+
+    @property
+    def most(self) -> Axes:
+        """All axes that each dim may be on."""
+        found = dict(self.canonical)
+        for reason in self.elsewhere:
+            found[reason.dim] = (*found.get(reason.dim, ()), reason.axis)
+        return found
+
+    def axes(self, names: Iterable[str], whole: Iterable[str] = ()) -> Axes:
+        """Where the dims of a value, or of all that an op works on, are; `whole` ones don't yield.
+
+        Dims that the directives without `elsewhere` place come first, then the others take the
+        axes that are left.
+        """
+        return yielding(self.canonical, self.elsewhere, tuple(names), tuple(whole))
 
     def place(self, kind: Type) -> Type:
-        """The type at the canonical placement of its dims."""
-        return placed(kind, self.canonical)
+        """The type at the canonical placement of its dims; indices cost little and don't yield."""
+        return placed(kind, self.canonical if kind.index else self.axes(kind.names))
 
     def place_parameter(self, name: str, kind: Type) -> Type:
         """The type of a parameter, or of a state or gradient of it, as it is stored."""
-        return placed(kind, self.stored.get(name, self.canonical))
+        return placed(kind, self.stored_axes(name, kind.names))
+
+    def stored_axes(self, name: str, names: Sequence[str]) -> Axes:
+        """How a parameter with these dims is stored."""
+        return self.stored[name] if name in self.stored else self.axes(names)
+
+    def used(self, name: str, names: Sequence[str]) -> Axes:
+        """How scans are given a parameter: as it is stored, or whole over `zero`'s axes."""
+        return self.unzeroed[name] if self.gathered_once(name) else self.stored_axes(name, names)
+
+    def summed(self, name: str, names: Sequence[str]) -> Axes:
+        """How a parameter's gradient is summed over layers and micro-batches."""
+        late = name in self.zero and self.zero[name].stage < 2
+        return self.unzeroed[name] if late else self.stored_axes(name, names)
+
+    def gathered_once(self, name: str) -> bool:
+        """Whether a parameter is stored in parts, yet used whole throughout a step."""
+        found = self.zero.get(name)
+        return found is not None and found.stage < 3 and bool(found.dim)
 
     def why(self, dim: str, axis: str, parameter: str = "") -> Because | None:
         """The directive that put the dim on the axis."""
-        for reason in (*self.reasons, *self.stored_reasons.get(parameter, ())):
+        reasons = (*self.reasons, *self.elsewhere, *self.stored_reasons.get(parameter, ()))
+        for reason in reasons:
             if (reason.dim, reason.axis) == (dim, axis):
                 return reason
         return None
@@ -80,11 +127,26 @@ def placed(kind: Type, axes: Axes) -> Type:
     return kind.placed(Dim(dim.name, axes.get(dim.name, ())) for dim in kind.dims)
 
 
+def yielding(
+    hard: Axes, elsewhere: Iterable[Because], names: Sequence[str], whole: Sequence[str]
+) -> Axes:
+    """The dims on their axes, and on those of `elsewhere` that no other of them is on."""
+    found = dict(hard)
+    taken = {bare(axis) for name in names for axis in hard.get(name, ())}
+    for reason in elsewhere:
+        if reason.dim in names and reason.dim not in whole and reason.axis not in taken:
+            found[reason.dim] = (*found.get(reason.dim, ()), reason.axis)
+            taken.add(reason.axis)
+    return found
+
+
 def directive_text(shard: Shard) -> str:
     """The directive as it is written."""
-    dims = shard.dims[0] if len(shard.dims) == 1 else f"({', '.join(shard.dims)})"
+    names = [dim for dim in shard.dims if not dim.endswith(PART)]
+    dims = names[0] if len(names) == 1 else f"({', '.join(names)})"
     axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
-    return f"shard {dims} over {axes}" + (f" in {shard.selector}" if shard.selector else "")
+    where = f" in {shard.selector}" if shard.selector else ""
+    return f"shard {dims} over {axes}{where}" + (" elsewhere" if shard.elsewhere else "")
 
 
 class Resolved(Struct, frozen=True):
@@ -94,20 +156,27 @@ class Resolved(Struct, frozen=True):
     diagnostics: tuple[Diagnostic, ...]
 
 
-def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
+def resolve(
+    shards: Sequence[Shard], mesh: Mesh, program: Program, zeros: Sequence[Zero] = ()
+) -> Resolved:
     """The layout that directives give a training program on a mesh."""
     sizes = Sizes(program.sizes.dims, mesh)
+    shards = tuple(with_parts(shard, sizes) for shard in shards)
     shards, left_whole = _fitting(shards, sizes, program)
     divided = {axis.name for axis in mesh.axes if axis.size > 1}
     canonical: dict[str, tuple[str, ...]] = {}
     reasons: list[Because] = []
+    elsewhere: list[Because] = []
     found: list[Diagnostic] = [*left_whole, *_missing_axes(shards, mesh)]
     for shard in shards:
         if not shard.selector:
             for reason in _reasons(shard, divided, sizes):
+                if shard.elsewhere:
+                    elsewhere.append(reason)
+                    continue
                 canonical[reason.dim] = (*canonical.get(reason.dim, ()), reason.axis)
                 reasons.append(reason)
-    found += _repeated(reasons, "every value that has it")
+    found += _repeated((*reasons, *elsewhere), "every value that has it")
     stored: dict[str, Axes] = {}
     stored_reasons: dict[str, tuple[Because, ...]] = {}
     for shard in shards:
@@ -122,11 +191,43 @@ def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
                     axes[reason.dim] = (*axes.get(reason.dim, ()), reason.axis)
                 if here:
                     stored[parameter.name] = axes
-                    before = stored_reasons.get(parameter.name, ())
-                    stored_reasons[parameter.name] = (*before, *here)
-    layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons)
+                    others = stored_reasons.get(parameter.name, ())
+                    stored_reasons[parameter.name] = (*others, *here)
+    for name, axes in stored.items():
+        stored[name] = yielding(axes, elsewhere, program.parameter(name).type.names, ())
+    layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons, tuple(elsewhere))
+    layout, wrong = _with_zero(layout, zeros, program, sizes)
+    found += wrong
     found += _indivisible(layout, sizes, program)
     return Resolved(layout, tuple(found))
+
+
+def _with_zero(
+    layout: Layout, zeros: Sequence[Zero], program: Program, sizes: Sizes
+) -> tuple[Layout, list[Diagnostic]]:
+    """The layout with what `zero` directives add to how parameters are stored."""
+    before = {p.name: layout.stored_axes(p.name, p.type.names) for p in program.parameters}
+    zero, wrong = divide(zeros, program, before, sizes)
+    stored, reasons = dict(layout.stored), dict(layout.stored_reasons)
+    for name, how in zero.items():
+        if how.dim:
+            stored[name] = {
+                **before[name],
+                how.dim: (*before[name].get(how.dim, ()), *how.axes),
+            }
+            text, span = zero_text(how.directive), how.directive.span
+            own = tuple(Because(how.dim, axis, span, text) for axis in how.axes)
+            reasons[name] = (*reasons.get(name, ()), *own)
+    unzeroed = {name: before[name] for name in zero}
+    return structs.replace(
+        layout, stored=stored, stored_reasons=reasons, zero=zero, unzeroed=unzeroed
+    ), wrong
+
+
+def with_parts(shard: Shard, sizes: Sizes) -> Shard:
+    """The directive, which speaks of the parts that a dim is cut into as of the dim itself."""
+    parts = tuple(dim + PART for dim in shard.dims if dim + PART in sizes.dims)
+    return structs.replace(shard, dims=(*shard.dims, *parts)) if parts else shard
 
 
 def _fitting(
@@ -135,7 +236,8 @@ def _fitting(
     """The directives, optional ones without the dims that their axes do not divide.
 
     One that would be left without dims stays as it is, to be reported: its axis would do nothing.
-    Query and key heads are divided together or not at all.
+    Query and key heads are divided together or not at all; but key heads that are too few to be
+    divided as query heads are stay whole, and are copied where they are used.
     """
     pairs = {
         (op.attrs.heads, op.attrs.kv_heads)
@@ -149,6 +251,13 @@ def _fitting(
         axes = [axis for axis in shard.axes if sizes.mesh.has(axis)]
         extent = sizes.mesh.extent(axes)
         dims = [dim for dim in shard.dims if _declared(dim, sizes)]
+        for heads, keys in sorted(pairs):
+            few = {heads, keys} <= set(dims) and heads != keys and sizes.size(keys) % extent
+            if few and sizes.size(heads) % extent == 0:
+                dims.remove(keys)
+                shard = structs.replace(shard, dims=tuple(d for d in shard.dims if d != keys))
+                copied = (keys, sizes.size(keys), axes[-1], extent, heads)
+                found.append(KeyHeadsCopied(shard.span, *copied))
         misfits = {dim for dim in dims if sizes.size(dim) % extent}
         together = {dim for pair in sorted(pairs) if misfits & set(pair) for dim in pair}
         kept = tuple(dim for dim in dims if dim not in misfits | together)
@@ -220,7 +329,7 @@ def _repeated(reasons: Sequence[Because], value: str) -> list[Diagnostic]:
 def _indivisible(layout: Layout, sizes: Sizes, program: Program) -> list[Diagnostic]:
     """Dims that their axes do not divide, each reported once for an axis."""
     found: dict[tuple[str, str], Diagnostic] = {}
-    cases = [("", dim, axes) for dim, axes in layout.canonical.items()]
+    cases = [("", dim, axes) for dim, axes in layout.most.items()]
     for name, stored in layout.stored.items():
         here = program.parameter(name).type.names
         cases += [(name, dim, axes) for dim, axes in stored.items() if dim in here]
@@ -239,7 +348,7 @@ def _misfit(layout: Layout, sizes: Sizes, parameter: str, dim: str, axis: str) -
     reason = layout.why(dim, axis, parameter)
     assert reason is not None
     stored = layout.stored.get(parameter, {})
-    others = [d for axes in (layout.canonical, stored) for d, on in axes.items() if axis in on]
+    others = [d for axes in (layout.most, stored) for d, on in axes.items() if axis in on]
     shown = tuple(dict.fromkeys(f"{other}={sizes.size(other)}" for other in others))
     extent = layout.mesh.extent((axis,))
     works = sizes_that_work(layout, sizes, axis, (), parameter)
@@ -259,7 +368,7 @@ def sizes_that_work(
 ) -> tuple[int, ...]:
     """The sizes of an axis that divide every dim on it, and the dims in `also`."""
     shares = [sizes.size(dim) for dim in also]
-    for placement in (layout.canonical, layout.stored.get(parameter, {})):
+    for placement in (layout.most, layout.stored.get(parameter, {})):
         for dim, axes in placement.items():
             if axis in axes:
                 shares.append(_share(layout, sizes, dim, axis, axes))
