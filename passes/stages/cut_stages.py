@@ -13,7 +13,7 @@ micro-batches go through the stages once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import structs
@@ -39,8 +39,16 @@ from fllmc.passes.stages.split import Split, even_split
 from fllmc.passes.stages.split_backward import Splitter
 
 
-def stage_programs(program: Program, asked: Asked, micros: int) -> tuple[Program, ...]:
-    """The program of each rank of the pipeline axis that a schedule asks for.
+class Cut(NamedTuple):
+    """The program of each rank of the pipeline axis, the order of work, and what stages cost."""
+
+    programs: tuple[Program, ...]
+    table: Timetable | None
+    costs: Costs | None
+
+
+def stage_programs(program: Program, asked: Asked, micros: int) -> Cut:
+    """A program cut as a schedule asks for.
 
     DiagnosticError where the numbers of ranks, chunks, layers and micro-batches do not go together.
     """
@@ -77,8 +85,9 @@ class Plan(msgspec.Struct, frozen=True):
         return [[stage for stage, home in enumerate(self.homes) if home == r] for r in ranks]
 
 
-def cut_stages(program: Program, plan: Plan) -> tuple[Program, ...]:
+def cut_stages(program: Program, plan: Plan) -> Cut:
     """The program of each rank of the pipeline axis."""
+    costs: Costs | None = None
     bodies = {name: entry_body(program, name, plan) for name in program.entries}
     split = chosen_split(program, bodies, plan)
     names = part_names(split, bodies, plan.chunks)
@@ -90,29 +99,31 @@ def cut_stages(program: Program, plan: Plan) -> tuple[Program, ...]:
         cutter = Cutter(body, split, program.sizes, program.signatures, names, carries)
         works = cutter.cut()
         if loop >= 0:
-            works, halves, table = ordered(program, plan, works, body)
+            works, halves, table, costs = ordered(program, plan, works, body)
             made |= halves
         steps[name] = entry_step(program, name, loop, body, named(works, name, made))
     homes = parameter_homes(program, plan, steps, split, bodies)
-    return tuple(
-        rank_program(program, table, steps, homes, rank, made) for rank in range(len(plan.chunks))
-    )
+    ranks = range(len(plan.chunks))
+    programs = tuple(rank_program(program, table, steps, homes, rank, made) for rank in ranks)
+    return Cut(programs, table, costs)
 
 
 def ordered(
     program: Program, plan: Plan, works: list[StageWork], body: Body
-) -> tuple[list[StageWork], dict[str, Function], Timetable]:
-    """The stages with their backward in halves where the order of work wants it, and that order."""
+) -> tuple[list[StageWork], dict[str, Function], Timetable, Costs]:
+    """The stages, their backward in halves where the order of work wants it, and that order."""
+    costs = stage_costs(program, works)
     if not plan.halves:
-        return works, {}, plan.choose(stage_costs(program, works))
+        return works, {}, plan.choose(costs), costs
     functions = {f.name: f for f in program.functions}
     splitter = Splitter(functions, program.sizes, body.function.outputs)
     halves = [splitter.split(work) for work in works]
     whole = structs.replace(program, functions=(*program.functions, *splitter.made.values()))
-    table = plan.choose(stage_costs(whole, halves))
+    fine = stage_costs(whole, halves)
+    table = plan.choose(fine)
     if any(action.kind == "W" for row in table.rows for action in row):
-        return halves, splitter.made, table
-    return works, {}, table
+        return halves, splitter.made, table, fine
+    return works, {}, table, costs
 
 
 def entry_body(program: Program, name: str, plan: Plan) -> tuple[int, Body]:

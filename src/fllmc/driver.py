@@ -13,7 +13,7 @@ from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.plan import Plan
+from fllmc.ir.plan import Decision, Plan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
@@ -24,6 +24,7 @@ from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.runner import Dump, Timing, run_pipeline
 from fllmc.passes.stages.alike import like, outline
 from fllmc.passes.stages.cut_stages import stage_programs
+from fllmc.passes.stages.decisions import stage_decisions
 from fllmc.passes.stages.directives import Asked, asked_pipeline
 
 
@@ -70,9 +71,9 @@ def compile_spec(
     asked = asked_pipeline(spec.schedule, spec.program, chosen)
     first, then = cut_pipeline(standard_pipeline(spec))
     program, timings = run_pipeline(spec.program, first, cx, clock, keep)
-    finished, later = finish(program, spec, asked, then, cx, clock, keep)
+    finished, later, told = finish(program, spec, asked, then, cx, clock, keep)
     begin = clock()
-    reasons = decisions(program, spec.schedule)
+    reasons = (*told, *decisions(program, spec.schedule))
     pipe = asked.axis if asked else ""
     known = load_target(target or "cpu")
     plan = make_plan(finished[0], spec, known, reasons, mesh_read, pipe, finished[1:])
@@ -92,20 +93,21 @@ def finish(
     cx: Context,
     clock: Callable[[], float],
     keep: Dump,
-) -> tuple[list[Program], tuple[Timing, ...]]:
+) -> tuple[list[Program], tuple[Timing, ...], tuple[Decision, ...]]:
     """The program of each pipeline stage at plan level; of the one where there is no pipeline."""
     begin = clock()
     if asked is None:
         end, timings = run_pipeline(program, passes, cx, clock, keep)
-        return [end], timings
-    stages = stage_programs(program, asked, spec.schedule.microbatches)
+        return [end], timings, ()
+    cut = stage_programs(program, asked, spec.schedule.microbatches)
+    told = tuple(stage_decisions(cut, asked))
     timings = (Timing("cut stages", clock() - begin, 0.0),)
     done: dict[bytes, Program] = {}
-    for stage in stages:
+    for stage in cut.programs:
         if outline(stage) not in done:
             done[outline(stage)], found = run_pipeline(stage, passes, cx, clock, keep)
             timings += found
-    return [like(done[outline(stage)], stage) for stage in stages], timings
+    return [like(done[outline(stage)], stage) for stage in cut.programs], timings, told
 
 
 def choose_mesh(text: str, spec: Spec) -> tuple[Mesh, str]:

@@ -84,7 +84,7 @@ def plan_of(times: Timetable) -> Plan:
 def errors(text: str, mesh: Mesh, times: Timetable) -> dict[str, float]:
     """How far the stages' results are from one device's, by entry and output name."""
     whole = sharded(text, Mesh())
-    stages = cut_stages(sharded(text, mesh), plan_of(times))
+    stages = cut_stages(sharded(text, mesh), plan_of(times)).programs
     for stage in stages:
         verify(stage)
     found: dict[str, float] = {}

@@ -48,7 +48,7 @@ def test_stages_compute_what_one_device_does(
 
 def test_a_stage_has_its_own_layers_only() -> None:
     program = sharded(small_spec("llama", "f64", 4), MESHES["pipe"])
-    stages = cut_stages(program, plan_of(table(2, 4)))
+    stages = cut_stages(program, plan_of(table(2, 4))).programs
     names = [
         {p.layer_name(n) for p in stage.parameters for n in range(len(p.layers))}
         for stage in stages
@@ -60,7 +60,7 @@ def test_a_stage_has_its_own_layers_only() -> None:
 
 def test_a_parameter_of_two_stages_is_stored_on_both() -> None:
     program = sharded(small_spec("gpt", "f64", 4), MESHES["4 stages"])
-    stages = cut_stages(program, plan_of(table(4, 4)))
+    stages = cut_stages(program, plan_of(table(4, 4))).programs
     held = [{p.name for p in stage.parameters} for stage in stages]
     assert ["embedding" in names for names in held] == [True, False, False, True]
 
@@ -91,7 +91,7 @@ def test_a_lost_or_repeated_turn_shows() -> None:
     whole = sharded(text, Mesh())
     given = arguments(whole, "train")
     wanted = evaluate(whole, "train", given)
-    stages = cut_stages(sharded(text, MESHES["pipe"]), plan_of(table(2, 4, split=True)))
+    stages = cut_stages(sharded(text, MESHES["pipe"]), plan_of(table(2, 4, split=True))).programs
     actions = turns(stages[0]).actions
     lost = planted(stages, 0, actions=tuple(a for a in actions if a != "W0.2"))
     got = evaluate_stages(lost, "pipe", "train", given)
