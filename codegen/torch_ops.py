@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from fllmc.codegen.function_text import FunctionText
+from fllmc.codegen import torch_experts as experts
+from fllmc.codegen.function_text import FunctionText, position
 from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
 from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
     AllGather,
     AllReduce,
+    AllToAll,
     Attend,
     AttendGrad,
     Attrs,
     Chunk,
+    Combine,
+    Dispatch,
     Dot,
     DotAdd,
     Elementwise,
     Fill,
+    GroupedDot,
+    GroupedOuter,
     Iota,
     LocalSlice,
     Pick,
@@ -36,11 +42,13 @@ from fllmc.ir.ops import (
     Share,
     Spread,
     Take,
+    Tally,
+    TopK,
     Transpose,
     Unchunk,
 )
 from fllmc.ir.program import Op
-from fllmc.ir.types import Dim, Type, deals_zigzag
+from fllmc.ir.types import Type, deals_zigzag
 
 Rule = Callable[[FunctionText, Op, int], list[str]]
 
@@ -92,14 +100,6 @@ def reduction(name: str) -> Rule:
         return [f"torch.{name}({source}, dim={dims}, out={out})"]
 
     return rule
-
-
-def position(text: FunctionText, dim: Dim) -> str:
-    """The global position at which this rank's part of a dim begins, as bound text."""
-    if not dim.axes:
-        return "0"
-    part = text.sizes.size(dim.name) // text.sizes.mesh.extent(dim.axes)
-    return text.view(f"rt.coordinate({dim.axes!r}) * {part}")
 
 
 def take(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -272,6 +272,17 @@ def moved(name: str) -> Rule:
     return rule
 
 
+def all_to_all(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Parts of one dim for parts of another, by way of what is sent and what is received."""
+    assert isinstance(op.attrs, AllToAll)
+    kind = text.function.types[op.operands[0]]
+    gathered, scattered = (kind.names.index(n) for n in (op.attrs.gathered, op.attrs.scattered))
+    shape = (2, text.sizes.local_elements(kind))
+    scratch = text.view(text.arena(kind, text.offset(at, 0), shape))
+    given = f"{text.tensor(op.operands[0])}, {text.tensor(op.results[0])}, {gathered}, {scattered}"
+    return [f"rt.all_to_all({text.sites[text.function.name, at]}, {given}, {scratch})"]
+
+
 def local_slice(text: FunctionText, op: Op, at: int) -> list[str]:
     """This rank's part of a dim."""
     del at
@@ -294,13 +305,18 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     **{attrs: elementwise for attrs in ELEMENTWISE if issubclass(attrs, Elementwise)},
     AllGather: moved("all_gather"),
     AllReduce: all_reduce,
+    AllToAll: all_to_all,
     Attend: attend,
     AttendGrad: attend,
     RingAttend: ring_attend,
     RingAttendGrad: ring_attend,
+    Combine: experts.moved,
+    Dispatch: experts.moved,
     Dot: dot,
     DotAdd: dot,
     Fill: fill,
+    GroupedDot: experts.grouped_dot,
+    GroupedOuter: experts.grouped_outer,
     Iota: iota,
     LocalSlice: local_slice,
     Chunk: chunk,
@@ -317,5 +333,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Rope: rope,
     Spread: spread,
     Take: take,
+    Tally: experts.tally,
+    TopK: experts.top_k,
     Transpose: transpose,
 }

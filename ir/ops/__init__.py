@@ -10,6 +10,7 @@ from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
     AllReduce,
+    AllToAll,
     LocalSlice,
     ReduceScatter,
     Share,
@@ -60,6 +61,7 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
+from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, Fused, Scan, Unchunk
 
@@ -68,12 +70,15 @@ AnyAttrs = (
     | AddN
     | AllGather
     | AllReduce
+    | AllToAll
     | Attend
     | AttendGrad
     | Call
     | Cast
     | Chunk
+    | Combine
     | Cos
+    | Dispatch
     | Div
     | Dot
     | DotAdd
@@ -81,6 +86,8 @@ AnyAttrs = (
     | Exp
     | Fill
     | Fused
+    | GroupedDot
+    | GroupedOuter
     | Iota
     | Less
     | LocalSlice
@@ -116,7 +123,9 @@ AnyAttrs = (
     | Stop
     | Sub
     | Take
+    | Tally
     | Tanh
+    | TopK
     | Transpose
     | Unchunk
     | Where
@@ -133,6 +142,7 @@ __all__ = [
     "AddN",
     "AllGather",
     "AllReduce",
+    "AllToAll",
     "AnyAttrs",
     "Attend",
     "AttendGrad",
@@ -140,7 +150,9 @@ __all__ = [
     "Call",
     "Cast",
     "Chunk",
+    "Combine",
     "Cos",
+    "Dispatch",
     "Div",
     "Dot",
     "DotAdd",
@@ -150,6 +162,8 @@ __all__ = [
     "Exp",
     "Fill",
     "Fused",
+    "GroupedDot",
+    "GroupedOuter",
     "Iota",
     "Less",
     "LocalSlice",
@@ -187,7 +201,9 @@ __all__ = [
     "Stop",
     "Sub",
     "Take",
+    "Tally",
     "Tanh",
+    "TopK",
     "Transpose",
     "TypeRuleError",
     "Unchunk",
