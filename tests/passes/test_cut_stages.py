@@ -10,7 +10,9 @@ from fllmc.ir.evaluate import evaluate
 from fllmc.ir.evaluate_stages import evaluate_stages
 from fllmc.ir.ops import Pipeline
 from fllmc.ir.program import Program
+from fllmc.ir.text import parse_program
 from fllmc.ir.types import Axis, Mesh
+from fllmc.ir.verify import verify
 from fllmc.passes.stages.cut_stages import cut_stages
 from tests.oracle.small_specs import RECOMPUTED, STORED, small_spec
 from tests.passes.pipelined import arguments, errors, plan_of, sharded, table
@@ -93,9 +95,39 @@ def test_a_lost_or_repeated_turn_shows() -> None:
     wanted = evaluate(whole, "train", given)
     stages = cut_stages(sharded(text, MESHES["pipe"]), plan_of(table(2, 4, split=True))).programs
     actions = turns(stages[0]).actions
+    for wrong in (actions[:-1], (*actions, actions[-1]), actions[::-1]):
+        with pytest.raises(InternalError, match="pipeline"):
+            verify(planted(stages, 0, actions=wrong)[0])
     lost = planted(stages, 0, actions=tuple(a for a in actions if a != "W0.2"))
     got = evaluate_stages(lost, "pipe", "train", given)
     assert abs(got["body.attn.wq#m"] - wanted["body.attn.wq#m"]).max() > 1e-9
     for bad in (actions[1:], tuple(a for a in actions if a != "I0.1"), actions[::-1]):
         with pytest.raises(InternalError):
             evaluate_stages(planted(stages, 0, actions=bad), "pipe", "train", given)
+
+
+def test_messages_that_are_mixed_up_show() -> None:
+    text = small_spec("llama", "f64", 4)
+    given = arguments(sharded(text, Mesh()), "train")
+    program = sharded(text, MESHES["4 stages"])
+    stages = cut_stages(program, plan_of(table(4, 4))).programs
+    (one, there), (other, back) = turns(stages[1]).gives
+    swapped = planted(stages, 1, gives=((one, back), (other, there)))
+    with pytest.raises(InternalError):
+        evaluate_stages(swapped, "pipe", "train", given)
+
+
+def test_a_sum_over_stages_must_be_made() -> None:
+    text = """
+program sharded
+mesh pipe=2
+dims embed=4
+entries step
+
+func step(%0 x: f32[embed] data) -> (y) {
+  %1: f32[embed]+pipe = share{axes=[pipe]}(%0)
+  return %1
+}
+"""
+    with pytest.raises(InternalError, match="partial over pipe"):
+        verify(parse_program(text))
