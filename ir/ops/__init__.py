@@ -61,6 +61,7 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
+from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, Fused, Scan, Unchunk
 
@@ -75,7 +76,9 @@ AnyAttrs = (
     | Call
     | Cast
     | Chunk
+    | Combine
     | Cos
+    | Dispatch
     | Div
     | Dot
     | DotAdd
@@ -83,6 +86,8 @@ AnyAttrs = (
     | Exp
     | Fill
     | Fused
+    | GroupedDot
+    | GroupedOuter
     | Iota
     | Less
     | LocalSlice
@@ -118,7 +123,9 @@ AnyAttrs = (
     | Stop
     | Sub
     | Take
+    | Tally
     | Tanh
+    | TopK
     | Transpose
     | Unchunk
     | Where
@@ -143,7 +150,9 @@ __all__ = [
     "Call",
     "Cast",
     "Chunk",
+    "Combine",
     "Cos",
+    "Dispatch",
     "Div",
     "Dot",
     "DotAdd",
@@ -153,6 +162,8 @@ __all__ = [
     "Exp",
     "Fill",
     "Fused",
+    "GroupedDot",
+    "GroupedOuter",
     "Iota",
     "Less",
     "LocalSlice",
@@ -190,7 +201,9 @@ __all__ = [
     "Stop",
     "Sub",
     "Take",
+    "Tally",
     "Tanh",
+    "TopK",
     "Transpose",
     "TypeRuleError",
     "Unchunk",
