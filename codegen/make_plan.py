@@ -25,6 +25,7 @@ from fllmc.ir.plan import Collective, Decision, Frame, Plan, StagePlan, Stored
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.target import Target
+from fllmc.ir.timetable import Timed
 from fllmc.ir.types import Sizes, Type, bare_axes
 
 
@@ -36,6 +37,7 @@ def make_plan(
     mesh_read: str = "",
     pipe: str = "",
     others: Sequence[Program] = (),
+    timeline: tuple[Timed, ...] = (),
 ) -> Plan:
     """The plan of a program at plan level.
 
@@ -57,6 +59,7 @@ def make_plan(
         target=target,
         pipe=pipe,
         stages=stages,
+        timeline=timeline,
     )
 
 

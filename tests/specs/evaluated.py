@@ -40,7 +40,7 @@ def evaluated_step(text: str, mesh: str) -> dict[str, np.ndarray]:
     if asked is None:
         results = evaluate(program, "train", given)
     else:
-        stages = stage_programs(program, asked, spec.schedule.microbatches)
+        stages = stage_programs(program, asked, spec.schedule.microbatches).programs
         for stage in stages:
             verify(stage)
         results = evaluate_stages(stages, asked.axis, "train", given)
