@@ -45,7 +45,7 @@ class Instance(msgspec.Struct, frozen=True):
 class Choice(msgspec.Struct, frozen=True):
     """The values that are kept, their bytes, the seconds for the others, and a bound below it.
 
-    `bound` is the least that the relaxation allows; equal to `seconds` where it was integral.
+    `bound` is what the solver proves that no choice is below; it equals `seconds` at the optimum.
     """
 
     kept: tuple[int, ...]
@@ -115,7 +115,7 @@ def needed(instance: Instance, kept: frozenset[int]) -> frozenset[int]:
 
 
 def solved(instance: Instance, budget: int) -> tuple[float, frozenset[int] | None]:
-    """The relaxation's least seconds, and the values that the integer program keeps, if any."""
+    """A bound on the seconds, and the values that the integer program keeps, if any."""
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_matrix
@@ -134,6 +134,7 @@ def solved(instance: Instance, budget: int) -> tuple[float, frozenset[int] | Non
     high = np.array([0.0 if c is None else 1.0 for c in instance.costs] + [1.0] * (size - count))
 
     def run(whole: int) -> tuple[float, list[float] | None]:
+        """The proven bound, and the solution."""
         found = milp(
             cost,
             integrality=np.full(size, whole),
@@ -141,12 +142,16 @@ def solved(instance: Instance, budget: int) -> tuple[float, frozenset[int] | Non
             constraints=LinearConstraint(matrix, least, most),  # pyright: ignore[reportArgumentType]
             options={"node_limit": NODES, "mip_rel_gap": 0.0},
         )
-        return (0.0, None) if found.x is None else (float(found.fun), list(found.x))
+        if found.x is None:
+            return 0.0, None
+        proven = found.fun if found.mip_dual_bound is None else found.mip_dual_bound
+        return float(proven), list(found.x)
 
-    bound, relaxed = run(0)
-    answer = relaxed
-    if relaxed is None or any(abs(x - round(x)) > WHOLE for x in relaxed):
-        answer = run(1)[1]
+    bound, answer = run(0)
+    if answer is None or any(abs(x - round(x)) > WHOLE for x in answer):
+        relaxation = bound
+        bound, answer = run(1)
+        bound = max(bound, relaxation)
     kept = None if answer is None else frozenset(v for v in range(count) if answer[v] > 0.5)
     return bound * scale, kept
 

@@ -83,6 +83,8 @@ def kept_reason(full: str, path: str, schedule: Schedule) -> str:
             if any(selects(keep, path) for keep in directive.keep):
                 return f"`recompute {directive.selector}` names it under `keep`"
             return f"`recompute {directive.selector}` starts again from it"
+    if schedule.budget_gib:
+        return "within the budget, keeping it saves more time than keeping others"
     return "of all ways to give the backward pass what it reads, this one keeps fewest bytes"
 
 

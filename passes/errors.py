@@ -1,6 +1,6 @@
 """What can be wrong with pipelines, adapters and recompute directives, in words.
 
-Codes E0350 to E0379, W0370 to W0379; those of `shard` directives stand in `place_errors.py`.
+Codes E0350 to E0379, W0370 to W0379, E0402; those of `shard` directives stand in `place_errors.py`.
 """
 
 from __future__ import annotations
@@ -169,6 +169,31 @@ class RecomputesNothing(Diagnostic, frozen=True):
         shown = ", ".join(f"`{path}`" for path in self.paths[:3])
         few = (f"paths are {shown} ...",) if shown else ()
         return did_you_mean(self.selector, self.paths) or few
+
+
+class BudgetUnmet(Diagnostic, frozen=True):
+    """A rank needs more than `budget_gib` even with the fewest bytes kept for the backward pass.
+
+    What is left are parameters, gradients, optimizer state, data, and what one layer needs while it
+    is computed. Each way out that is named has been tried and fits.
+    """
+
+    code: ClassVar[str] = "E0402"
+    title: ClassVar[str] = "a rank needs {least}, and the budget is {budget}"
+    note: ClassVar[tuple[str, ...]] = (
+        "it is {over} too small, with all recomputed that can be: {kept} are kept",
+    )
+
+    least: str
+    budget: str
+    over: str
+    kept: str
+    ways: tuple[str, ...] = ()
+
+    def helps(self) -> tuple[str, ...]:
+        """What was tried and fits."""
+        fits = tuple(f"it fits with `{way}`" for way in self.ways)
+        return fits or ("divide more with `--mesh`, or make the batch smaller",)
 
 
 class NothingToRecompute(Diagnostic, frozen=True):

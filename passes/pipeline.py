@@ -56,8 +56,12 @@ def print_pipeline(passes: Sequence[Pass]) -> str:
     return pipeline_text.print_pipeline(passes)
 
 
-def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
-    """The passes that compile a spec, with the options that its sections ask for."""
+def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass, ...]:
+    """The passes that compile a spec, with the options that its sections ask for.
+
+    `within` chooses what is kept under a budget, once it is known what a rank holds; before it only
+    what directives select is recomputed.
+    """
     train, schedule, adapter = spec.train, spec.schedule, spec.adapter
     adapt: tuple[Pass, ...] = ()
     if adapter is not None:
@@ -76,11 +80,12 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         OptimizerStep(clip=train.clip, steps=train.steps),
         ShareEqual(),
         ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
-        Recompute(selectors=schedule.recompute),
+        Recompute(selectors=schedule.recompute, cheap=within is None),
         DropUnused(),
         Place(shards=schedule.shards, context=schedule.context),
         ShareEqual(),
         DropUnused(),
+        *((within, ShareEqual(), DropUnused()) if within is not None else ()),
         Layout(),
         SinkSums(),
         Fuse(),

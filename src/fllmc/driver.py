@@ -9,6 +9,7 @@ from msgspec import structs
 
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
+from fllmc.fitting import within_budget
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
@@ -64,9 +65,10 @@ def compile_spec(
             dump(number, name, program)
 
     read = Timing("read and check", clock() - begin, 0.0)
-    program, timings = run_pipeline(spec.program, standard_pipeline(spec), cx, clock, keep)
+    within, told = within_budget(spec, chosen, target)
+    program, timings = run_pipeline(spec.program, standard_pipeline(spec, within), cx, clock, keep)
     begin = clock()
-    reasons = decisions(program, spec.schedule)
+    reasons = (*decisions(program, spec.schedule), *told)
     plan = make_plan(program, spec, load_target(target or "cpu"), reasons, mesh_read)
     if not target:
         plan = structs.replace(plan, target=smallest_target(plan.arena_bytes))
