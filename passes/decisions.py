@@ -26,13 +26,14 @@ def decisions(program: Program, schedule: Schedule) -> tuple[Decision, ...]:
 def placements(program: Program, schedule: Schedule) -> Iterator[Decision]:
     """Where each parameter is stored."""
     sizes = program.sizes
-    for found in summary.decisions(program, schedule.shards):
+    for found in summary.decisions(program, schedule.shards, schedule.zero):
         choice = f"stored as `{found.stored}`"
         if found.compute != found.stored:
-            choice += f", gathered to `{found.compute}` where it is used"
+            choice += f", gathered to `{found.compute}` {found.often}"
         because = [f"`{r.directive}` puts {r.dim} on {r.axis}" for r in found.reasons]
         more = sizes.local_bytes(found.stored.unplaced()) - sizes.local_bytes(found.stored)
         rejected = f"a whole copy on every rank: {bytes_text(more)} more" if more else ""
+        because += [found.left_whole] if found.left_whole else []
         reason = "; ".join(dict.fromkeys(because)) or whole_reason(program)
         yield Decision(found.parameter, choice, reason, rejected)
 

@@ -82,7 +82,12 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
         Recompute(selectors=schedule.recompute, cheap=within is None),
         DropUnused(),
-        Place(shards=schedule.shards, context=schedule.context),
+        Place(
+            shards=schedule.shards,
+            context=schedule.context,
+            zero=schedule.zero,
+            reduce=train.precision.reduce,
+        ),
         ShareEqual(),
         DropUnused(),
         *((within, ShareEqual(), DropUnused()) if within is not None else ()),

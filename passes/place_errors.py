@@ -174,7 +174,7 @@ class TooFewHeads(Diagnostic, frozen=True):
 
 
 class SelectsNothing(Diagnostic, frozen=True):
-    """A `shard ... in SELECTOR` directive matches no parameter.
+    """A `shard ... in SELECTOR` or `zero ... in SELECTOR` directive matches no parameter.
 
     A selector is a dotted path with `*` for one or more parts; it speaks of all layers of a stack
     or of none. `fllmc inspect SPEC` lists the paths.

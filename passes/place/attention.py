@@ -53,14 +53,21 @@ def dealt(layout: Layout, program: Program) -> Layout:
     marked = {dim: zigzag(layout.canonical[dim]) for dim in causal(layout, program)}
     if not marked:
         return layout
-    stored = dict(layout.stored)
+    stored, unzeroed = dict(layout.stored), dict(layout.unzeroed)
     for parameter in program.parameters:
         for dim in parameter.type.names:
             if dim in marked:
-                axes = layout.stored_axes(parameter.name, parameter.type.names)
-                rest = axes.get(dim, ())[len(marked[dim]) :]
-                stored[parameter.name] = {**axes, dim: rest}
-    return structs.replace(layout, canonical={**layout.canonical, **marked}, stored=stored)
+                name, names = parameter.name, parameter.type.names
+                stored[name] = undealt(layout.stored_axes(name, names), dim, marked)
+                if name in unzeroed:
+                    unzeroed[name] = undealt(unzeroed[name], dim, marked)
+    canonical = {**layout.canonical, **marked}
+    return structs.replace(layout, canonical=canonical, stored=stored, unzeroed=unzeroed)
+
+
+def undealt(axes: Axes, dim: str, marked: Axes) -> Axes:
+    """How something is stored, with the dim on none of the axes that deal it."""
+    return {**axes, dim: axes.get(dim, ())[len(marked[dim]) :]}
 
 
 def zigzag(axes: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 A directive places its dims in all values that have them. One that says `elsewhere` yields: its dim
 is on an axis in those values none of whose other dims is on it, and whole where an op needs it so.
 A directive with a selector divides further how the selected parameters are stored: they are
-gathered where they are used, and their gradients and optimizer states are divided as they are.
+gathered where they are used, and their gradients and optimizer states are divided as they are. What
+`zero` adds stands in `zero.py`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
 from fllmc.ir.settings import Context as ContextKind
-from fllmc.ir.settings import Shard
+from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
 from fllmc.passes.naming import PART
+from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
     Indivisible,
@@ -46,8 +48,10 @@ class Because(Struct, frozen=True):
 class Layout(Struct, frozen=True):
     """The directives, resolved: `canonical` for all values, `stored` for single parameters.
 
-    `elsewhere` are the dims on axes that yield, in the order in which they choose.
-    `context` is how attention sees a divided sequence.
+    `elsewhere` are the dims on axes that yield, in the order in which they choose. `zero` holds
+    what `zero` directives do, and `unzeroed` where these parameters would be stored without them,
+    both by parameter. `context` is how attention sees a divided sequence, `reduce` the dtype in
+    which gradients are summed over ranks.
     """
 
     mesh: Mesh
@@ -56,7 +60,10 @@ class Layout(Struct, frozen=True):
     reasons: tuple[Because, ...]
     stored_reasons: Mapping[str, tuple[Because, ...]]
     elsewhere: tuple[Because, ...] = ()
+    zero: Mapping[str, Divided] = {}
+    unzeroed: Mapping[str, Axes] = {}
     context: ContextKind = "gather"
+    reduce: str = "f32"
 
     @property
     def empty(self) -> bool:
@@ -90,6 +97,20 @@ class Layout(Struct, frozen=True):
     def stored_axes(self, name: str, names: Sequence[str]) -> Axes:
         """How a parameter with these dims is stored."""
         return self.stored[name] if name in self.stored else self.axes(names)
+
+    def used(self, name: str, names: Sequence[str]) -> Axes:
+        """How scans are given a parameter: as it is stored, or whole over `zero`'s axes."""
+        return self.unzeroed[name] if self.gathered_once(name) else self.stored_axes(name, names)
+
+    def summed(self, name: str, names: Sequence[str]) -> Axes:
+        """How a parameter's gradient is summed over layers and micro-batches."""
+        late = name in self.zero and self.zero[name].stage < 2
+        return self.unzeroed[name] if late else self.stored_axes(name, names)
+
+    def gathered_once(self, name: str) -> bool:
+        """Whether a parameter is stored in parts, yet used whole throughout a step."""
+        found = self.zero.get(name)
+        return found is not None and found.stage < 3 and bool(found.dim)
 
     def why(self, dim: str, axis: str, parameter: str = "") -> Because | None:
         """The directive that put the dim on the axis."""
@@ -134,7 +155,9 @@ class Resolved(Struct, frozen=True):
     diagnostics: tuple[Diagnostic, ...]
 
 
-def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
+def resolve(
+    shards: Sequence[Shard], mesh: Mesh, program: Program, zeros: Sequence[Zero] = ()
+) -> Resolved:
     """The layout that directives give a training program on a mesh."""
     sizes = Sizes(program.sizes.dims, mesh)
     shards = tuple(with_parts(shard, sizes) for shard in shards)
@@ -172,8 +195,32 @@ def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
     for name, axes in stored.items():
         stored[name] = yielding(axes, elsewhere, program.parameter(name).type.names, ())
     layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons, tuple(elsewhere))
+    layout, wrong = _with_zero(layout, zeros, program, sizes)
+    found += wrong
     found += _indivisible(layout, sizes, program)
     return Resolved(layout, tuple(found))
+
+
+def _with_zero(
+    layout: Layout, zeros: Sequence[Zero], program: Program, sizes: Sizes
+) -> tuple[Layout, list[Diagnostic]]:
+    """The layout with what `zero` directives add to how parameters are stored."""
+    before = {p.name: layout.stored_axes(p.name, p.type.names) for p in program.parameters}
+    zero, wrong = divide(zeros, program, before, sizes)
+    stored, reasons = dict(layout.stored), dict(layout.stored_reasons)
+    for name, how in zero.items():
+        if how.dim:
+            stored[name] = {
+                **before[name],
+                how.dim: (*before[name].get(how.dim, ()), *how.axes),
+            }
+            text, span = zero_text(how.directive), how.directive.span
+            own = tuple(Because(how.dim, axis, span, text) for axis in how.axes)
+            reasons[name] = (*reasons.get(name, ()), *own)
+    unzeroed = {name: before[name] for name in zero}
+    return structs.replace(
+        layout, stored=stored, stored_reasons=reasons, zero=zero, unzeroed=unzeroed
+    ), wrong
 
 
 def with_parts(shard: Shard, sizes: Sizes) -> Shard:

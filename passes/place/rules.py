@@ -126,17 +126,23 @@ def linear(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
     number = site.as_is(value)
     kind = site.mover.kind(number)
     stays = kind.combine == "sum" and site.mover.closed_already(number) is None
-    if not stays or site.closes_anyway(value) or widens_activation(site, op):
+    if not stays or site.closes_anyway(value) or widens_too_early(site, op):
         number = site.closed(number, value)
     return site.emit(attrs, number)
 
 
-def widens_activation(site: Site, op: Op) -> bool:
-    """Whether a cast would make the sum of an activation wider before it is moved."""
-    if not isinstance(op.attrs, ops.Cast) or site.belongs(op.results[0]):
+def widens_too_early(site: Site, op: Op) -> bool:
+    """Whether a cast would make a sum wider before it is moved.
+
+    Gradients are summed in the layout's `reduce`, and so not in what an optimizer widens that to.
+    """
+    if not isinstance(op.attrs, ops.Cast):
         return False
-    before = DTYPE_BYTES[site.kind(op.operands[0]).dtype]
-    return DTYPE_BYTES[op.attrs.dtype] > before and not site.only_summed(op.results[0])
+    before = site.kind(op.operands[0]).dtype
+    if site.belongs(op.results[0]) and before != site.layout.reduce:
+        return False
+    wider = DTYPE_BYTES[op.attrs.dtype] > DTYPE_BYTES[before]
+    return wider and not site.only_summed(op.results[0])
 
 
 def summed(site: Site, op: Op, attrs: ops.ReduceSum) -> Sequence[Value]:

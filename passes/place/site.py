@@ -134,7 +134,12 @@ class Site:
         return all(isinstance(use, Add | AddN | Sub) for use in self._uses.get(value, ()))
 
     def only_cast(self, value: int) -> bool:
-        """Whether the value's one use is a cast: it is then summed in the dtype that this gives."""
+        """Whether the value's one use is a cast: it is then summed in the dtype that this gives.
+
+        A gradient that has the dtype in which ranks sum is summed in it.
+        """
+        if self.source.types[value].dtype == self.layout.reduce:
+            return False
         return self.used_once(value) and isinstance(self._uses[value][0], Cast)
 
     def take(self, value: int, axes: Axes, keep: Sequence[str] = ()) -> int:

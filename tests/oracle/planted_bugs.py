@@ -10,17 +10,23 @@ import msgspec
 
 
 class Bug(msgspec.Struct, frozen=True):
-    """One planted bug: what it does, where, and the techniques that it is looked for with."""
+    """One planted bug: what it does, where, and the techniques that it is looked for with.
+
+    `compute` is the dtype of computation; casts change no number that the evaluator gives.
+    """
 
     name: str
     module: str
     old: str
     new: str
     techniques: tuple[str, ...]
+    compute: str = "f64"
 
 
 MICRO = ("data", "accumulate")
 GRID = ("data", "tensor", "accumulate")
+HYBRID = ("data", "zero 2", "accumulate")
+LATE = ("zero 1", "accumulate")
 
 BUGS = (
     Bug(
@@ -33,8 +39,8 @@ BUGS = (
     Bug(
         "a stack's gradient is that of the last micro-batch",
         "passes.accumulate",
-        "results[result] = b.add(total, b.cast(results[result], reduce))",
-        "results[result] = b.cast(results[result], reduce)",
+        "results[result] = b.add(total, in_precision(b, results[result], reduce))",
+        "results[result] = in_precision(b, results[result], reduce)",
         MICRO,
     ),
     Bug(
@@ -128,5 +134,34 @@ BUGS = (
         "trained = [parameter for parameter in program.parameters if parameter.trainable]",
         "trained = list(program.parameters)",
         ("frozen",),
+    ),
+    Bug(
+        "a rank keeps its part of its own sum, not of all ranks'",
+        "passes.place.reshard",
+        "attrs = ReduceScatter(dim, run) if is_open else LocalSlice(dim, run)",
+        "attrs = LocalSlice(dim, run)",
+        LATE,
+    ),
+    Bug(
+        "a gradient is summed over one axis of two",
+        "passes.place.reshard",
+        "axes = tuple(axis for axis in kind.partial if axis not in keep)",
+        "axes = tuple(axis for axis in kind.partial[:1] if axis not in keep)",
+        HYBRID,
+    ),
+    Bug(
+        "a whole value is added to a part of a sum",
+        "passes.place.rules",
+        "axis for axis in set[str]().union(*held) if all(axis in h for h in held)",
+        "axis for axis in set[str]().union(*held)",
+        GRID,
+    ),
+    Bug(
+        "all parameters are used as the first one's copy",
+        "passes.place.copies",
+        "key = values[number], dtype",
+        "key = 0, dtype",
+        LATE,
+        compute="bf16",
     ),
 )
