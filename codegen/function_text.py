@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fllmc.codegen.offsets import aligned as aligned_bytes
 from fllmc.codegen.torch_elementwise import Number, Operand, host_number, number_text
 from fllmc.codegen.views import aligned, quoted, shape_text
 from fllmc.ir.ops import Fill
@@ -59,6 +60,10 @@ class FunctionText:
             self.views[text] = chosen
             self.bind.append(f"{chosen} = {text}")
         return self.views[text]
+
+    def buffer_bytes(self, kind: Type) -> int:
+        """Bytes from one buffer of this type to the next."""
+        return aligned_bytes(self.sizes.local_bytes(kind))
 
     def number(self, value: int) -> str:
         """The text of a host scalar: a number or a name."""

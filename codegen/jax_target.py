@@ -166,8 +166,7 @@ def _fill(attrs: ops.Fill, site: _Site) -> Value:
 
 
 def _iota(attrs: ops.Iota, site: _Site) -> Value:
-    first = attrs.first
-    return _jnp.arange(first, first + site.size(attrs.dim.name), dtype=site.dtype)
+    return _jnp.arange(site.size(attrs.dim.name), dtype=site.dtype) // attrs.each + attrs.first
 
 
 class _JaxLibrary:

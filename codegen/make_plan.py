@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from fllmc.codegen.donations import copied_input
 from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
+from fllmc.codegen.turns import Turns
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.ops import (
     COLLECTIVES,
     AllGather,
     AllReduce,
     Fill,
+    Pipeline,
     ReduceScatter,
     RingAttend,
     RingAttendGrad,
     Scan,
 )
-from fllmc.ir.plan import Collective, Decision, Frame, Plan, Stored
+from fllmc.ir.plan import Collective, Decision, Frame, Plan, StagePlan, Stored
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.target import Target
@@ -31,9 +33,15 @@ def make_plan(
     target: Target,
     decisions: tuple[Decision, ...] = (),
     mesh_read: str = "",
+    pipe: str = "",
+    others: Sequence[Program] = (),
 ) -> Plan:
-    """The plan of a program at plan level."""
+    """The plan of a program at plan level.
+
+    With a pipeline axis `pipe` it is that of position 0 there, and `others` are of those behind.
+    """
     made = derived(program)
+    stages = tuple(StagePlan(other, *derived(other)) for other in others)
     return Plan(
         program=program,
         frames=made.frames,
@@ -46,6 +54,8 @@ def make_plan(
         decisions=decisions,
         mesh_read=mesh_read,
         target=target,
+        pipe=pipe,
+        stages=stages,
     )
 
 
@@ -70,8 +80,10 @@ def derived(program: Program) -> Derived:
 
 def follows(plan: Plan) -> bool:
     """Whether the plan's memory and collectives are those that its program gives."""
-    given = (plan.frames, plan.stored, plan.arena_bytes, plan.frame_base, plan.collectives)
-    return given == derived(plan.program)
+    return all(
+        (p.frames, p.stored, p.arena_bytes, p.frame_base, p.collectives) == derived(p.program)
+        for p in plan.by_stage
+    )
 
 
 def stored_tensors(program: Program, frames: Mapping[str, Frame]) -> tuple[tuple[Stored, ...], int]:
@@ -134,7 +146,7 @@ def state_values(program: Program) -> dict[str, float]:
 def collectives(program: Program) -> tuple[Collective, ...]:
     """Every collective of every entry, with bytes and calls; sites are numbered in text order."""
     found: list[Collective] = []
-    sites: dict[tuple[str, int], int] = {}
+    sites: dict[tuple[str | int, ...], int] = {}
 
     def visit(name: str, entry: str, calls: int) -> None:
         function = program.function(name)
@@ -142,6 +154,27 @@ def collectives(program: Program) -> tuple[Collective, ...]:
             if isinstance(op.attrs, COLLECTIVES):
                 site = sites.setdefault((name, at), len(sites))
                 found.append(describe(program, function, op, at, calls, entry, site))
+            if isinstance(op.attrs, Pipeline):
+                for kind, port, bytes_, times in transfers(program, op.attrs):
+                    site = sites.setdefault((name, at, kind, port), len(sites))
+                    found.append(
+                        Collective(
+                            site,
+                            kind,
+                            (op.attrs.axis,),
+                            bytes_,
+                            calls * times,
+                            entry,
+                            op.path,
+                            "",
+                            name,
+                            at,
+                            port=port,
+                        )
+                    )
+                for key, callee in op.attrs.functions:
+                    times = sum(action.split(".")[0] == key for action in op.attrs.actions)
+                    visit(callee, entry, calls * times)
             callee = getattr(op.attrs, "function", "")
             if callee:
                 times = program.sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1
@@ -150,6 +183,17 @@ def collectives(program: Program) -> tuple[Collective, ...]:
     for entry in program.entries:
         visit(entry, entry, 1)
     return tuple(found)
+
+
+def transfers(program: Program, attrs: Pipeline) -> Iterator[tuple[str, str, int, int]]:
+    """What a pipeline op sends and receives: kind, port, bytes and calls of each."""
+    turns = Turns(program, attrs)
+    for port in turns.counts:
+        size = program.sizes.local_bytes(turns.types[port])
+        if turns.leaves(port):
+            yield "send", port, size, sum(other == port for other, _ in turns.written)
+        if turns.arrives(port):
+            yield "recv", port, size, sum(other == port for other, _ in turns.read)
 
 
 def describe(
@@ -175,6 +219,7 @@ def describe(
         dtype=kind.dtype,
         function=function.name,
         op=at,
+        among=attrs.among if isinstance(attrs, AllReduce) else (),
     )
 
 

@@ -22,11 +22,13 @@ from fllmc.codegen.donations import (
 from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
 from fllmc.codegen.storage_classes import Classes
 from fllmc.codegen.tiles import tile_rows
+from fllmc.codegen.turns import Turns
 from fllmc.ir.ops import (
     AddN,
     AllGather,
     Elementwise,
     Fused,
+    Pipeline,
     ReduceScatter,
     ReduceSum,
     RingAttend,
@@ -79,6 +81,8 @@ class Planner:
         match op.attrs:
             case Fused(function=name):
                 found = self.fused_reusable(op, name, result)
+            case Pipeline():
+                found = [op.operands[result]]
             case Scan(carries=carries):
                 found = (
                     [op.operands[result]] if result < carries else self.scan_reusable(op, result)
@@ -223,6 +227,8 @@ class Planner:
         name = getattr(op.attrs, "function", "")
         if name:
             items.append(Item(at, at, aligned(self.frames[name].bytes)))
+        if isinstance(op.attrs, Pipeline):
+            items += self.pipeline_scratch(op, op.attrs, at)
         if isinstance(op.attrs, Scan):
             items += [Item(at, at, self.bytes(kind)) for kind in self.scan_scratch(op)]
         if isinstance(op.attrs, AllGather | ReduceScatter):
@@ -238,6 +244,16 @@ class Planner:
             if kind.names[: len(self.rows)] != self.rows:
                 items.append(Item(at, at, self.bytes(kind)))
         return items
+
+    def pipeline_scratch(self, op: Op, attrs: Pipeline, at: int) -> list[Item]:
+        """The frame that the functions of all turns share, then the buffers of what passes."""
+        frames = [self.frames[name].bytes for _, name in attrs.functions]
+        slices = op.operands[attrs.carries : attrs.carries + attrs.slices]
+        kinds = [self.function.types[value] for value in slices]
+        found = [Item(at, at, aligned(max(frames, default=0)))]
+        for buffers in Turns(self.program, attrs).buffers(self.frames, kinds):
+            found.append(Item(at, at, buffers.slots * self.bytes(buffers.type)))
+        return found
 
     def scan_scratch(self, op: Op) -> list[Type]:
         """Second buffers of carries that the body doesn't update in place, then staged slices."""
@@ -267,7 +283,7 @@ class Planner:
         ops: list[OpPlace] = []
         for op, group in zip(self.function.ops, extras, strict=True):
             numbers = [next(rest) for _ in group]
-            calls = bool(getattr(op.attrs, "function", ""))
+            calls = bool(getattr(op.attrs, "function", "")) or isinstance(op.attrs, Pipeline)
             ops.append(
                 OpPlace(numbers[0] if calls else 0, tuple(numbers[1:] if calls else numbers))
             )
@@ -300,6 +316,10 @@ def plan_frames(program: Program) -> dict[str, Frame]:
     def visit(name: str) -> None:
         function = program.function(name)
         for op in function.ops:
+            if isinstance(op.attrs, Pipeline):
+                for _, callee in op.attrs.functions:
+                    donated[callee] = entry_donations(program.function(callee))
+                    visit(callee)
             callee = getattr(op.attrs, "function", "")
             if callee and callee not in frames:
                 if isinstance(op.attrs, Fused):

@@ -18,11 +18,11 @@ from fllmc.codegen.chart import memory_chart
 from fllmc.codegen.schedule import schedule_text
 from fllmc.codegen.timeline import PERSISTENT, timeline
 from fllmc.ir.flops import op_flops
-from fllmc.ir.ops import Scan
+from fllmc.ir.ops import Pipeline, Scan
 from fllmc.ir.plan import Collective, Plan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.quantities import bytes_text, count_text, flops_text
-from fllmc.ir.walk import host_values
+from fllmc.ir.walk import calls_of, host_values
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST = 400_000
@@ -75,12 +75,13 @@ def report_html(name: str, plan: Plan, levels: Mapping[str, str]) -> str:
 
 def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]:
     """What the template shows."""
+    whole, plan = plan, plan.fullest
     entry = plan.program.entries[0]
     return {
         "name": name,
         "plan": plan,
         "entry": entry,
-        "cards": tuple(cards(plan, entry)),
+        "cards": tuple(cards(plan, entry, whole)),
         "chart": memory_chart(timeline(plan, entry)),
         "memory": figures.memory(plan),
         "roles": PERSISTENT,
@@ -88,14 +89,14 @@ def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]
         "collectives": busiest(plan),
         "functions": tuple(function_tables(plan)),
         "levels": {level: shortened(text) for level, text in levels.items()},
-        "schedule": shortened(schedule_text(plan)),
+        "schedule": shortened(schedule_text(whole)),
     }
 
 
-def cards(plan: Plan, entry: str) -> Iterator[Card]:
+def cards(plan: Plan, entry: str, whole: Plan) -> Iterator[Card]:
     """The figures that one asks for first."""
     program, memory = plan.program, figures.memory(plan)
-    counted = figures.parameters(program)
+    counted = figures.parameters(*(stage.program for stage in whole.by_stage))
     moved = sum(row.bytes for row in figures.traffic(plan, entry))
     share = 100 * counted.trained / max(counted.total, 1)
     trained = "all trained" if counted.trained == counted.total else f"{share:.2g} % trained"
@@ -140,6 +141,9 @@ def runs(program: Program, name: str, calls: int) -> Iterator[tuple[str, int]]:
     for op in program.function(name).ops:
         if isinstance(op.attrs, Scan):
             yield from runs(program, op.attrs.function, calls * program.sizes.size(op.attrs.over))
+        elif isinstance(op.attrs, Pipeline):
+            for callee, times in calls_of(op, program.sizes):
+                yield from runs(program, callee, calls * times)
 
 
 def op_rows(function: Function, program: Program) -> Iterator[OpRow]:

@@ -196,15 +196,16 @@ def iota(text: FunctionText, op: Op, at: int) -> list[str]:
     """Positions along a dim."""
     del at
     assert isinstance(op.attrs, Iota)
-    if deals_zigzag(op.attrs.dim.axes):
-        held = text.view(f"rt.positions({positions(text, op.attrs.dim)})")
-        return [f"{text.tensor(op.results[0])}.copy_({held})"]
+    attrs, out = op.attrs, text.tensor(op.results[0])
+    if deals_zigzag(attrs.dim.axes) or attrs.each > 1:
+        held = f"{positions(text, attrs.dim)}, {attrs.each}, {attrs.first}"
+        return [f"{out}.copy_({text.view(f'rt.positions({held})')})"]
     (count,) = text.sizes.local_shape(text.function.types[op.results[0]])
-    start = position(text, op.attrs.dim)
-    if op.attrs.first:
-        start = str(op.attrs.first) if start == "0" else f"{start} + {op.attrs.first}"
+    start = position(text, attrs.dim)
+    if attrs.first:
+        start = str(attrs.first) if start == "0" else f"{start} + {attrs.first}"
     stop = f"{start} + {count}" if start != "0" else str(count)
-    return [f"torch.arange({start}, {stop}, out={text.tensor(op.results[0])})"]
+    return [f"torch.arange({start}, {stop}, out={out})"]
 
 
 def random(text: FunctionText, op: Op, at: int) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
-from fllmc.ir.ops import Elementwise, Fill
-from fllmc.ir.program import Function
-from fllmc.ir.types import HOST_SCALAR, Type
+from fllmc.ir.ops import Elementwise, Fill, Pipeline, Scan
+from fllmc.ir.program import Function, Op
+from fllmc.ir.types import HOST_SCALAR, Sizes, Type
 
 HOST_TYPES: Final = (HOST_SCALAR, Type("bool"))
 
@@ -24,3 +25,12 @@ def host_values(function: Function) -> set[int]:
         if scalar and all(value in found for value in op.operands):
             found.update(op.results)
     return found
+
+
+def calls_of(op: Op, sizes: Sizes) -> Iterator[tuple[str, int]]:
+    """The functions that an op runs, each with how often."""
+    if isinstance(op.attrs, Pipeline):
+        for key, name in op.attrs.functions:
+            yield name, sum(action.partition(".")[0] == key for action in op.attrs.actions)
+    elif name := getattr(op.attrs, "function", ""):
+        yield name, sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1

@@ -6,9 +6,10 @@
 
 Here `loss` is the mean: the sum over all micro-batches through the count of all, which is known
 before, so `seed` is one over the count and gradients need only be added. They are added, and given,
-in `reduce`. With one micro-batch there is no new dim and no scan. With more, `batch` shrinks to
-what one of them has, for all entries, and the scan's body `micro` carries loss and gradients. The
-gradients of a stack are added up within its backward scan, which gets the sums as further slices.
+in `reduce`. With one micro-batch there is no new dim and no scan, unless `always` asks for them.
+With more, `batch` shrinks to what one of them has, for all entries, and the scan's body `micro`
+carries loss and gradients. The gradients of a stack are added up within its backward scan, which
+gets the sums as further slices.
 
 Where micro-batches make data inputs of the step differ from those of other entries, the others' are
 called `micro.tokens` and so on.
@@ -50,10 +51,11 @@ class Accumulate(Pass, frozen=True):
 
     microbatches: int = 1
     reduce: str = "f32"
+    always: bool = False
 
     def run(self, program: Program, cx: Context) -> Program:
         """The program with `gradients`."""
-        if self.microbatches == 1:
+        if self.microbatches == 1 and not self.always:
             made = at_once(program, self.reduce)
         else:
             program = with_microbatches(program, self.microbatches)

@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import AnyAttrs, Call, Fused, Scan, Signature
+from fllmc.ir.ops import AnyAttrs, Call, Fused, Pipeline, Scan, Signature
 from fllmc.ir.program import Function, Op, Program
 from fllmc.passes.base import AnyLevelPass, Context
 from fllmc.passes.inline import EQUATIONS, callees_first, reachable
@@ -62,7 +62,7 @@ def mark(function: Function, needed: Mapping[str, Needed]) -> bool:
     for op in reversed(function.ops):
         inner = needed[runs(op.attrs)] if runs(op.attrs) else None
         wanted = {i for i, value in enumerate(op.results) if value in own.values}
-        if wanted:
+        if wanted or isinstance(op.attrs, Pipeline):
             grows |= mark_op(op, wanted, own.values, needed)
             if inner is not None and isinstance(op.attrs, Scan):
                 looped = {i for i in inner.results if i < op.attrs.carries}
@@ -74,7 +74,14 @@ def mark(function: Function, needed: Mapping[str, Needed]) -> bool:
 def kept_roots(program: Program) -> tuple[str, ...]:
     """Functions that are run from outside or looked up by later passes."""
     early = program.level in ("model", "training")
-    return (*program.entries, *(EQUATIONS if early else ("optimizer.states",)))
+    turns = [
+        name
+        for function in program.functions
+        for op in function.ops
+        if isinstance(op.attrs, Pipeline)
+        for _, name in op.attrs.functions
+    ]
+    return (*program.entries, *turns, *(EQUATIONS if early else ("optimizer.states",)))
 
 
 def find_needed(program: Program) -> dict[str, Needed]:
@@ -133,7 +140,7 @@ def trimmed(
         if number in own.inputs
     }
     for op in function.ops:
-        if not own.values.intersection(op.results):
+        if not (own.values.intersection(op.results) or isinstance(op.attrs, Pipeline)):
             continue
         b.path, b.span = op.path, op.span
         attrs, operands, results = op.attrs, op.operands, op.results

@@ -23,6 +23,7 @@ from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
+from fllmc.passes.stages.directives import pipeline_shards, placing_shards
 from fllmc.passes.store_frozen import StoreFrozen
 
 PASSES: Final[tuple[type[Pass], ...]] = (
@@ -76,14 +77,18 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
         PickEarly(),
         Differentiate(),
-        Accumulate(microbatches=schedule.microbatches, reduce=train.precision.reduce),
+        Accumulate(
+            microbatches=schedule.microbatches,
+            reduce=train.precision.reduce,
+            always=bool(pipeline_shards(schedule, spec.program)),
+        ),
         OptimizerStep(clip=train.clip, steps=train.steps),
         ShareEqual(),
         ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
         Recompute(selectors=schedule.recompute, cheap=within is None),
         DropUnused(),
         Place(
-            shards=schedule.shards,
+            shards=placing_shards(schedule, spec.program),
             context=schedule.context,
             zero=schedule.zero,
             reduce=train.precision.reduce,
@@ -96,3 +101,9 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         Fuse(),
         DropUnused(),
     )
+
+
+def cut_pipeline(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """The passes for the whole program, and those for the program of each pipeline stage."""
+    at = next((at for at, each in enumerate(passes) if each.name == Layout.name), len(passes))
+    return tuple(passes[:at]), tuple(passes[at:])

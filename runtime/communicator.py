@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fllmc.ir.types import Mesh
+from fllmc.runtime.pipelining import Handle
 from fllmc.runtime.ring import Ring
 
 # Their names since torch 2.13, and before.
@@ -18,6 +20,27 @@ reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.red
 OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
+class Line:
+    """The ranks along a pipeline axis, for messages in one direction."""
+
+    def __init__(self, group: dist.ProcessGroup, ranks: Sequence[int], position: int) -> None:
+        self.group, self.ranks, self.position = group, ranks, position
+
+    def send(self, to: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to send."""
+        return begun(dist.isend(tensor, self.ranks[to], self.group, tag))
+
+    def receive(self, giver: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to receive."""
+        return begun(dist.irecv(tensor, self.ranks[giver], self.group, tag))
+
+
+def begun(work: dist.Work | None) -> Handle:
+    """The handle of a transfer that this rank takes part in."""
+    assert work is not None
+    return work
+
+
 class Communicator:
     """Process groups for the axes of a mesh. torch.distributed must be initialised.
 
@@ -25,7 +48,14 @@ class Communicator:
     the start.
     """
 
-    def __init__(self, mesh: Mesh, rank: int, axes: tuple[tuple[str, ...], ...]):
+    def __init__(
+        self,
+        mesh: Mesh,
+        rank: int,
+        axes: tuple[tuple[str, ...], ...],
+        some: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (),
+        pipes: tuple[str, ...] = (),
+    ):
         self.groups: dict[tuple[str, ...], dist.ProcessGroup] = {}
         self.sizes: dict[tuple[str, ...], int] = {}
         self.positions: dict[tuple[str, ...], int] = {}
@@ -39,6 +69,20 @@ class Communicator:
                 if rank in ranks and isinstance(group, dist.ProcessGroup):
                     self.groups[names] = group
                     self.ranks[names] = ranks
+        self.some: dict[tuple[tuple[str, ...], tuple[int, ...]], dist.ProcessGroup] = {}
+        for names, among in sorted(set(some)):
+            for ranks in mesh.groups(names):
+                chosen = [ranks[position] for position in among]
+                group = dist.new_group(chosen)
+                if rank in chosen and isinstance(group, dist.ProcessGroup):
+                    self.some[names, among] = group
+        self.lines: dict[tuple[str, int], Line] = {}
+        for name in sorted(set(pipes)):
+            for ranks in mesh.groups((name,)):
+                for direction in (1, -1):
+                    group = dist.new_group(list(ranks))
+                    if rank in ranks and isinstance(group, dist.ProcessGroup):
+                        self.lines[name, direction] = Line(group, ranks, ranks.index(rank))
 
     def ring(self, axes: tuple[str, ...]) -> Ring:
         """The axes' group as a ring."""
@@ -63,9 +107,30 @@ class Communicator:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found.item())
 
-    def all_reduce(self, axes: tuple[str, ...], tensor: torch.Tensor, combine: str) -> None:
-        """Combine over the axes' group, in place."""
-        dist.all_reduce(tensor, OPERATIONS[combine], group=self.groups[axes])
+    def all_reduce(
+        self,
+        axes: tuple[str, ...],
+        tensor: torch.Tensor,
+        combine: str,
+        among: tuple[int, ...] = (),
+    ) -> None:
+        """Combine over the axes' group, or the ranks at some positions of it, in place."""
+        group = self.some[axes, among] if among else self.groups[axes]
+        dist.all_reduce(tensor, OPERATIONS[combine], group=group)
+
+    def send(self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to send to the rank at a position of a pipeline axis."""
+        return self._line(axes, to, sends=True).send(to, tensor, tag)
+
+    def receive(self, axes: tuple[str, ...], giver: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to receive from the rank at a position of a pipeline axis."""
+        return self._line(axes, giver, sends=False).receive(giver, tensor, tag)
+
+    def _line(self, axes: tuple[str, ...], other: int, sends: bool) -> Line:
+        """Messages down the pipeline and up it have a group each, so that neither waits."""
+        (name,) = axes
+        up = other > self.lines[name, 1].position
+        return self.lines[name, 1 if up == sends else -1]
 
     def all_gather(
         self,

@@ -11,6 +11,7 @@ from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import ALIGNMENT, Plan, Stored
 from fllmc.ir.types import Dim, Sizes
 from fllmc.kernels import ring_attention, torch_ops
+from fllmc.runtime.pipelining import Handle, Turn, take_turns
 from fllmc.runtime.ring import Ring
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -27,8 +28,22 @@ DTYPES: Mapping[str, torch.dtype] = {
 class Collectives(Protocol):
     """What the executor needs of a communicator; see runtime/communicator.py."""
 
-    def all_reduce(self, axes: tuple[str, ...], tensor: torch.Tensor, combine: str) -> None:
-        """Combine over the axes' group, in place."""
+    def all_reduce(
+        self,
+        axes: tuple[str, ...],
+        tensor: torch.Tensor,
+        combine: str,
+        among: tuple[int, ...] = (),
+    ) -> None:
+        """Combine over the axes' group, or the ranks at some positions of it, in place."""
+
+    def send(self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to send to the rank at a position of a pipeline axis."""
+        ...
+
+    def receive(self, axes: tuple[str, ...], giver: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to receive from the rank at a position of a pipeline axis."""
+        ...
 
     def all_gather(
         self,
@@ -75,6 +90,7 @@ class Executor:
     ):
         if plan.program.mesh.size > 1 and comm is None:
             raise InternalError("a plan for several ranks needs a communicator")
+        plan = plan.of_rank(rank)
         self.plan = plan
         self.sizes = plan.program.sizes
         self.rank = rank
@@ -91,6 +107,7 @@ class Executor:
         self.runs: dict[str, int] = dict.fromkeys(plan.program.entries, 0)
         self.tables: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self._sites = {c.site: c.axes for c in plan.collectives}
+        self._among = {c.site: c.among for c in plan.collectives}
         self._stored = {stored.name: stored for stored in plan.stored}
         self._views: dict[str, torch.Tensor] = {}
         namespace: dict[str, Any] = {"__name__": "fllmc_schedule"}
@@ -173,9 +190,10 @@ class Executor:
         """The positions, so much further on."""
         return tuple(range(stretch.start + by, stretch.stop + by) for stretch in stretches)
 
-    def positions(self, stretches: tuple[range, ...]) -> torch.Tensor:
-        """The positions as a tensor."""
-        return torch.tensor([at for stretch in stretches for at in stretch], device=self.device)
+    def positions(self, stretches: tuple[range, ...], each: int, first: int) -> torch.Tensor:
+        """The positions as a tensor: of groups of so many, counted from `first`."""
+        held = [at // each + first for stretch in stretches for at in stretch]
+        return torch.tensor(held, device=self.device)
 
     def rope_table(
         self, stretches: tuple[range, ...], dim: int, theta: float, dtype: str
@@ -210,7 +228,7 @@ class Executor:
         """Combine a tensor over a site's axes, in place."""
         self._count(site, tensor)
         assert self.comm is not None
-        self.comm.all_reduce(self._sites[site], tensor, combine)
+        self.comm.all_reduce(self._sites[site], tensor, combine, self._among[site])
 
     def all_gather(
         self,
@@ -239,6 +257,22 @@ class Executor:
         self._count(site, source)
         assert self.comm is not None
         self.comm.reduce_scatter(self._sites[site], source, out, dim, scratch, zigzag)
+
+    turn = Turn
+
+    def take_turns(self, turns: Sequence[Turn]) -> None:
+        """Carry out a pipeline stage's turns."""
+        take_turns(turns, self._send, self._receive)
+
+    def _send(self, site: int, tensor: torch.Tensor, rank: int, tag: int) -> Handle:
+        self._count(site, tensor)
+        assert self.comm is not None
+        return self.comm.send(self._sites[site], rank, tensor, tag)
+
+    def _receive(self, site: int, tensor: torch.Tensor, rank: int, tag: int) -> Handle:
+        self._count(site, tensor)
+        assert self.comm is not None
+        return self.comm.receive(self._sites[site], rank, tensor, tag)
 
     def ring_attend(self, site: int, *given: Any, **options: Any) -> None:
         """Attention whose keys and values go round a site's axes; see kernels/ring_attention.py."""

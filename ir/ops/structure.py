@@ -132,9 +132,12 @@ class Fused(Attrs, frozen=True, tag="fused"):
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         found = signature(env, self.function)
         matches(operands, found.inputs, f"{self.function}: input")
+        placed: set[tuple[Dim, ...]] = set()
         for kind in (*found.inputs, *found.results):
             inside = [name for name in kind.names if name in self.rows]
             require(not inside or kind.names[: len(self.rows)] == self.rows, f"{kind}: rows apart")
+            placed |= {kind.dims[: len(self.rows)]} if inside else set()
+        require(len(placed) <= 1, f"{self.function}: rows are placed in several ways")
         return found.results
 
 

@@ -27,6 +27,7 @@ from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
     Indivisible,
+    KeyHeadsCopied,
     LeftWhole,
     NoSuchAxis,
     SelectsNothing,
@@ -235,7 +236,8 @@ def _fitting(
     """The directives, optional ones without the dims that their axes do not divide.
 
     One that would be left without dims stays as it is, to be reported: its axis would do nothing.
-    Query and key heads are divided together or not at all.
+    Query and key heads are divided together or not at all; but key heads that are too few to be
+    divided as query heads are stay whole, and are copied where they are used.
     """
     pairs = {
         (op.attrs.heads, op.attrs.kv_heads)
@@ -249,6 +251,13 @@ def _fitting(
         axes = [axis for axis in shard.axes if sizes.mesh.has(axis)]
         extent = sizes.mesh.extent(axes)
         dims = [dim for dim in shard.dims if _declared(dim, sizes)]
+        for heads, keys in sorted(pairs):
+            few = {heads, keys} <= set(dims) and heads != keys and sizes.size(keys) % extent
+            if few and sizes.size(heads) % extent == 0:
+                dims.remove(keys)
+                shard = structs.replace(shard, dims=tuple(d for d in shard.dims if d != keys))
+                copied = (keys, sizes.size(keys), axes[-1], extent, heads)
+                found.append(KeyHeadsCopied(shard.span, *copied))
         misfits = {dim for dim in dims if sizes.size(dim) % extent}
         together = {dim for pair in sorted(pairs) if misfits & set(pair) for dim in pair}
         kept = tuple(dim for dim in dims if dim not in misfits | together)

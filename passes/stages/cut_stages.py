@@ -27,8 +27,19 @@ from fllmc.passes.stages.body import Body, scan_attrs
 from fllmc.passes.stages.costs import unit_costs
 from fllmc.passes.stages.cut_body import Cutter, StageWork
 from fllmc.passes.stages.cut_step import GRADIENT, Homes, RankStep, Reach, Step
+from fllmc.passes.stages.directives import Asked
+from fllmc.passes.stages.in_flight import buffer_counts
 from fllmc.passes.stages.split import Split, even_split
 from fllmc.passes.stages.split_backward import Splitter
+from fllmc.passes.stages.turns import all_forward_all_backward, one_forward_one_backward
+
+
+def stage_programs(program: Program, asked: Asked, micros: int) -> tuple[Program, ...]:
+    """The program of each rank of the pipeline axis that a schedule asks for."""
+    ranks = program.mesh.extent((asked.axis,))
+    makers = {"gpipe": all_forward_all_backward, "1f1b": one_forward_one_backward}
+    table = makers[asked.order.kind](ranks, micros)
+    return cut_stages(program, Plan(asked.axis, asked.dims, table))
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -226,9 +237,11 @@ def rank_program(
                 sorted({m for work in step.works for m in work.gives.values()})
             )
         }
-        row = plan_row(step, plan.timetable, homes.stages[rank], rank)
+        rows = [plan_row(step, plan.timetable, own, at) for at, own in enumerate(homes.stages)]
+        counts = buffer_counts(step.works, rows)
         reach = Reach(step, homes)
-        entries.append(RankStep(reach, rank, whole.sizes, signatures, messages, row).run())
+        made_step = RankStep(reach, rank, whole.sizes, signatures, messages, rows[rank], counts)
+        entries.append(made_step.run())
     parameters = tuple(
         own_layers(parameter, layers)
         for parameter in program.parameters

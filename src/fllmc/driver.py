@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from msgspec import structs
@@ -19,10 +19,13 @@ from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
 from fllmc.ir.types import Mesh
-from fllmc.passes.base import Context
+from fllmc.passes.base import Context, Pass
 from fllmc.passes.decisions import decisions
-from fllmc.passes.pipeline import standard_pipeline
+from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.runner import Dump, Timing, run_pipeline
+from fllmc.passes.stages.alike import like, outline
+from fllmc.passes.stages.cut_stages import stage_programs
+from fllmc.passes.stages.directives import Asked, asked_pipeline
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -66,16 +69,45 @@ def compile_spec(
 
     read = Timing("read and check", clock() - begin, 0.0)
     within, told = within_budget(spec, chosen, target)
-    program, timings = run_pipeline(spec.program, standard_pipeline(spec, within), cx, clock, keep)
+    asked = asked_pipeline(spec.schedule, spec.program, chosen)
+    first, then = cut_pipeline(standard_pipeline(spec, within))
+    program, timings = run_pipeline(spec.program, first, cx, clock, keep)
+    finished, later = finish(program, spec, asked, then, cx, clock, keep)
     begin = clock()
     reasons = (*decisions(program, spec.schedule), *told)
-    plan = make_plan(program, spec, load_target(target or "cpu"), reasons, mesh_read)
+    pipe = asked.axis if asked else ""
+    known = load_target(target or "cpu")
+    plan = make_plan(finished[0], spec, known, reasons, mesh_read, pipe, finished[1:])
     if not target:
-        plan = structs.replace(plan, target=smallest_target(plan.arena_bytes))
+        plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
     texts = tuple((level, print_program(each)) for level, each in levels.items())
-    return Compiled(spec, plan, source, texts, tuple(found), (read, *timings, planned))
+    return Compiled(spec, plan, source, texts, tuple(found), (read, *timings, *later, planned))
+
+
+def finish(
+    program: Program,
+    spec: Spec,
+    asked: Asked | None,
+    passes: Sequence[Pass],
+    cx: Context,
+    clock: Callable[[], float],
+    keep: Dump,
+) -> tuple[list[Program], tuple[Timing, ...]]:
+    """The program of each pipeline stage at plan level; of the one where there is no pipeline."""
+    begin = clock()
+    if asked is None:
+        end, timings = run_pipeline(program, passes, cx, clock, keep)
+        return [end], timings
+    stages = stage_programs(program, asked, spec.schedule.microbatches)
+    timings = (Timing("cut stages", clock() - begin, 0.0),)
+    done: dict[bytes, Program] = {}
+    for stage in stages:
+        if outline(stage) not in done:
+            done[outline(stage)], found = run_pipeline(stage, passes, cx, clock, keep)
+            timings += found
+    return [like(done[outline(stage)], stage) for stage in stages], timings
 
 
 def choose_mesh(text: str, spec: Spec) -> tuple[Mesh, str]:

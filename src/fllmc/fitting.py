@@ -6,7 +6,7 @@ for a budget of kept bytes, and that is lowered by what the whole is too large, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msgspec import structs
 
@@ -19,14 +19,17 @@ from fllmc.ir.quantities import bytes_text, seconds_text
 from fllmc.ir.settings import Spec
 from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Mesh
-from fllmc.passes.base import Context
+from fllmc.passes.base import Context, Pass
 from fllmc.passes.budget_choice import Choice
 from fllmc.passes.errors import BudgetUnmet
-from fllmc.passes.pipeline import standard_pipeline
+from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.recompute_budget import Room, Whole, everything
 from fllmc.passes.recompute_policy import Policy
 from fllmc.passes.runner import run_pipeline
+from fllmc.passes.stages.alike import outline
+from fllmc.passes.stages.cut_stages import stage_programs
+from fllmc.passes.stages.directives import asked_pipeline
 
 ROUNDS = 8
 """Layouts that are tried before as little is kept as can be."""
@@ -77,7 +80,9 @@ class Trial:
         self.total = int(spec.schedule.budget_gib * 2**30)
         self.target = load_target(target or "cpu")
         self.selectors = spec.schedule.recompute
-        passes = standard_pipeline(spec, self.keeping(0))
+        self.asked = asked_pipeline(spec.schedule, spec.program, mesh)
+        self.microbatches = spec.schedule.microbatches
+        passes, self.then = cut_pipeline(standard_pipeline(spec, self.keeping(0)))
         at = passes.index(self.keeping(0))
         self.before = run_pipeline(spec.program, passes[:at], self.cx, lambda: 0.0)[0]
         self.after = passes[at + 1 :]
@@ -89,10 +94,18 @@ class Trial:
         return Recompute(self.selectors, cheap=False, budget=budget, target=self.target)
 
     def arena(self, budget: int) -> int:
-        """Bytes of a rank when so many are kept."""
-        passes = (self.keeping(budget), *self.after)
-        program: Program = run_pipeline(self.before, passes, self.cx, lambda: 0.0)[0]
-        return derived(program).arena_bytes
+        """Bytes of the fullest rank when so many are kept by a model that is not cut."""
+        program = self.run(self.before, (self.keeping(budget), *self.after))
+        stages = [program]
+        if self.asked is not None:
+            stages = stage_programs(program, self.asked, self.microbatches)
+        distinct = {outline(stage): stage for stage in stages}
+        planned = (self.run(stage, self.then) for stage in distinct.values())
+        return max(derived(stage).arena_bytes for stage in planned)
+
+    def run(self, program: Program, passes: Sequence[Pass]) -> Program:
+        """The program after these passes."""
+        return run_pipeline(program, passes, self.cx, lambda: 0.0)[0]
 
     def fits_at_least(self) -> bool:
         """Whether the plan fits when as little is kept as can be."""

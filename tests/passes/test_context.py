@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
+from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.evaluate import evaluate
 from fllmc.ir.ops import Attend
 from fllmc.ir.program import Function, Program
@@ -36,7 +37,7 @@ WAYS: tuple[Way, ...] = ("gather", "ring", "exchange")
 def spec(model: str) -> Spec:
     """A small model with 16 tokens a sample, in 2 micro-batches."""
     text = small_spec(model, "f64", 2).replace("seq: 6", "seq: 16").replace("batch: 16", "batch: 4")
-    text = text.replace("layers = 3", "layers = 2")
+    text = text.replace("layers = 3", "layers = 2").replace("ffn = 12", "ffn = 16")
     with TemporaryDirectory() as folder:
         path = Path(folder, "small.fllm")
         path.write_text(text)
@@ -52,12 +53,14 @@ def masked(function: Function, mask: str) -> Function:
     return replace(function, ops=tuple(ops))
 
 
-def compiled(model: str, mesh: Mesh, way: Way = "gather", mask: str = "causal") -> Program:
+def compiled(
+    model: str, mesh: Mesh, way: Way = "gather", *more: Shard, mask: str = "causal"
+) -> Program:
     """The program at plan level."""
     given = spec(model)
     functions = [masked(function, mask) for function in given.program.functions]
     given = replace(given, program=given.program.with_functions(*functions))
-    shards = (*given.schedule.shards, SEQUENCE) if mesh.size > 1 else ()
+    shards = (*given.schedule.shards, SEQUENCE, *more) if mesh.size > 1 else ()
     given = replace(given, schedule=replace(given.schedule, shards=shards, context=way))
     program, _ = run_pipeline(
         given.program, standard_pipeline(given), Context(mesh, lambda _: None), lambda: 0.0
@@ -84,13 +87,40 @@ def expected(model: str, entry: str) -> dict[str, np.ndarray]:
 )
 @pytest.mark.parametrize("model", ["llama", "gpt"])
 def test_every_way_computes_what_one_device_does(model: str, axes: str, way: Way) -> None:
-    program = compiled(model, parse_mesh(axes, Mesh())[0], way)
+    agree(model, compiled(model, parse_mesh(axes, Mesh())[0], way))
+
+
+def agree(model: str, program: Program) -> None:
+    """Every entry computes what it does on one device."""
     for entry in program.entries:
         found = evaluate(program, entry, values(program, entry))
         for name, wanted in expected(model, entry).items():
             assert np.isfinite(wanted).all()
             error = np.linalg.norm(wanted - found[name])
             assert error <= 1e-11 * np.linalg.norm(wanted), (entry, name)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_beside_sequence_parallelism(way: Way) -> None:
+    elsewhere = Shard(("seq",), ("tensor",), elsewhere=True)
+    agree("llama", compiled("llama", parse_mesh("context=2,tensor=2", Mesh())[0], way, elsewhere))
+
+
+@pytest.mark.parametrize(
+    ("axes", "way"),
+    [
+        ("tensor=8", "gather"),
+        *((f"context=2,tensor={n}", way) for n in (4, 8) for way in WAYS),
+        ("context=8", "exchange"),
+    ],
+)
+def test_key_heads_too_few_to_be_divided_are_copied(axes: str, way: Way) -> None:
+    mesh = parse_mesh(axes, Mesh())[0]
+    if way == "exchange" and mesh.size > 8:  # there are 8 heads
+        with pytest.raises(DiagnosticError, match="E0326"):
+            compiled("llama", mesh, way)
+        return
+    agree("llama", compiled("llama", mesh, way))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -13,19 +13,20 @@ from fllmc.ir.render import Paint
 
 def fits(plan: Plan) -> bool:
     """Whether one rank's arena fits in the target's memory."""
-    return plan.arena_bytes <= plan.target.memory_bytes
+    return plan.fullest.arena_bytes <= plan.target.memory_bytes
 
 
 def summary_lines(name: str, plan: Plan, paint: Paint) -> Iterator[str]:
     """The figures of a plan."""
+    stages, plan = plan.by_stage, plan.fullest
     program, memory = plan.program, figures.memory(plan)
-    counted = figures.parameters(program)
+    counted = figures.parameters(*(stage.program for stage in stages))
     trained = "all trained"
     if counted.trained != counted.total:
         trained = f"{count_text(counted.trained)} trained"
     ranks = f"{program.mesh.size:,} rank{'s' * (program.mesh.size > 1)} of {plan.target.name}"
     yield paint("1", f"{name}: {count_text(counted.total)} parameters, {trained}; {ranks}")
-    yield "memory per rank"
+    yield "memory per rank" + (", of the fullest pipeline stage" if len(stages) > 1 else "")
     for words, size in memory_rows(plan):
         yield f"  {words:<28}{bytes_text(size):>10}"
     share = 100 * memory.arena / max(plan.target.memory_bytes, 1)
@@ -56,8 +57,9 @@ def memory_rows(plan: Plan) -> list[tuple[str, int]]:
 
 def summary_data(name: str, plan: Plan) -> dict[str, Any]:
     """The same as data."""
+    fitting, stages, plan = fits(plan), plan.by_stage, plan.fullest
     program, memory = plan.program, figures.memory(plan)
-    counted = figures.parameters(program)
+    counted = figures.parameters(*(stage.program for stage in stages))
     entry = program.entries[0]
     return {
         "name": name,
@@ -66,7 +68,7 @@ def summary_data(name: str, plan: Plan) -> dict[str, Any]:
         "ranks": program.mesh.size,
         "target": plan.target.name,
         "target_bytes": plan.target.memory_bytes,
-        "fits": fits(plan),
+        "fits": fitting,
         "parameters": counted.total,
         "trained": counted.trained,
         "memory": {
