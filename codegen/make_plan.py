@@ -7,6 +7,7 @@ from typing import Final, Literal, NamedTuple
 
 from fllmc.codegen.donations import copied_input
 from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
+from fllmc.codegen.offloaded import host_bytes
 from fllmc.codegen.turns import Turns
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.ops import (
@@ -49,6 +50,7 @@ def make_plan(
         arena_bytes=made.arena_bytes,
         frame_base=made.frame_base,
         collectives=made.collectives,
+        host_bytes=made.host_bytes,
         data=spec.data,
         train=spec.train,
         decisions=decisions,
@@ -67,6 +69,7 @@ class Derived(NamedTuple):
     arena_bytes: int
     frame_base: int
     collectives: tuple[Collective, ...]
+    host_bytes: int
 
 
 def derived(program: Program) -> Derived:
@@ -75,13 +78,14 @@ def derived(program: Program) -> Derived:
     stored, base = stored_tensors(program, frames)
     peak = max((frames[name].bytes for name in program.entries), default=0)
     ordered = tuple(frames[name] for name in sorted(frames))
-    return Derived(ordered, stored, base + peak, base, collectives(program))
+    waiting = host_bytes(program)
+    return Derived(ordered, stored, base + peak, base, collectives(program), waiting)
 
 
 def follows(plan: Plan) -> bool:
     """Whether the plan's memory and collectives are those that its program gives."""
     return all(
-        (p.frames, p.stored, p.arena_bytes, p.frame_base, p.collectives) == derived(p.program)
+        tuple(getattr(p, name) for name in Derived._fields) == derived(p.program)
         for p in plan.by_stage
     )
 

@@ -19,6 +19,7 @@ from fllmc.codegen.donations import (
     staged,
     updated_input,
 )
+from fllmc.codegen.offloaded import host_places
 from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
 from fllmc.codegen.storage_classes import Classes
 from fllmc.codegen.tiles import tile_rows
@@ -66,6 +67,8 @@ class Planner:
         self.classes = Classes(function)
         self.inputs = len(function.inputs)
         self.host = host_values(function)
+        waiting = host_places(program)[0]
+        self.away = {v: at for (name, v), at in waiting.items() if name == function.name}
         self.in_place: dict[int, int] = {}
 
     def bytes(self, kind: Type) -> int:
@@ -201,6 +204,8 @@ class Planner:
             root = self.classes.find(value)
             if value in self.host:
                 return Place("host", value)
+            if value in self.away:
+                return Place("offload", self.away[value])
             if root < self.inputs:
                 return Place("argument", root)
             if root in frame_offset:
@@ -212,10 +217,11 @@ class Planner:
     def own_items(self) -> tuple[list[int], list[Item]]:
         """The classes that live in the frame, with their lifetimes."""
         bound = {self.classes.find(value) for value in self.function.results}
+        elsewhere = bound | self.host | set(self.away)
         roots: list[int] = []
         items: list[Item] = []
         for value in range(self.inputs, len(self.function.types)):
-            if self.classes.find(value) == value and value not in bound | self.host:
+            if self.classes.find(value) == value and value not in elsewhere:
                 roots.append(value)
                 start, stop = self.classes.first[value], self.classes.last[value]
                 items.append(Item(start, stop, self.bytes(self.function.types[value])))

@@ -20,6 +20,7 @@ from fllmc.ir.ops import (
     DotAdd,
     Elementwise,
     Fill,
+    FromHost,
     Iota,
     LocalSlice,
     Pick,
@@ -36,6 +37,7 @@ from fllmc.ir.ops import (
     Share,
     Spread,
     Take,
+    ToHost,
     Transpose,
     Unchunk,
 )
@@ -183,6 +185,13 @@ def chunk(text: FunctionText, op: Op, at: int) -> list[str]:
     return [f"{pair[0]}.copy_({pair[1]})"]
 
 
+def offload(text: FunctionText, op: Op, at: int) -> list[str]:
+    """A copy between device and host memory, which the runtime counts."""
+    del at
+    source, target = text.tensor(op.operands[0]), text.tensor(op.results[0])
+    return [f"rt.{op.kind}({source}, {target})"]
+
+
 def fill(text: FunctionText, op: Op, at: int) -> list[str]:
     """A constant tensor."""
     del at
@@ -305,6 +314,8 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     LocalSlice: local_slice,
     Chunk: chunk,
     Unchunk: chunk,
+    FromHost: offload,
+    ToHost: offload,
     Pick: pick,
     Put: put,
     PutAdd: put,

@@ -21,10 +21,11 @@ class Place(msgspec.Struct, frozen=True):
 
     `frame`: at byte `number` of the function's frame. `argument`: in the buffer of input `number`,
     in place. `result`: in the buffer that the caller gives for result `number`. `host`: a Python
-    float in host slot `number`. `none`: it has no storage (an alias that nothing reads).
+    float in host slot `number`. `offload`: at byte `number` of the rank's host memory. `none`: it
+    has no storage (an alias that nothing reads).
     """
 
-    kind: Literal["frame", "argument", "result", "host", "none"]
+    kind: Literal["frame", "argument", "result", "host", "offload", "none"]
     number: int = 0
 
 
@@ -100,13 +101,14 @@ class StagePlan(msgspec.Struct, frozen=True):
     arena_bytes: int
     frame_base: int
     collectives: tuple[Collective, ...]
+    host_bytes: int
 
 
 class Plan(msgspec.Struct, frozen=True):
     """The whole plan of one compiled run.
 
     Where the mesh axis `pipe` is a pipeline's, the fields speak of the ranks at its position 0, and
-    `stages` of those at the positions from 1 on.
+    `stages` of those at the positions from 1 on. `host_bytes` is what waits in host memory.
     """
 
     program: Program
@@ -122,6 +124,7 @@ class Plan(msgspec.Struct, frozen=True):
     mesh_read: str = ""
     pipe: str = ""
     stages: tuple[StagePlan, ...] = ()
+    host_bytes: int = 0
     schema: str = SCHEMA
 
     @property

@@ -171,6 +171,35 @@ class RecomputesNothing(Diagnostic, frozen=True):
         return did_you_mean(self.selector, self.paths) or few
 
 
+class OffloadsNothing(Diagnostic, frozen=True):
+    """An `offload` selector matches no value that a stack keeps for its backward pass.
+
+    Only what is kept can wait in host memory. `fllmc inspect SPEC --decisions` lists what is kept;
+    `keep` in a `recompute` directive keeps more.
+    """
+
+    code: ClassVar[str] = "E0372"
+    title: ClassVar[str] = "nothing that is kept matches `{selector}`"
+    label: ClassVar[str] = "selects no kept value"
+    help: ClassVar[tuple[str, ...]] = ("`fllmc inspect SPEC --decisions` lists what is kept",)
+
+    selector: str
+
+
+class OffloadInPipeline(Diagnostic, frozen=True):
+    """What a pipeline stage keeps for its micro-batches in flight stays on the device.
+
+    It is handed from the forward to the backward turn of a stage, and these turns lie apart.
+    """
+
+    code: ClassVar[str] = "E0373"
+    title: ClassVar[str] = "`offload {selector}` does not go with pipeline stages"
+    label: ClassVar[str] = "the schedule has a pipeline"
+    help: ClassVar[tuple[str, ...]] = ("`recompute` or `budget_gib` lets a stage keep less",)
+
+    selector: str
+
+
 class BudgetUnmet(Diagnostic, frozen=True):
     """A rank needs more than `budget_gib` even with the fewest bytes kept for the backward pass.
 

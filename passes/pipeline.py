@@ -17,6 +17,7 @@ from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
 from fllmc.passes.layout import Layout
+from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
 from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
@@ -40,6 +41,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     ChunkLoss,
     Recompute,
     Place,
+    Offload,
     Layout,
     SinkSums,
     Fuse,
@@ -96,6 +98,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         ShareEqual(),
         DropUnused(),
         *((within, ShareEqual(), DropUnused()) if within is not None else ()),
+        Offload(schedule.offload, pipelined=bool(pipeline_shards(schedule, spec.program))),
         Layout(),
         SinkSums(),
         Fuse(),

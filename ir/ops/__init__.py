@@ -61,7 +61,7 @@ from fllmc.ir.ops.elementwise import (
     Where,
 )
 from fllmc.ir.ops.pipeline import Pipeline
-from fllmc.ir.ops.structure import Call, Chunk, Fused, Scan, Unchunk
+from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
 AnyAttrs = (
     Add
@@ -80,6 +80,7 @@ AnyAttrs = (
     | Erf
     | Exp
     | Fill
+    | FromHost
     | Fused
     | Iota
     | Less
@@ -117,6 +118,7 @@ AnyAttrs = (
     | Sub
     | Take
     | Tanh
+    | ToHost
     | Transpose
     | Unchunk
     | Where
@@ -149,6 +151,7 @@ __all__ = [
     "Erf",
     "Exp",
     "Fill",
+    "FromHost",
     "Fused",
     "Iota",
     "Less",
@@ -188,6 +191,7 @@ __all__ = [
     "Sub",
     "Take",
     "Tanh",
+    "ToHost",
     "Transpose",
     "TypeRuleError",
     "Unchunk",

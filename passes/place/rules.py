@@ -295,7 +295,16 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys((ops.Add, ops.AddN, ops.Sub), added),
     **dict.fromkeys((ops.Div, ops.Mul), scaled),
     **dict.fromkeys(
-        (*ops.COLLECTIVES, ops.Call, ops.Fused, ops.LocalSlice, ops.Pipeline, ops.Share),
+        (
+            *ops.COLLECTIVES,
+            ops.Call,
+            ops.FromHost,
+            ops.Fused,
+            ops.LocalSlice,
+            ops.Pipeline,
+            ops.Share,
+            ops.ToHost,
+        ),
         misplaced,
     ),
     **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),
