@@ -11,6 +11,7 @@ from fllmc.passes.accumulate import Accumulate
 from fllmc.passes.apply_adapter import ApplyAdapter
 from fllmc.passes.apply_loss import ApplyLoss
 from fllmc.passes.base import Pass
+from fllmc.passes.chunk_backward import ChunkBackward
 from fllmc.passes.chunk_loss import ChunkLoss
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
@@ -40,6 +41,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     OptimizerStep,
     ChunkLoss,
     Recompute,
+    ChunkBackward,
     Place,
     Offload,
     Layout,
@@ -89,6 +91,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
         Recompute(selectors=schedule.recompute, cheap=within is None),
         DropUnused(),
+        ChunkBackward(chunks=schedule.backward_chunks, reduce=train.precision.reduce),
         Place(
             shards=placing_shards(schedule, spec.program),
             context=schedule.context,

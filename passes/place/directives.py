@@ -22,7 +22,7 @@ from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
-from fllmc.passes.naming import PART
+from fllmc.passes.naming import PART, parts_of
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
@@ -142,7 +142,7 @@ def yielding(
 
 def directive_text(shard: Shard) -> str:
     """The directive as it is written."""
-    names = [dim for dim in shard.dims if not dim.endswith(PART)]
+    names = [dim for dim in shard.dims if PART not in dim]
     dims = names[0] if len(names) == 1 else f"({', '.join(names)})"
     axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
     where = f" in {shard.selector}" if shard.selector else ""
@@ -226,7 +226,7 @@ def _with_zero(
 
 def with_parts(shard: Shard, sizes: Sizes) -> Shard:
     """The directive, which speaks of the parts that a dim is cut into as of the dim itself."""
-    parts = tuple(dim + PART for dim in shard.dims if dim + PART in sizes.dims)
+    parts = tuple(part for dim in shard.dims for part in parts_of(dim, sizes.dims))
     return structs.replace(shard, dims=(*shard.dims, *parts)) if parts else shard
 
 
