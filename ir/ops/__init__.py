@@ -61,6 +61,7 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
+from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -75,7 +76,9 @@ AnyAttrs = (
     | Call
     | Cast
     | Chunk
+    | Combine
     | Cos
+    | Dispatch
     | Div
     | Dot
     | DotAdd
@@ -84,6 +87,8 @@ AnyAttrs = (
     | Fill
     | FromHost
     | Fused
+    | GroupedDot
+    | GroupedOuter
     | Iota
     | Less
     | LocalSlice
@@ -119,8 +124,10 @@ AnyAttrs = (
     | Stop
     | Sub
     | Take
+    | Tally
     | Tanh
     | ToHost
+    | TopK
     | Transpose
     | Unchunk
     | Where
@@ -145,7 +152,9 @@ __all__ = [
     "Call",
     "Cast",
     "Chunk",
+    "Combine",
     "Cos",
+    "Dispatch",
     "Div",
     "Dot",
     "DotAdd",
@@ -156,6 +165,8 @@ __all__ = [
     "Fill",
     "FromHost",
     "Fused",
+    "GroupedDot",
+    "GroupedOuter",
     "Iota",
     "Less",
     "LocalSlice",
@@ -193,8 +204,10 @@ __all__ = [
     "Stop",
     "Sub",
     "Take",
+    "Tally",
     "Tanh",
     "ToHost",
+    "TopK",
     "Transpose",
     "TypeRuleError",
     "Unchunk",
