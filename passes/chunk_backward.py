@@ -32,7 +32,7 @@ from fllmc.passes.chunk_region import (
 )
 from fllmc.passes.naming import CHUNKS, PART, unique
 from fllmc.passes.recompute_stacks import scan_of, stacks
-from fllmc.passes.training_errors import NoChunks, UnevenChunks
+from fllmc.passes.training_errors import NoChunks, NothingToChunk, UnevenChunks
 
 
 class ChunkBackward(Pass, frozen=True):
@@ -48,7 +48,6 @@ class ChunkBackward(Pass, frozen=True):
 
     def run(self, program: Program, cx: Context) -> Program:
         """The program with a scan over chunks in each stack's backward body."""
-        del cx
         if self.chunks == 1:
             return program
         found = logit_dims(program)
@@ -61,14 +60,14 @@ class ChunkBackward(Pass, frozen=True):
             raise DiagnosticError(UnevenChunks(NOWHERE, along, size, self.chunks, field))
         taken = set(program.sizes.dims)
         chunks = Chunks(along, unique(along + PART, taken), unique(CHUNKS, taken), self.reduce)
+        whole = program
         program = program.with_dim(chunks.part, size // self.chunks)
-        program = program.with_dim(chunks.over, self.chunks)
-        before = program
+        before = program = program.with_dim(chunks.over, self.chunks)
         for name, width in backward_bodies(program).items():
             program = in_body(program.function(name), width, chunks, program)
         if program == before:
-            why = "no layer has wide values between what mixes positions"
-            raise DiagnosticError(NoChunks(NOWHERE, why, "backward_chunks"))
+            cx.report(NothingToChunk(NOWHERE))
+            return whole
         return program
 
 

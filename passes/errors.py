@@ -178,7 +178,8 @@ class OffloadsNothing(Diagnostic, frozen=True):
     `keep` in a `recompute` directive keeps more.
     """
 
-    code: ClassVar[str] = "E0372"
+    code: ClassVar[str] = "W0372"
+    severity: ClassVar[Severity] = "warning"
     title: ClassVar[str] = "nothing that is kept matches `{selector}`"
     label: ClassVar[str] = "selects no kept value"
     help: ClassVar[tuple[str, ...]] = ("`fllmc inspect SPEC --decisions` lists what is kept",)
@@ -192,8 +193,9 @@ class OffloadInPipeline(Diagnostic, frozen=True):
     It is handed from the forward to the backward turn of a stage, and these turns lie apart.
     """
 
-    code: ClassVar[str] = "E0373"
-    title: ClassVar[str] = "`offload {selector}` does not go with pipeline stages"
+    code: ClassVar[str] = "W0373"
+    severity: ClassVar[Severity] = "warning"
+    title: ClassVar[str] = "`offload {selector}` changes nothing in pipeline stages"
     label: ClassVar[str] = "the schedule has a pipeline"
     help: ClassVar[tuple[str, ...]] = ("`recompute` or `budget_gib` lets a stage keep less",)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from fllmc.ir.build import Builder
-from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.ops import FromHost, Rename, ToHost
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.settings import Offload as Directive
@@ -36,9 +35,10 @@ class Offload(Pass, frozen=True):
 
     def run(self, program: Program, cx: Context) -> Program:
         """Rewrite the bodies of every stack that keeps something selected."""
-        del cx
-        if self.selectors and self.pipelined:
-            raise DiagnosticError(*(OffloadInPipeline(r.span, r.selector) for r in self.selectors))
+        if self.pipelined:
+            for rule in self.selectors:
+                cx.report(OffloadInPipeline(rule.span, rule.selector))
+            return program
         done: set[Directive] = set()
         for name, places in all_places(program).items() if self.selectors else ():
             for stack in stacks(program.function(name)):
@@ -47,9 +47,9 @@ class Offload(Pass, frozen=True):
                 done.update(rule for rules in chosen.values() for rule in rules)
                 if chosen:
                     program = offloaded(function, stack, program, frozenset(chosen))
-        left = [rule for rule in self.selectors if rule not in done]
-        if left:
-            raise DiagnosticError(*(OffloadsNothing(r.span, r.selector) for r in left))
+        for rule in self.selectors:
+            if rule not in done:
+                cx.report(OffloadsNothing(rule.span, rule.selector))
         return program
 
 

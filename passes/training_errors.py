@@ -72,6 +72,19 @@ class UnevenChunks(Diagnostic, frozen=True):
         return (f"`{self.field}` can be {', '.join(map(str, near))}",)
 
 
+class NothingToChunk(Diagnostic, frozen=True):
+    """No layer's backward pass has values wide enough that cutting it would save memory.
+
+    What is cut lies between what mixes positions, such as attention, and has more bytes within it
+    than are copied in and out.
+    """
+
+    code: ClassVar[str] = "W0505"
+    severity: ClassVar[Severity] = "warning"
+    title: ClassVar[str] = "`backward_chunks` changes nothing"
+    label: ClassVar[str] = "no layer has such values"
+
+
 class NoChunks(Diagnostic, frozen=True):
     """What is to be cut into chunks can't be computed for some positions of the sequence at a time.
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fllmc.ir.diagnostics import DiagnosticError
+from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.ops import Scan
 from fllmc.ir.plan import Plan
+from fllmc.ir.settings import Offload as Directive
+from fllmc.passes.base import Context
 from fllmc.passes.errors import OffloadInPipeline, OffloadsNothing
+from fllmc.passes.offload import Offload
+from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
+from fllmc.passes.runner import run_pipeline
 from tests.codegen.overlaps import faults
-from tests.passes.memory_specs import DEVICES, alike, compiled, evaluated, executed
+from tests.passes.memory_specs import DEVICES, alike, compiled, evaluated, executed, text
+from tests.specs.random_specs import Drawn
+from tests.specs.stages import load_drawn
 
 LAYERS = 3
 WHOLE = "  offload body.*"
@@ -68,17 +75,18 @@ def test_on_a_mesh(mesh: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "mesh", "kind"),
+    ("selectors", "pipelined", "kind"),
     [
-        ("  offload body.*.attn.wo", "", OffloadsNothing),
-        (
-            "  offload body.*\n  shard layers over pipe\n  microbatches: 2",
-            "pipe=3",
-            OffloadInPipeline,
-        ),
+        ("body.*.attn.wo", False, OffloadsNothing),
+        ("body.*", True, OffloadInPipeline),
     ],
 )
-def test_what_cannot_be_offloaded(lines: str, mesh: str, kind: type) -> None:
-    with pytest.raises(DiagnosticError) as caught:
-        compiled("tiny_llama", lines, mesh)
-    assert [type(found) for found in caught.value.diagnostics] == [kind]
+def test_what_cannot_be_offloaded_stays(selectors: str, pipelined: bool, kind: type) -> None:
+    spec, devices = load_drawn(Drawn(text("tiny_llama", ""), ""))
+    passes, _ = cut_pipeline(standard_pipeline(spec))
+    said: list[Diagnostic] = []
+    cx = Context(devices, said.append)
+    program, _ = run_pipeline(spec.program, passes, cx, lambda: 0.0)
+    step = Offload((Directive(selectors),), pipelined)
+    assert step.run(program, cx) == program
+    assert [type(found) for found in said] == [kind]
