@@ -11,7 +11,7 @@ import argparse
 
 from msgspec import structs
 
-from fllmc.codegen.make_plan import derived
+from fllmc.codegen.make_plan import derived_all
 from fllmc.driver import choose_mesh
 from fllmc.frontend import load_spec
 from fllmc.ir.quantities import bytes_text
@@ -33,7 +33,7 @@ def arena(spec: Spec, mesh: Mesh, loss: int, backward: int) -> int:
     spec = structs.replace(spec, schedule=schedule)
     cx = Context(mesh, lambda found: None)
     program, _ = run_pipeline(spec.program, standard_pipeline(spec), cx, lambda: 0.0)
-    return derived(program).arena_bytes
+    return derived_all([program])[0].arena_bytes
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import structs
 
-from fllmc.codegen.make_plan import derived
+from fllmc.codegen.make_plan import derived_all
 from fllmc.frontend.targets import load_target
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.plan import Decision
@@ -98,10 +98,10 @@ class Trial:
         program = self.run(self.before, (self.keeping(budget), *self.after))
         stages = [program]
         if self.asked is not None:
-            stages = stage_programs(program, self.asked, self.microbatches)
+            stages = list(stage_programs(program, self.asked, self.microbatches).programs)
         distinct = {outline(stage): stage for stage in stages}
-        planned = (self.run(stage, self.then) for stage in distinct.values())
-        return max(derived(stage).arena_bytes for stage in planned)
+        planned = [self.run(stage, self.then) for stage in distinct.values()]
+        return max(made.arena_bytes for made in derived_all(planned))
 
     def run(self, program: Program, passes: Sequence[Pass]) -> Program:
         """The program after these passes."""

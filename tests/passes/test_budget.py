@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from fllmc.codegen.make_plan import derived
+from fllmc.codegen.make_plan import derived_all
 from fllmc.fitting import Trial, within_budget
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.program import Program
@@ -40,7 +40,7 @@ def planned(mesh: str, budget: float, **changes: Any) -> tuple[Program, int]:
     assert len(decided) == 1
     cx = Context(devices, lambda found: None)
     program, _ = run_pipeline(spec.program, standard_pipeline(spec, found), cx, lambda: 0.0)
-    return program, derived(program).arena_bytes
+    return program, derived_all([program])[0].arena_bytes
 
 
 def kept(program: Program) -> list[str]:
