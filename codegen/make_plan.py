@@ -13,6 +13,7 @@ from fllmc.ir.ops import (
     COLLECTIVES,
     AllGather,
     AllReduce,
+    AllToAll,
     Fill,
     Pipeline,
     ReduceScatter,
@@ -201,7 +202,7 @@ def describe(
 ) -> Collective:
     """One collective."""
     attrs = op.attrs
-    assert isinstance(attrs, AllReduce | AllGather | ReduceScatter | RingAttend)
+    assert isinstance(attrs, AllReduce | AllGather | AllToAll | ReduceScatter | RingAttend)
     kind = function.types[op.operands[0]]
     moved = program.sizes.local_bytes(kind)
     if isinstance(attrs, AllGather):

@@ -26,6 +26,7 @@ from fllmc.codegen.turns import Turns
 from fllmc.ir.ops import (
     AddN,
     AllGather,
+    AllToAll,
     Elementwise,
     Fused,
     Pipeline,
@@ -237,6 +238,8 @@ class Planner:
                 items.append(Item(at, at, self.bytes(source)))
             elif source.names[0] != op.attrs.dim or deals_zigzag(op.attrs.axes):
                 items.append(Item(at, at, self.bytes(result)))
+        if isinstance(op.attrs, AllToAll):  # what is sent, and what is received
+            items.append(Item(at, at, 2 * self.bytes(self.function.types[op.operands[0]])))
         if isinstance(op.attrs, RingAttend):
             items += [Item(at, at, aligned(size)) for size in ring_buffers(op, self)]
         if isinstance(op.attrs, ReduceSum) and self.rows:

@@ -10,6 +10,7 @@ from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
     AllReduce,
+    AllToAll,
     LocalSlice,
     ReduceScatter,
     Share,
@@ -69,6 +70,7 @@ AnyAttrs = (
     | AddN
     | AllGather
     | AllReduce
+    | AllToAll
     | Attend
     | AttendGrad
     | Call
@@ -140,6 +142,7 @@ __all__ = [
     "AddN",
     "AllGather",
     "AllReduce",
+    "AllToAll",
     "AnyAttrs",
     "Attend",
     "AttendGrad",

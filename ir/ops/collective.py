@@ -71,6 +71,23 @@ class ReduceScatter(Attrs, frozen=True, tag="reduce_scatter"):
         return (replace_dim(closed, Dim(self.dim, (*kind.axes_of(self.dim), *self.axes))),)
 
 
+class AllToAll(Attrs, frozen=True, tag="all_to_all"):
+    """Move axes from one dim to another: `gathered` is whole over them, `scattered` is divided.
+
+    They are the innermost axes of either. Each rank keeps a part of what it has, and sends others
+    theirs.
+    """
+
+    gathered: str
+    scattered: str
+    axes: tuple[str, ...]
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        require(not deals_zigzag(self.axes), f"{self.axes} deal in zig-zag")
+        whole = AllGather(self.gathered, self.axes).infer(operands, env)
+        return LocalSlice(self.scattered, self.axes).infer(whole, env)
+
+
 class LocalSlice(Attrs, frozen=True, tag="local_slice"):
     """Keep this rank's part of a dim over further axes. No communication."""
 
@@ -99,4 +116,4 @@ class Share(Attrs, frozen=True, tag="share"):
         return (msgspec.structs.replace(kind, partial=merged(kind.partial, self.axes)),)
 
 
-COLLECTIVES = (AllReduce, AllGather, ReduceScatter, RingAttend, RingAttendGrad)
+COLLECTIVES = (AllReduce, AllGather, AllToAll, ReduceScatter, RingAttend, RingAttendGrad)
