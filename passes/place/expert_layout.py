@@ -44,7 +44,7 @@ class ExpertDims(Struct, frozen=True):
 
     def dispatched(self, axes: Axes, names: Sequence[str]) -> Axes:
         """The axes of dims in expert layout."""
-        own = {name: (self.rows | self.experts)[name] for name in names if self.has(name)}
+        own = {name: {**self.rows, **self.experts}[name] for name in names if self.has(name)}
         taken = {axis for on in own.values() for axis in on}
         rest = {name: tuple(a for a in on if bare(a) not in taken) for name, on in axes.items()}
         return {**rest, **own}
