@@ -96,16 +96,15 @@ def placements(draw: st.DrawFn, mesh: str, parts: Parts) -> Placement:
                 units[dim] = units.get(dim, 1) * extents[axis]
 
     ranks = [axis for axis in ("data", "fsdp") if axis in extents]
-    if ranks:
-        shard(("batch",), ranks)
+    tokens = [axis for axis in ("data", "fsdp", "expert") if axis in extents]
+    if tokens:
+        shard(("batch",), tokens)
     if "tensor" in extents:
         megatron = [("ffn",), ("ffn", "vocab"), ("heads", "kv_heads", "ffn", "vocab")]
         others = [("heads", "kv_heads"), ("embed",), *([] if parts.attends else [("seq",)])]
         shard(draw(st.sampled_from([*megatron, *others])), ("tensor",))
-    if "expert" in extents:
-        shard(("batch",), ("expert",))
-        if parts.mixes:
-            shard(("experts",), ("expert",))
+    if "expert" in extents and parts.mixes:
+        shard(("experts",), ("expert",))
     if ranks and draw(st.integers(0, 3)):
         where = draw(st.sampled_from(("*", "embedding", *(f"{s}.*" for s in parts.trained))))
         dim = draw(st.sampled_from(("embed", "ffn", "vocab", "head_dim")))
