@@ -13,6 +13,7 @@ from fllmc.ir.ops import (
     COLLECTIVES,
     AllGather,
     AllReduce,
+    Coalesced,
     Fill,
     Pipeline,
     ReduceScatter,
@@ -201,16 +202,19 @@ def describe(
 ) -> Collective:
     """One collective."""
     attrs = op.attrs
-    assert isinstance(attrs, AllReduce | AllGather | ReduceScatter | RingAttend)
+    assert isinstance(attrs, AllReduce | AllGather | ReduceScatter | RingAttend | Coalesced)
     kind = function.types[op.operands[0]]
     moved = program.sizes.local_bytes(kind)
-    if isinstance(attrs, AllGather):
+    if isinstance(attrs, Coalesced):
+        values = op.results if attrs.collective == "all_gather" else op.operands
+        moved = sum(program.sizes.local_bytes(function.types[value]) for value in values)
+    elif isinstance(attrs, AllGather):
         moved = program.sizes.local_bytes(function.types[op.results[0]])
     elif isinstance(attrs, RingAttend):
         moved = handed_on(attrs, function.types[op.operands[1]], program.sizes)
     return Collective(
         site=site,
-        kind=attrs.kind,
+        kind=attrs.collective if isinstance(attrs, Coalesced) else attrs.kind,
         axes=bare_axes(attrs.axes),
         bytes=moved,
         calls=calls,

@@ -26,6 +26,7 @@ from fllmc.codegen.turns import Turns
 from fllmc.ir.ops import (
     AddN,
     AllGather,
+    Coalesced,
     Elementwise,
     Fused,
     Pipeline,
@@ -39,6 +40,20 @@ from fllmc.ir.plan import Frame, OpPlace, Place
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.types import DTYPE_BYTES, Sizes, Type, deals_zigzag
 from fllmc.ir.walk import host_values
+
+
+def flat_elements(op: Op, function: Function, sizes: Sizes) -> tuple[int, Type]:
+    """Elements of the buffer in which a coalesced collective lays out its values, and their type.
+
+    A reduction works in one copy of all values. Gathers and scatters have one for a rank's parts,
+    then one for those of all ranks.
+    """
+    assert isinstance(op.attrs, Coalesced)
+    kind = function.types[op.operands[0]]
+    given = sum(sizes.local_elements(function.types[value]) for value in op.operands)
+    if op.attrs.collective == "all_reduce":
+        return given, kind
+    return given + sum(sizes.local_elements(function.types[value]) for value in op.results), kind
 
 
 class Planner:
@@ -237,6 +252,9 @@ class Planner:
                 items.append(Item(at, at, self.bytes(source)))
             elif source.names[0] != op.attrs.dim or deals_zigzag(op.attrs.axes):
                 items.append(Item(at, at, self.bytes(result)))
+        if isinstance(op.attrs, Coalesced):
+            count, kind = flat_elements(op, self.function, self.sizes)
+            items.append(Item(at, at, aligned(count * DTYPE_BYTES[kind.dtype])))
         if isinstance(op.attrs, RingAttend):
             items += [Item(at, at, aligned(size)) for size in ring_buffers(op, self)]
         if isinstance(op.attrs, ReduceSum) and self.rows:

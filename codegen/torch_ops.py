@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from fllmc.codegen.function_text import FunctionText
+from fllmc.codegen.memory import flat_elements
 from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
 from fllmc.codegen.views import matrix, quoted, shape_text
@@ -16,6 +17,7 @@ from fllmc.ir.ops import (
     AttendGrad,
     Attrs,
     Chunk,
+    Coalesced,
     Dot,
     DotAdd,
     Elementwise,
@@ -251,6 +253,21 @@ def all_reduce(text: FunctionText, op: Op, at: int) -> list[str]:
     return [*lines, f"rt.all_reduce({site}, {out}, {quoted(kind.combine)})"]
 
 
+def coalesced(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Several collectives as one, through a flat buffer."""
+    assert isinstance(op.attrs, Coalesced)
+    count, kind = flat_elements(op, text.function, text.sizes)
+    kinds = [text.function.types[value] for value in op.operands]
+    along = [k.names.index(dim) for k, dim in zip(kinds, op.attrs.dims, strict=False)]
+    sources = shape_text([text.tensor(value) for value in op.operands])
+    outs = shape_text([text.tensor(value) for value in op.results])
+    scratch = text.view(text.arena(kind, text.offset(at, 0), (count,)))
+    name = kind.combine if op.attrs.collective == "all_reduce" else op.attrs.collective
+    site = text.sites[text.function.name, at]
+    given = f"{quoted(name)}, {sources}, {outs}, {shape_text(along)}, {scratch}"
+    return [f"rt.coalesced({site}, {given})"]
+
+
 def moved(name: str) -> Rule:
     """all_gather and reduce_scatter along a dim; a dim that isn't the first needs scratch."""
 
@@ -295,6 +312,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     AllGather: moved("all_gather"),
     AllReduce: all_reduce,
     Attend: attend,
+    Coalesced: coalesced,
     AttendGrad: attend,
     RingAttend: ring_attend,
     RingAttendGrad: ring_attend,

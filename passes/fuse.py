@@ -123,7 +123,7 @@ class Fuser:
             group = self.groups[cluster]
             found = self.rows_with(group.rows, op)
             reads = bool(group.row_sums & set(op.operands))
-            if found is None or reads or not self.still_fits(cluster, found[0]):
+            if found is None or reads or not self.still_fits(cluster, found[0], self.tensors(op)):
                 continue
             if self.clusters.may_join(at, cluster):
                 self.clusters.join(at, cluster)
@@ -152,16 +152,25 @@ class Fuser:
         reads = {value for at in members for value in self.function.ops[at].operands}
         if not rows or reads & sums or not self.clusters.may_merge(cluster, other):
             return
-        if self.still_fits(cluster, rows) and self.still_fits(other, rows):
+        if self.still_fits(cluster, rows, self.kinds(other)):
             self.clusters.merge(cluster, other)
             a.rows, a.row_sums = rows, sums
             del self.groups[other]
 
-    def still_fits(self, cluster: int, rows: tuple[str, ...]) -> bool:
-        """Whether all members still fit when the rows shrink to `rows`."""
+    def kinds(self, cluster: int) -> list[Type]:
+        """Types of what the group's ops read and give."""
         ops = [self.function.ops[at] for at in self.clusters.members[cluster]]
-        kinds = [kind for op in ops for kind in self.tensors(op)]
-        return all(self.fits(kind, rows) for kind in kinds) and self.enough(kinds, rows)
+        return [kind for op in ops for kind in self.tensors(op)]
+
+    def still_fits(self, cluster: int, rows: tuple[str, ...], more: Sequence[Type]) -> bool:
+        """Whether a group with `more` fits rows that shrink to `rows`, and has as many on a rank.
+
+        The same dim may be divided in one value and whole in another: a rank's rows differ then.
+        """
+        kinds = [*self.kinds(cluster), *more]
+        placed = {kind.dims[: len(rows)] for kind in kinds if kind.names[: len(rows)] == rows}
+        fit = len(placed) < 2 and all(self.fits(kind, rows) for kind in kinds)
+        return fit and self.enough(kinds, rows)
 
     def candidates(self, at: int) -> list[int]:
         """Groups that share a value with the op, the latest first."""

@@ -12,6 +12,7 @@ from fllmc.passes.apply_adapter import ApplyAdapter
 from fllmc.passes.apply_loss import ApplyLoss
 from fllmc.passes.base import Pass
 from fllmc.passes.chunk_loss import ChunkLoss
+from fllmc.passes.coalesce import Coalesce
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.fuse import Fuse
@@ -40,6 +41,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     ChunkLoss,
     Recompute,
     Place,
+    Coalesce,
     Layout,
     SinkSums,
     Fuse,
@@ -91,6 +93,7 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         ),
         ShareEqual(),
         DropUnused(),
+        Coalesce(),
         Layout(),
         SinkSums(),
         Fuse(),
@@ -100,5 +103,5 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
 
 def cut_pipeline(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
     """The passes for the whole program, and those for the program of each pipeline stage."""
-    at = next((at for at, each in enumerate(passes) if each.name == Layout.name), len(passes))
+    at = next((at for at, each in enumerate(passes) if each.name == Coalesce.name), len(passes))
     return tuple(passes[:at]), tuple(passes[at:])

@@ -10,6 +10,7 @@ from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
     AllReduce,
+    Coalesced,
     LocalSlice,
     ReduceScatter,
     Share,
@@ -73,6 +74,7 @@ AnyAttrs = (
     | Call
     | Cast
     | Chunk
+    | Coalesced
     | Cos
     | Div
     | Dot
@@ -140,6 +142,7 @@ __all__ = [
     "Call",
     "Cast",
     "Chunk",
+    "Coalesced",
     "Cos",
     "Div",
     "Dot",

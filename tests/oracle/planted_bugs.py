@@ -26,6 +26,7 @@ class Bug(msgspec.Struct, frozen=True):
 MICRO = ("data", "accumulate")
 GRID = ("data", "tensor", "accumulate")
 HYBRID = ("data", "zero 2", "accumulate")
+WHOLE = ("zero 3", "accumulate")
 LATE = ("zero 1", "accumulate")
 
 BUGS = (
@@ -163,5 +164,33 @@ BUGS = (
         "key = 0, dtype",
         LATE,
         compute="bf16",
+    ),
+    Bug(
+        "results of a joined collective are mixed up",
+        "passes.coalesce",
+        "mapping.update(zip((v for op in ops for v in op.results), results, strict=True))",
+        "mapping.update(zip((v for op in ops for v in op.results), results[::-1], strict=True))",
+        WHOLE,
+    ),
+    Bug(
+        "joined gathers are all along the first one's dim",
+        "passes.coalesce",
+        'return Coalesced("all_gather", first.axes, dims)',
+        'return Coalesced("all_gather", first.axes, dims[:1] * len(dims))',
+        WHOLE,
+    ),
+    Bug(
+        "sums over different axes are joined",
+        "passes.coalesce",
+        "return op.kind, op.attrs.axes, kind.dtype, kind.combine",
+        'return op.kind, ("",), kind.dtype, kind.combine',
+        ("data", "zero 1", "tensor"),
+    ),
+    Bug(
+        "a collective is joined with one whose result it needs",
+        "passes.coalesce",
+        "if fits and self.clusters.may_join(at, cluster):",
+        "if fits:",
+        ("data", "zero 1", "tensor"),
     ),
 )

@@ -6,9 +6,10 @@ from hypothesis import assume, given, settings
 
 from fllmc.ir import ops
 from fllmc.ir.build import Builder
-from fllmc.ir.program import Function, Program
+from fllmc.ir.program import DimSize, Function, Program
 from fllmc.ir.text import parse_program, print_program
-from fllmc.ir.types import Sizes, tensor
+from fllmc.ir.types import Axis, Dim, Mesh, Sizes, Type, tensor
+from fllmc.ir.verify import verify
 from fllmc.passes.clusters import Clusters
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.fuse import Fuse
@@ -20,6 +21,7 @@ from tests.ir.programs import programs
 from tests.passes.plan_programs import SIZES, builder, kept, kinds
 
 X = tensor("f64", "batch", "seq", "embed")
+MESH = Mesh((Axis("fsdp", 2),))
 EXAMPLES = max(1, settings().max_examples)
 
 
@@ -111,6 +113,21 @@ def test_clusters_stay_acyclic() -> None:
     clusters.join(3, c)
     assert not clusters.may_merge(a, c)
     assert [sorted(group) for group in clusters.order()] == [[0], [2], [1, 3]]
+
+
+def test_a_dim_that_is_divided_here_and_whole_there_makes_two_groups() -> None:
+    """A scale stored in parts beside a matrix that is divided along its other dim."""
+    b = Builder("main", Sizes({"embed": 4, "vocab": 6}, MESH))
+    scale = b.input("scale", Type("f64", (Dim("embed", ("fsdp",)),)))
+    head = b.input("head", Type("f64", (Dim("embed"), Dim("vocab", ("fsdp",)))))
+    factor = b.exp(b.input("factor", tensor("f64")))
+    function = b.finish([b.mul(scale, factor), b.mul(head, factor)], ["scale'", "head'"])
+    program = Program(
+        "plan", (DimSize("embed", 4), DimSize("vocab", 6)), (function,), ("main",), (), MESH
+    )
+    after = Fuse().run(program, CX)
+    verify(after)
+    assert [[op.kind for op in group.ops] for group in fused(after)] == [["mul"], ["mul"]]
 
 
 def f64(program: Program) -> Program:
