@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import msgspec
 
@@ -103,10 +102,10 @@ class Share(Attrs, frozen=True, tag="share"):
 class Coalesced(Attrs, frozen=True, tag="coalesced"):
     """Several collectives of one kind over the same axes as one call, on values of one dtype.
 
-    `dims` has the dim of each gather or scatter, and is empty for reductions.
+    `collective` is `all_gather`, `all_reduce` or `reduce_scatter`. `dims` has the dim of each gather or scatter, and is empty for reductions.
     """
 
-    collective: Literal["all_gather", "all_reduce", "reduce_scatter"]
+    collective: str
     axes: tuple[str, ...]
     dims: tuple[str, ...] = ()
     arity = -1
@@ -119,6 +118,8 @@ class Coalesced(Attrs, frozen=True, tag="coalesced"):
         return tuple(cls(dim, self.axes) for dim in self.dims)
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        known = ("all_gather", "all_reduce", "reduce_scatter")
+        require(self.collective in known, f"no collective is called {self.collective}")
         require(len(operands) > 0, "nothing to move")
         parts = self.each(len(operands))
         require(len(parts) == len(operands), f"{len(operands)} operands for {len(parts)} dims")
