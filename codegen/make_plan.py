@@ -13,6 +13,7 @@ from fllmc.ir.ops import (
     COLLECTIVES,
     AllGather,
     AllReduce,
+    AllToAll,
     Coalesced,
     Fill,
     Pipeline,
@@ -202,7 +203,9 @@ def describe(
 ) -> Collective:
     """One collective."""
     attrs = op.attrs
-    assert isinstance(attrs, AllReduce | AllGather | ReduceScatter | RingAttend | Coalesced)
+    assert isinstance(
+        attrs, AllReduce | AllGather | AllToAll | Coalesced | ReduceScatter | RingAttend
+    )
     kind = function.types[op.operands[0]]
     moved = program.sizes.local_bytes(kind)
     if isinstance(attrs, Coalesced):

@@ -26,6 +26,7 @@ from fllmc.codegen.turns import Turns
 from fllmc.ir.ops import (
     AddN,
     AllGather,
+    AllToAll,
     Coalesced,
     Elementwise,
     Fused,
@@ -255,6 +256,8 @@ class Planner:
         if isinstance(op.attrs, Coalesced):
             count, kind = flat_elements(op, self.function, self.sizes)
             items.append(Item(at, at, aligned(count * DTYPE_BYTES[kind.dtype])))
+        if isinstance(op.attrs, AllToAll):  # what is sent, and what is received
+            items.append(Item(at, at, 2 * self.bytes(self.function.types[op.operands[0]])))
         if isinstance(op.attrs, RingAttend):
             items += [Item(at, at, aligned(size)) for size in ring_buffers(op, self)]
         if isinstance(op.attrs, ReduceSum) and self.rows:

@@ -13,6 +13,7 @@ from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
     AllGather,
     AllReduce,
+    AllToAll,
     Attend,
     AttendGrad,
     Attrs,
@@ -289,6 +290,17 @@ def moved(name: str) -> Rule:
     return rule
 
 
+def all_to_all(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Parts of one dim for parts of another, by way of what is sent and what is received."""
+    assert isinstance(op.attrs, AllToAll)
+    kind = text.function.types[op.operands[0]]
+    gathered, scattered = (kind.names.index(n) for n in (op.attrs.gathered, op.attrs.scattered))
+    shape = (2, text.sizes.local_elements(kind))
+    scratch = text.view(text.arena(kind, text.offset(at, 0), shape))
+    given = f"{text.tensor(op.operands[0])}, {text.tensor(op.results[0])}, {gathered}, {scattered}"
+    return [f"rt.all_to_all({text.sites[text.function.name, at]}, {given}, {scratch})"]
+
+
 def local_slice(text: FunctionText, op: Op, at: int) -> list[str]:
     """This rank's part of a dim."""
     del at
@@ -311,6 +323,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     **{attrs: elementwise for attrs in ELEMENTWISE if issubclass(attrs, Elementwise)},
     AllGather: moved("all_gather"),
     AllReduce: all_reduce,
+    AllToAll: all_to_all,
     Attend: attend,
     Coalesced: coalesced,
     AttendGrad: attend,

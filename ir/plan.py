@@ -62,10 +62,10 @@ class Collective(msgspec.Struct, frozen=True):
     """One collective of the program: `bytes` per call and rank, `calls` per step of its entry.
 
     Bytes are those of the tensor (all_reduce), of the result (all_gather), of the operand
-    (reduce_scatter) or of all that a rank hands on (ring_attend and its gradient). `site` is the
-    number by which the generated code names it; it stands at position `op` of `function`. `among`
-    are the positions on the axis of those that take part, if not all do. `send` and `recv` are of
-    a pipeline op; `port` is the value.
+    (reduce_scatter, all_to_all) or of all that a rank hands on (ring_attend and its gradient).
+    `site` is the number by which the generated code names it; it stands at position `op` of
+    `function`. `among` are the positions on the axis of those that take part, if not all do. `send`
+    and `recv` are of a pipeline op; `port` is the value.
     """
 
     site: int

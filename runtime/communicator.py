@@ -206,6 +206,28 @@ class Communicator:
         for flat, out in zip(laid_flat(mine, outs), outs, strict=True):
             out.copy_(flat)
 
+    def all_to_all(
+        self,
+        axes: tuple[str, ...],
+        source: torch.Tensor,
+        out: torch.Tensor,
+        gathered: int,
+        scattered: int,
+        scratch: torch.Tensor,
+    ) -> None:
+        """Put the group's parts of dim `gathered` together, of this rank's part of `scattered`.
+
+        `scratch` holds what is sent and what is received, each as large as `source`.
+        """
+        ranks = self.sizes[axes]
+        parts = source.unflatten(scattered, (ranks, source.shape[scattered] // ranks))
+        parts = parts.movedim(scattered, 0)
+        send, receive = scratch[0].view(parts.shape), scratch[1].view(parts.shape)
+        send.copy_(parts)
+        dist.all_to_all_single(receive, send, group=self.groups[axes])
+        split = out.unflatten(gathered, (ranks, source.shape[gathered]))
+        split.copy_(receive.movedim(0, gathered))
+
     def reduce_scatter(
         self,
         axes: tuple[str, ...],

@@ -78,6 +78,17 @@ class Collectives(Protocol):
     ) -> None:
         """Sum over the group and keep this rank's part of a dim."""
 
+    def all_to_all(
+        self,
+        axes: tuple[str, ...],
+        source: torch.Tensor,
+        out: torch.Tensor,
+        gathered: int,
+        scattered: int,
+        scratch: torch.Tensor,
+    ) -> None:
+        """Put the group's parts of one dim together, of a part of another dim."""
+
     def ring(self, axes: tuple[str, ...]) -> Ring:
         """The axes' group as a ring."""
         ...
@@ -299,6 +310,20 @@ class Executor:
         self._count_bytes(site, sum(each.numel() * each.element_size() for each in moved))
         assert self.comm is not None
         self.comm.coalesced(self._sites[site], kind, sources, outs, dims, scratch)
+
+    def all_to_all(
+        self,
+        site: int,
+        source: torch.Tensor,
+        out: torch.Tensor,
+        gathered: int,
+        scattered: int,
+        scratch: torch.Tensor,
+    ) -> None:
+        """Gather a dim over a site's axes and scatter another."""
+        self._count(site, source)
+        assert self.comm is not None
+        self.comm.all_to_all(self._sites[site], source, out, gathered, scattered, scratch)
 
     def ring_attend(self, site: int, *given: Any, **options: Any) -> None:
         """Attention whose keys and values go round a site's axes; see kernels/ring_attention.py."""

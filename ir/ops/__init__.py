@@ -10,6 +10,7 @@ from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
     AllReduce,
+    AllToAll,
     Coalesced,
     LocalSlice,
     ReduceScatter,
@@ -69,6 +70,7 @@ AnyAttrs = (
     | AddN
     | AllGather
     | AllReduce
+    | AllToAll
     | Attend
     | AttendGrad
     | Call
@@ -135,6 +137,7 @@ __all__ = [
     "AddN",
     "AllGather",
     "AllReduce",
+    "AllToAll",
     "AnyAttrs",
     "Attend",
     "AttendGrad",

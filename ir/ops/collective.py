@@ -71,6 +71,23 @@ class ReduceScatter(Attrs, frozen=True, tag="reduce_scatter"):
         return (replace_dim(closed, Dim(self.dim, (*kind.axes_of(self.dim), *self.axes))),)
 
 
+class AllToAll(Attrs, frozen=True, tag="all_to_all"):
+    """Move axes from one dim to another: `gathered` is whole over them, `scattered` is divided.
+
+    They are the innermost axes of either. Each rank keeps a part of what it has, and sends others
+    theirs.
+    """
+
+    gathered: str
+    scattered: str
+    axes: tuple[str, ...]
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        require(not deals_zigzag(self.axes), f"{self.axes} deal in zig-zag")
+        whole = AllGather(self.gathered, self.axes).infer(operands, env)
+        return LocalSlice(self.scattered, self.axes).infer(whole, env)
+
+
 class LocalSlice(Attrs, frozen=True, tag="local_slice"):
     """Keep this rank's part of a dim over further axes. No communication."""
 
@@ -102,7 +119,8 @@ class Share(Attrs, frozen=True, tag="share"):
 class Coalesced(Attrs, frozen=True, tag="coalesced"):
     """Several collectives of one kind over the same axes as one call, on values of one dtype.
 
-    `collective` is `all_gather`, `all_reduce` or `reduce_scatter`. `dims` has the dim of each gather or scatter, and is empty for reductions.
+    `collective` is `all_gather`, `all_reduce` or `reduce_scatter`. `dims` has the dim of each
+    gather or scatter, and is empty for reductions.
     """
 
     collective: str
@@ -129,4 +147,12 @@ class Coalesced(Attrs, frozen=True, tag="coalesced"):
         return tuple(kind for part, given in pairs for kind in part.infer([given], env))
 
 
-COLLECTIVES = (AllReduce, AllGather, ReduceScatter, RingAttend, RingAttendGrad, Coalesced)
+COLLECTIVES = (
+    AllReduce,
+    AllGather,
+    AllToAll,
+    ReduceScatter,
+    RingAttend,
+    RingAttendGrad,
+    Coalesced,
+)

@@ -121,8 +121,8 @@ def sizes_fit(attrs: Chunk | Unchunk, env: Env) -> None:
 class Fused(Attrs, frozen=True, tag="fused"):
     """Run a function of elementwise ops and reductions as one kernel over tiles of `rows`.
 
-    Every value inside either begins with all of `rows`, placed alike, or has none of them. A
-    result without `rows` is a sum over them, gathered tile by tile.
+    Every value inside either begins with all of `rows` or has none of them. A result without `rows`
+    is a sum over them, gathered tile by tile.
     """
 
     function: str
@@ -132,13 +132,12 @@ class Fused(Attrs, frozen=True, tag="fused"):
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         found = signature(env, self.function)
         matches(operands, found.inputs, f"{self.function}: input")
+        placed: set[tuple[Dim, ...]] = set()
         for kind in (*found.inputs, *found.results):
             inside = [name for name in kind.names if name in self.rows]
             require(not inside or kind.names[: len(self.rows)] == self.rows, f"{kind}: rows apart")
-        count = len(self.rows)
-        with_rows = [k for k in (*found.inputs, *found.results) if k.names[:count] == self.rows]
-        placed = {kind.dims[:count] for kind in with_rows}
-        require(len(placed) < 2, f"a rank has different numbers of {self.rows}")
+            placed |= {kind.dims[: len(self.rows)]} if inside else set()
+        require(len(placed) <= 1, f"{self.function}: rows are placed in several ways")
         return found.results
 
 

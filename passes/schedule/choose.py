@@ -20,6 +20,8 @@ from fllmc.passes.schedule.verify import faults
 AUTO = "auto"
 SINGLE = ("1f1b", "zb_h1", AUTO)
 """Schedules with one stage a rank."""
+CHUNKED = ("interleaved", "breadth_first", "zb_v")
+"""Schedules that give each rank two stages unless told otherwise."""
 KINDS = (*FAMILIES, AUTO)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from fllmc.ir.timetable import Action, Timetable
+from fllmc.ir.timetable import Action, Timed, Timetable
 from fllmc.passes.schedule.costs import Costs
 
 
@@ -36,6 +36,15 @@ class Simulation(msgspec.Struct, frozen=True):
         """From the begin of a rank's first action to the end of its last."""
         row = self.timetable.rows[rank]
         return self.ends[row[-1]] - self.begins[row[0]] if row else 0.0
+
+    @property
+    def timeline(self) -> tuple[Timed, ...]:
+        """Every action with its times, rank by rank."""
+        return tuple(
+            Timed(rank, action, self.begins[action], self.ends[action])
+            for rank, row in enumerate(self.timetable.rows)
+            for action in row
+        )
 
     def busy(self, rank: int) -> float:
         """The time that a rank works."""

@@ -124,7 +124,7 @@ def _told_of(folder: Path, number: int) -> Iterator[None]:
         found = getattr(error, "diagnostics", ())
         text = "; ".join(f"{each.code} {each.message()}" for each in found) if found else ""
         with (folder / f"{number}.wrong").open("a") as file:
-            file.write(text or "".join(traceback.format_exception(error)[-6:]))
+            file.write(text or "".join(traceback.format_exception(error)[-2:]))
         if dist.is_initialized():
             dist.destroy_process_group()  # so that the others do not wait
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.runner import run_pipeline
 from tests.ir.programs import arguments_for
 from tests.oracle.small_specs import small_spec
+from tests.passes.traffic import traffic
 
 SEQUENCE = Shard(("seq",), ("context",))
 MESHES = ("context=2", "context=4", "context=2,tensor=2", "data=2,context=2")
@@ -161,3 +163,13 @@ def test_the_plan_says_what_each_way_moves(way: Way) -> None:
     assert found.choice == texts[way]
     assert found.rejected == "; ".join(text for each, text in texts.items() if each != way)
     assert found.reason == f"the schedule has `context: {way}`, and `context` divides `seq`"
+
+
+def test_an_exchange_moves_to_each_rank_what_it_needs() -> None:
+    program = compiled("llama", parse_mesh("context=2,tensor=2", Mesh())[0], "exchange")
+    found = [t for t in traffic(program) if t.entry == "train" and t.path == "attn.attend"]
+    # Forward q, k, v, out and lse; backward these, d_out, and their gradients dq, dk and dv.
+    assert Counter(t.kind for t in found) == {"all_to_all": 5 + 9}
+    rows = 2 * 16 // 2 * 8  # 2 samples, half of 16 tokens, in fp64
+    heads, keys, sums = rows * 4 * 6, rows * 2 * 6, rows * 4
+    assert Counter(t.bytes for t in found) == {heads: 2 + 4, keys: 2 + 4, sums: 1 + 1}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from hypothesis import assume, given, settings
+from msgspec.structs import replace
 
 from fllmc.ir import ops
 from fllmc.ir.build import Builder
-from fllmc.ir.program import DimSize, Function, Program
+from fllmc.ir.program import Function, Program
 from fllmc.ir.text import parse_program, print_program
 from fllmc.ir.types import Axis, Dim, Mesh, Sizes, Type, tensor
 from fllmc.ir.verify import verify
@@ -21,7 +22,6 @@ from tests.ir.programs import programs
 from tests.passes.plan_programs import SIZES, builder, kept, kinds
 
 X = tensor("f64", "batch", "seq", "embed")
-MESH = Mesh((Axis("fsdp", 2),))
 EXAMPLES = max(1, settings().max_examples)
 
 
@@ -49,6 +49,19 @@ def test_a_product_between_two_ops_parts_them() -> None:
     back = b.one(ops.Dot(("ffn",)), y, b.input("v", tensor("f64", "ffn", "embed")))
     after = kept(hand_made(b, [b.mul(x, b.neg(back))]), Layout(), Fuse(), bits=False)
     assert kinds(after) == ["fused", "dot", "dot", "fused"]
+
+
+def test_rows_that_are_placed_apart_are_groups_apart() -> None:
+    """A divided scale's step and a whole gradient's sum share a number, not their rows."""
+    b = Builder("main", Sizes(SIZES.dims, Mesh((Axis("data", 2),))))
+    whole, part = Dim("embed"), Dim("embed", ("data",))
+    norm = b.input("norm", tensor("f64"))
+    x = b.mul(b.input("x", Type("f64", (whole,))), norm)
+    y = b.mul(b.input("y", Type("f64", (part,))), norm)
+    program = replace(hand_made(b, [x, y]), mesh=b.sizes.mesh, level="plan")
+    after = Fuse().run(program, CX)
+    verify(after)
+    assert [group.types[-1].dims for group in fused(after)] == [(whole,), (part,)]
 
 
 def test_a_row_sum_is_not_read_in_its_group() -> None:
@@ -113,21 +126,6 @@ def test_clusters_stay_acyclic() -> None:
     clusters.join(3, c)
     assert not clusters.may_merge(a, c)
     assert [sorted(group) for group in clusters.order()] == [[0], [2], [1, 3]]
-
-
-def test_a_dim_that_is_divided_here_and_whole_there_makes_two_groups() -> None:
-    """A scale stored in parts beside a matrix that is divided along its other dim."""
-    b = Builder("main", Sizes({"embed": 4, "vocab": 6}, MESH))
-    scale = b.input("scale", Type("f64", (Dim("embed", ("fsdp",)),)))
-    head = b.input("head", Type("f64", (Dim("embed"), Dim("vocab", ("fsdp",)))))
-    factor = b.exp(b.input("factor", tensor("f64")))
-    function = b.finish([b.mul(scale, factor), b.mul(head, factor)], ["scale'", "head'"])
-    program = Program(
-        "plan", (DimSize("embed", 4), DimSize("vocab", 6)), (function,), ("main",), (), MESH
-    )
-    after = Fuse().run(program, CX)
-    verify(after)
-    assert [[op.kind for op in group.ops] for group in fused(after)] == [["mul"], ["mul"]]
 
 
 def f64(program: Program) -> Program:

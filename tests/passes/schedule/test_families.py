@@ -29,7 +29,7 @@ def run(kind: str, ranks: int, micros: int, chunks: int, **times: float) -> Simu
     """A schedule with the same times on all stages; a rank's forward takes `forward` in all."""
     given = {"forward": 1.0, "input": 1.0, "weight": 1.0, **times}
     split = {name: time / chunks for name, time in given.items()}
-    costs = uniform(ranks * chunks, **split)  # pyright: ignore[reportArgumentType]
+    costs = uniform(ranks * chunks, **split)
     return simulate(FAMILIES[kind](ranks, micros, chunks), costs)
 
 

@@ -44,12 +44,11 @@ def costs_of(row: Mapping[str, str]) -> Costs:
 
     M_B = s b (34 h + 5 a s) and M_W = 32 s b h.
     """
-    times = (
-        float(row[f"t_{name}_ms"]) for name in ("forward", "backward_input", "backward_weight")
-    )
+    names = ("forward", "backward_input", "backward_weight")
+    forward, first, second = (float(row[f"t_{name}_ms"]) for name in names)
     hidden, heads, seq = (int(row[name]) for name in ("hidden", "heads", "seq"))
     late = 32 * hidden / (34 * hidden + 5 * heads * seq)
-    return uniform(int(row["stages"]), *times, float(row["t_comm_ms"]), late)
+    return uniform(int(row["stages"]), forward, first, second, float(row["t_comm_ms"]), late)
 
 
 @pytest.mark.parametrize("row", RATES, ids=named)
