@@ -82,8 +82,8 @@ BUGS = (
     Bug(
         "a partial sum is used as if it were whole",
         "passes.place.reshard",
-        "axes = tuple(axis for axis in kind.partial if axis not in keep)\n        if not axes:",
-        "axes = ()\n        if not axes:",
+        "axes = tuple(axis for axis in kind.partial if axis not in keep)\n    if axes:",
+        "axes = ()\n    if axes:",
         GRID,
     ),
     Bug(
@@ -139,8 +139,8 @@ BUGS = (
     Bug(
         "a rank keeps its part of its own sum, not of all ranks'",
         "passes.place.reshard",
-        "attrs = ReduceScatter(dim, run) if is_open else LocalSlice(dim, run)",
-        "attrs = LocalSlice(dim, run)",
+        "step(ReduceScatter(dim, run) if is_open else LocalSlice(dim, run))",
+        "step(LocalSlice(dim, run))",
         LATE,
     ),
     Bug(
