@@ -10,7 +10,7 @@ from fllmc.codegen.views import aligned, quoted, shape_text
 from fllmc.ir.ops import Fill
 from fllmc.ir.plan import Frame, Plan
 from fllmc.ir.program import Function, Op
-from fllmc.ir.types import Type
+from fllmc.ir.types import Dim, Type
 from fllmc.ir.walk import host_values
 
 
@@ -98,3 +98,11 @@ class FunctionText:
     def offset(self, op_at: int, number: int) -> str:
         """The arena offset of an op's scratch buffer."""
         return f"base + {self.frame.ops[op_at].scratch[number]}"
+
+
+def position(text: FunctionText, dim: Dim) -> str:
+    """The global position at which this rank's part of a dim begins, as bound text."""
+    if not dim.axes:
+        return "0"
+    part = text.sizes.size(dim.name) // text.sizes.mesh.extent(dim.axes)
+    return text.view(f"rt.coordinate({dim.axes!r}) * {part}")

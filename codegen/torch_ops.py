@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from fllmc.codegen.function_text import FunctionText
+from fllmc.codegen import torch_experts as experts
+from fllmc.codegen.function_text import FunctionText, position
 from fllmc.codegen.memory import flat_elements
 from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
@@ -19,10 +20,14 @@ from fllmc.ir.ops import (
     Attrs,
     Chunk,
     Coalesced,
+    Combine,
+    Dispatch,
     Dot,
     DotAdd,
     Elementwise,
     Fill,
+    GroupedDot,
+    GroupedOuter,
     Iota,
     LocalSlice,
     Pick,
@@ -39,11 +44,13 @@ from fllmc.ir.ops import (
     Share,
     Spread,
     Take,
+    Tally,
+    TopK,
     Transpose,
     Unchunk,
 )
 from fllmc.ir.program import Op
-from fllmc.ir.types import Dim, Type, deals_zigzag
+from fllmc.ir.types import Type, deals_zigzag
 
 Rule = Callable[[FunctionText, Op, int], list[str]]
 
@@ -95,14 +102,6 @@ def reduction(name: str) -> Rule:
         return [f"torch.{name}({source}, dim={dims}, out={out})"]
 
     return rule
-
-
-def position(text: FunctionText, dim: Dim) -> str:
-    """The global position at which this rank's part of a dim begins, as bound text."""
-    if not dim.axes:
-        return "0"
-    part = text.sizes.size(dim.name) // text.sizes.mesh.extent(dim.axes)
-    return text.view(f"rt.coordinate({dim.axes!r}) * {part}")
 
 
 def take(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -329,9 +328,13 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     AttendGrad: attend,
     RingAttend: ring_attend,
     RingAttendGrad: ring_attend,
+    Combine: experts.moved,
+    Dispatch: experts.moved,
     Dot: dot,
     DotAdd: dot,
     Fill: fill,
+    GroupedDot: experts.grouped_dot,
+    GroupedOuter: experts.grouped_outer,
     Iota: iota,
     LocalSlice: local_slice,
     Chunk: chunk,
@@ -348,5 +351,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Rope: rope,
     Spread: spread,
     Take: take,
+    Tally: experts.tally,
+    TopK: experts.top_k,
     Transpose: transpose,
 }

@@ -15,6 +15,14 @@ import numpy as np
 
 from fllmc.ir import ops, philox
 from fllmc.ir.evaluate_attention import attend, attend_grad, rope
+from fllmc.ir.evaluate_experts import (
+    combine,
+    dispatch,
+    grouped_dot,
+    grouped_outer,
+    tally,
+    top_k,
+)
 from fllmc.ir.evaluate_parts import Array, Here, as_stored
 from fllmc.ir.types import Type
 
@@ -216,7 +224,9 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.AttendGrad: attend_grad,
     ops.Cast: identity,
     ops.Chunk: chunk,
+    ops.Combine: combine,
     ops.Cos: elementwise(np.cos),
+    ops.Dispatch: dispatch,
     ops.Div: elementwise(np.true_divide),
     ops.Dot: dot,
     ops.DotAdd: dot_add,
@@ -224,6 +234,8 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Erf: elementwise(erf),
     ops.Exp: elementwise(np.exp),
     ops.Fill: fill,
+    ops.GroupedDot: grouped_dot,
+    ops.GroupedOuter: grouped_outer,
     ops.Iota: iota,
     ops.Less: elementwise(np.less),
     ops.Log: elementwise(np.log),
@@ -253,7 +265,9 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Stop: identity,
     ops.Sub: elementwise(np.subtract),
     ops.Take: take,
+    ops.Tally: tally,
     ops.Tanh: elementwise(np.tanh),
+    ops.TopK: top_k,
     ops.Transpose: transpose,
     ops.Unchunk: unchunk,
     ops.Where: elementwise(np.where),

@@ -32,7 +32,7 @@ from fllmc.ir.types import Type
 from fllmc.passes.apply_loss import BATCH
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.differentiate import GRADIENT
-from fllmc.passes.gradients import zero
+from fllmc.passes.gradient_site import zero
 from fllmc.passes.inline import EQUATIONS, reachable
 from fllmc.passes.naming import unique
 from fllmc.passes.training_errors import DimTaken, UnevenMicrobatches

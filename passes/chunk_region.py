@@ -31,7 +31,7 @@ from fllmc.ir.ops import (
 )
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.types import Dim, Type
-from fllmc.passes.gradients import zero
+from fllmc.passes.gradient_site import zero
 from fllmc.passes.naming import unique
 
 DIVISIBLE = (

@@ -62,6 +62,7 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
+from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, Fused, Scan, Unchunk
 
@@ -77,7 +78,9 @@ AnyAttrs = (
     | Cast
     | Chunk
     | Coalesced
+    | Combine
     | Cos
+    | Dispatch
     | Div
     | Dot
     | DotAdd
@@ -85,6 +88,8 @@ AnyAttrs = (
     | Exp
     | Fill
     | Fused
+    | GroupedDot
+    | GroupedOuter
     | Iota
     | Less
     | LocalSlice
@@ -120,7 +125,9 @@ AnyAttrs = (
     | Stop
     | Sub
     | Take
+    | Tally
     | Tanh
+    | TopK
     | Transpose
     | Unchunk
     | Where
@@ -146,7 +153,9 @@ __all__ = [
     "Cast",
     "Chunk",
     "Coalesced",
+    "Combine",
     "Cos",
+    "Dispatch",
     "Div",
     "Dot",
     "DotAdd",
@@ -156,6 +165,8 @@ __all__ = [
     "Exp",
     "Fill",
     "Fused",
+    "GroupedDot",
+    "GroupedOuter",
     "Iota",
     "Less",
     "LocalSlice",
@@ -193,7 +204,9 @@ __all__ = [
     "Stop",
     "Sub",
     "Take",
+    "Tally",
     "Tanh",
+    "TopK",
     "Transpose",
     "TypeRuleError",
     "Unchunk",

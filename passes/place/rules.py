@@ -251,11 +251,17 @@ def misplaced(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
 RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
+            ops.Combine,
+            ops.Dispatch,
             ops.Dot,
+            ops.GroupedDot,
+            ops.GroupedOuter,
             ops.Iota,
             ops.Random,
             ops.Rope,
             ops.Spread,
+            ops.Tally,
+            ops.TopK,
         ),
         at_home,
     ),

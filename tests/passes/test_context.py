@@ -56,13 +56,22 @@ def masked(function: Function, mask: str) -> Function:
 
 
 def compiled(
-    model: str, mesh: Mesh, way: Way = "gather", *more: Shard, mask: str = "causal"
+    model: str,
+    mesh: Mesh,
+    way: Way = "gather",
+    *more: Shard,
+    mask: str = "causal",
+    whole: tuple[str, ...] = (),
 ) -> Program:
-    """The program at plan level."""
+    """The program at plan level, with these dims `whole` whatever the spec's schedule says."""
     given = spec(model)
     functions = [masked(function, mask) for function in given.program.functions]
     given = replace(given, program=given.program.with_functions(*functions))
-    shards = (*given.schedule.shards, SEQUENCE, *more) if mesh.size > 1 else ()
+    placed = [
+        replace(shard, dims=tuple(dim for dim in shard.dims if dim not in whole))
+        for shard in given.schedule.shards
+    ]
+    shards = (*placed, SEQUENCE, *more) if mesh.size > 1 else ()
     given = replace(given, schedule=replace(given.schedule, shards=shards, context=way))
     program, _ = run_pipeline(
         given.program, standard_pipeline(given), Context(mesh, lambda _: None), lambda: 0.0
@@ -106,6 +115,13 @@ def agree(model: str, program: Program) -> None:
 def test_beside_sequence_parallelism(way: Way) -> None:
     elsewhere = Shard(("seq",), ("tensor",), elsewhere=True)
     agree("llama", compiled("llama", parse_mesh("context=2,tensor=2", Mesh())[0], way, elsewhere))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("axes", ["context=2,tensor=2", "tensor=2,context=2", "tensor=4"])
+def test_a_sequence_on_an_axis_that_no_heads_are_on(axes: str, way: Way) -> None:
+    mesh, elsewhere = parse_mesh(axes, Mesh())[0], Shard(("seq",), ("tensor",), elsewhere=True)
+    agree("llama", compiled("llama", mesh, way, elsewhere, whole=("heads", "kv_heads")))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ MESHES = (
     "data=2,fsdp=2",
     "fsdp=4",
 )
+MADE = ("key = seq", "routed = seq * choices")
+"""Dims that others give."""
 OPTIMIZERS = (
     "adamw(betas: (0.9, 0.95), eps: 1e-4, weight_decay: 0.1)",
     "adam(eps: 1e-3)",
@@ -129,6 +131,7 @@ def sizes(draw: st.DrawFn, units: dict[str, int], parts: Parts, batches: int) ->
         return unit * draw(st.sampled_from([*range(2, most // unit + 1), 1]))
 
     kv_heads = size("kv_heads", 3)
+    experts = draw(st.integers(1, 3))
     return {
         "batch": size("batch", 1) * batches * draw(st.integers(1, 2)),
         "seq": size("seq", 4),
@@ -140,6 +143,9 @@ def sizes(draw: st.DrawFn, units: dict[str, int], parts: Parts, batches: int) ->
         "ffn": size("ffn", 6),
         "layers": draw(st.integers(1, 3)),
         "deep": draw(st.integers(1, 2)),
+        "experts": experts * units.get("experts", 1),
+        "choices": draw(st.integers(1, min(experts, 2))),
+        "slots": draw(st.integers(1, 3)),
     }
 
 
@@ -190,7 +196,8 @@ def specs(draw: st.DrawFn, meshes: Sequence[str] = MESHES) -> Drawn:
     writer = Writer(draw, draw(st.booleans()))
     trained = writer.model()
     stacks = tuple(s for s in ("body", "tail") if f"stack {s}:" in writer.blocks[-1])
-    attends = any("attend(" in block for block in writer.blocks)
+    whole = ("attend(", "top_k(")
+    attends = any(mark in block for block in writer.blocks for mark in whole)
     parts = Parts(stacks, tuple(trained), attends, writer.even_heads)
     placement = draw(placements(mesh, parts))
     microbatches = draw(st.sampled_from((1, 2, 4)))
@@ -202,7 +209,7 @@ def specs(draw: st.DrawFn, meshes: Sequence[str] = MESHES) -> Drawn:
     recompute = draw(recomputes(stacks))
     sections = [
         "fllm 1",
-        section("dims", ["batch", "seq", *(f"{n} = {s}" for n, s in own.items()), "key = seq"]),
+        section("dims", ["batch", "seq", *(f"{n} = {s}" for n, s in own.items()), *MADE]),
         *writer.blocks,
         *([section("adapter tuned on net", adapter)] if adapter else []),
         section("data text", [*data, *(f"{n}: {found[n]}" for n in ("batch", "seq"))]),
