@@ -42,8 +42,8 @@ def make_plan(
 
     With a pipeline axis `pipe` it is that of position 0 there, and `others` are of those behind.
     """
-    made = derived(program)
-    stages = tuple(StagePlan(other, *derived(other)) for other in others)
+    made, *behind = derived_all((program, *others))
+    stages = tuple(StagePlan(other, *own) for other, own in zip(others, behind, strict=True))
     return Plan(
         program=program,
         frames=made.frames,
@@ -71,9 +71,19 @@ class Derived(NamedTuple):
     collectives: tuple[Collective, ...]
 
 
-def derived(program: Program) -> Derived:
-    """Frames, persistent storage and collectives of a program at plan level."""
-    frames = plan_frames(program)
+def derived_all(programs: Sequence[Program]) -> list[Derived]:
+    """What follows from the programs of a pipeline's stages; what is alike is planned once."""
+    known: list[tuple[Program, Mapping[str, Frame]]] = []
+    found: list[Derived] = []
+    for program in programs:
+        frames = plan_frames(program, known)
+        known.append((program, frames))
+        found.append(derived(program, frames))
+    return found
+
+
+def derived(program: Program, frames: Mapping[str, Frame]) -> Derived:
+    """Persistent storage and collectives of a program at plan level, beside its frames."""
     stored, base = stored_tensors(program, frames)
     peak = max((frames[name].bytes for name in program.entries), default=0)
     ordered = tuple(frames[name] for name in sorted(frames))
@@ -82,9 +92,10 @@ def derived(program: Program) -> Derived:
 
 def follows(plan: Plan) -> bool:
     """Whether the plan's memory and collectives are those that its program gives."""
+    stages = plan.by_stage
     return all(
-        (p.frames, p.stored, p.arena_bytes, p.frame_base, p.collectives) == derived(p.program)
-        for p in plan.by_stage
+        (p.frames, p.stored, p.arena_bytes, p.frame_base, p.collectives) == own
+        for p, own in zip(stages, derived_all([p.program for p in stages]), strict=True)
     )
 
 

@@ -38,7 +38,7 @@ from fllmc.ir.ops import (
     Scan,
 )
 from fllmc.ir.plan import Frame, OpPlace, Place
-from fllmc.ir.program import Function, Op, Program
+from fllmc.ir.program import Function, Op, Program, callees
 from fllmc.ir.types import DTYPE_BYTES, Sizes, Type, deals_zigzag
 from fllmc.ir.walk import host_values
 
@@ -328,8 +328,13 @@ def sum_bytes(kind: Type) -> int:
     return max(DTYPE_BYTES[kind.dtype], DTYPE_BYTES["f32"])
 
 
-def plan_frames(program: Program) -> dict[str, Frame]:
-    """The frames of all functions that the entries reach, callees first."""
+def plan_frames(
+    program: Program, known: Sequence[tuple[Program, Mapping[str, Frame]]] = ()
+) -> dict[str, Frame]:
+    """The frames of all functions that the entries reach, callees first.
+
+    What other programs have alike in function, callees and sizes is taken from what is `known`.
+    """
     frames: dict[str, Frame] = {}
     rows: dict[str, tuple[str, ...]] = {}
     donated: dict[str, dict[int, tuple[int, ...]]] = {}
@@ -348,6 +353,10 @@ def plan_frames(program: Program) -> dict[str, Frame]:
                 if isinstance(op.attrs, Scan):
                     donated[callee] = scan_donations(program.function(callee), op.attrs)
                 visit(callee)
+        for other, theirs in known:
+            if same_function(program, other, name, frames, theirs):
+                frames[name] = theirs[name]
+                return
         given = donated.get(name, {})
         frames[name] = Planner(function, program, frames, given, rows.get(name, ())).plan()
 
@@ -355,6 +364,26 @@ def plan_frames(program: Program) -> dict[str, Frame]:
         donated[entry] = entry_donations(program.function(entry))
         visit(entry)
     return frames
+
+
+def same_function(
+    program: Program,
+    other: Program,
+    name: str,
+    frames: Mapping[str, Frame],
+    theirs: Mapping[str, Frame],
+) -> bool:
+    """Whether a function of another program needs the very same frame."""
+    if name not in theirs or program.mesh != other.mesh:
+        return False
+    function = program.function(name)
+    if function != other.function(name) or (name in program.entries) != (name in other.entries):
+        return False
+    dims = {dim.name for kind in function.types for dim in kind.dims}
+    sizes, their_sizes = program.sizes, other.sizes
+    if any(sizes.size(dim) != their_sizes.size(dim) for dim in dims):
+        return False
+    return all(frames[callee] == theirs.get(callee) for callee in callees(function))
 
 
 def persistent(sizes: Sizes, kinds: Sequence[Type], start: int) -> tuple[list[int], int]:

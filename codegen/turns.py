@@ -145,10 +145,14 @@ class Turns:
             if name not in self.attrs.names:
                 held[name] = self._held(self.port(name, stage), micro)
         first = [at + 1] if at else [0, 1]
-        posts = [
-            (self._held(port, which), *self.messages[port], which)
+        soon = [
+            (readers[0], self.messages[port][0], port, which)
             for (port, which), readers in self.read.items()
             if self.arrives(port) and readers[0] in first
+        ]  # in the order of the numbers on both sides: NCCL tells messages apart by order alone
+        posts = [
+            (self._held(port, which), *self.messages[port], which)
+            for _, _, port, which in sorted(soon)
         ]
         takes = [
             self._held(port, which)
@@ -157,7 +161,10 @@ class Turns:
         ]
         sends = [
             (self._held(port, micro), *self.gifts[port])
-            for port in (f"{name}.{stage}" for name in function.outputs)
+            for port in sorted(
+                (f"{name}.{stage}" for name in function.outputs if f"{name}.{stage}" in self.gifts),
+                key=lambda port: self.gifts[port],
+            )
             if self.leaves(port)
         ]
         return Turn(

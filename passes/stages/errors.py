@@ -66,16 +66,3 @@ class TooManyStages(Diagnostic, frozen=True):
     def helps(self) -> tuple[str, ...]:
         """What works."""
         return (f"ranks times chunks can be at most {self.units}",)
-
-
-class MicrobatchesShort(Diagnostic, frozen=True):
-    """Some orders of work need micro-batches in groups as large as the pipeline."""
-
-    code: ClassVar[str] = "E0514"
-    title: ClassVar[str] = "`{kind}` on {ranks} ranks can't order {micros} micro-batches"
-    label: ClassVar[str] = "{reason}"
-
-    kind: str
-    ranks: int
-    micros: int
-    reason: str

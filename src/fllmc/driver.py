@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec import structs
@@ -18,13 +18,11 @@ from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
 from fllmc.ir.types import Mesh
-from fllmc.passes.base import Context, Pass
+from fllmc.passes.base import Context
 from fllmc.passes.decisions import decisions
-from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
-from fllmc.passes.runner import Dump, Timing, run_pipeline
-from fllmc.passes.stages.alike import like, outline
-from fllmc.passes.stages.cut_stages import stage_programs
-from fllmc.passes.stages.directives import Asked, asked_pipeline
+from fllmc.passes.finishing import CUT, finish
+from fllmc.passes.runner import Dump, Timing
+from fllmc.passes.stages.directives import placing_shards
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -62,50 +60,27 @@ def compile_spec(
     levels: dict[str, Program] = {}
 
     def keep(number: int, name: str, program: Program) -> None:
-        levels[program.level] = program
+        if name != CUT:
+            levels[program.level] = program
         if dump is not None:
             dump(number, name, program)
 
     read = Timing("read and check", clock() - begin, 0.0)
-    asked = asked_pipeline(spec.schedule, spec.program, chosen)
-    first, then = cut_pipeline(standard_pipeline(spec))
-    program, timings = run_pipeline(spec.program, first, cx, clock, keep)
-    finished, later = finish(program, spec, asked, then, cx, clock, keep)
+    done = finish(spec, cx, clock, keep)
     begin = clock()
-    reasons = decisions(program, spec.schedule)
-    pipe = asked.axis if asked else ""
+    values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
+    reasons = (*done.decisions, *decisions(done.sharded, values))
     known = load_target(target or "cpu")
-    plan = make_plan(finished[0], spec, known, reasons, mesh_read, pipe, finished[1:])
+    plan = make_plan(
+        done.programs[0], spec, known, reasons, mesh_read, done.pipe, done.programs[1:]
+    )
     if not target:
         plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
-    texts = tuple((level, print_program(each)) for level, each in levels.items())
-    return Compiled(spec, plan, source, texts, tuple(found), (read, *timings, *later, planned))
-
-
-def finish(
-    program: Program,
-    spec: Spec,
-    asked: Asked | None,
-    passes: Sequence[Pass],
-    cx: Context,
-    clock: Callable[[], float],
-    keep: Dump,
-) -> tuple[list[Program], tuple[Timing, ...]]:
-    """The program of each pipeline stage at plan level; of the one where there is no pipeline."""
-    begin = clock()
-    if asked is None:
-        end, timings = run_pipeline(program, passes, cx, clock, keep)
-        return [end], timings
-    stages = stage_programs(program, asked, spec.schedule.microbatches)
-    timings = (Timing("cut stages", clock() - begin, 0.0),)
-    done: dict[bytes, Program] = {}
-    for stage in stages:
-        if outline(stage) not in done:
-            done[outline(stage)], found = run_pipeline(stage, passes, cx, clock, keep)
-            timings += found
-    return [like(done[outline(stage)], stage) for stage in stages], timings
+    before = tuple((level, print_program(p)) for level, p in levels.items() if level != "plan")
+    texts = (*before, ("plan", done.text()))
+    return Compiled(spec, plan, source, texts, tuple(found), (read, *done.timings, planned))
 
 
 def choose_mesh(text: str, spec: Spec) -> tuple[Mesh, str]:
