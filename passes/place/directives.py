@@ -23,6 +23,7 @@ from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
 from fllmc.passes.naming import PART
+from fllmc.passes.place.expert_layout import ExpertDims, apart
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
@@ -53,6 +54,7 @@ class Layout(Struct, frozen=True):
     what `zero` directives do, and `unzeroed` where these parameters would be stored without them,
     both by parameter. `context` is how attention sees a divided sequence, `reduce` the dtype in
     which gradients are summed over ranks.
+    `experts` are the dims of mixtures of experts, which have rules of their own.
     """
 
     mesh: Mesh
@@ -61,6 +63,7 @@ class Layout(Struct, frozen=True):
     reasons: tuple[Because, ...]
     stored_reasons: Mapping[str, tuple[Because, ...]]
     elsewhere: tuple[Because, ...] = ()
+    experts: ExpertDims = ExpertDims()
     zero: Mapping[str, Divided] = {}
     unzeroed: Mapping[str, Axes] = {}
     context: ContextKind = "gather"
@@ -69,7 +72,8 @@ class Layout(Struct, frozen=True):
     @property
     def empty(self) -> bool:
         """Whether nothing at all is divided."""
-        return not self.canonical and not self.stored and not self.elsewhere
+        placed = self.canonical or self.stored or self.elsewhere or self.experts.experts
+        return not placed
 
     @property
     def most(self) -> Axes:
@@ -85,7 +89,9 @@ class Layout(Struct, frozen=True):
         Dims that the directives without `elsewhere` place come first, then the others take the
         axes that are left.
         """
-        return yielding(self.canonical, self.elsewhere, tuple(names), tuple(whole))
+        given, fixed = tuple(names), tuple(whole)
+        found = yielding(self.canonical, self.elsewhere, given, fixed)
+        return self.experts.settle(found, given, fixed)
 
     def place(self, kind: Type) -> Type:
         """The type at the canonical placement of its dims; indices cost little and don't yield."""
@@ -193,12 +199,17 @@ def resolve(
                     stored[parameter.name] = axes
                     others = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*others, *here)
+    experts, canonical, elsewhere = apart(program, canonical, elsewhere)
     for name, axes in stored.items():
-        stored[name] = yielding(axes, elsewhere, program.parameter(name).type.names, ())
+        names = program.parameter(name).type.names
+        rest = {dim: on for dim, on in axes.items() if dim not in experts.experts}
+        stored[name] = experts.settle(yielding(rest, elsewhere, names, ()), names, ())
     layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons, tuple(elsewhere))
+    layout = structs.replace(layout, experts=experts)
     layout, wrong = _with_zero(layout, zeros, program, sizes)
     found += wrong
-    found += _indivisible(layout, sizes, program)
+    every = {**layout.canonical, **experts.experts}
+    found += _indivisible(structs.replace(layout, canonical=every), sizes, program)
     return Resolved(layout, tuple(found))
 
 
