@@ -15,6 +15,7 @@ from fllmc.ir.ops import (
     AllGather,
     AllReduce,
     AllToAll,
+    Coalesced,
     Fill,
     Pipeline,
     ReduceScatter,
@@ -217,16 +218,21 @@ def describe(
 ) -> Collective:
     """One collective."""
     attrs = op.attrs
-    assert isinstance(attrs, AllReduce | AllGather | AllToAll | ReduceScatter | RingAttend)
+    assert isinstance(
+        attrs, AllReduce | AllGather | AllToAll | Coalesced | ReduceScatter | RingAttend
+    )
     kind = function.types[op.operands[0]]
     moved = program.sizes.local_bytes(kind)
-    if isinstance(attrs, AllGather):
+    if isinstance(attrs, Coalesced):
+        values = op.results if attrs.collective == "all_gather" else op.operands
+        moved = sum(program.sizes.local_bytes(function.types[value]) for value in values)
+    elif isinstance(attrs, AllGather):
         moved = program.sizes.local_bytes(function.types[op.results[0]])
     elif isinstance(attrs, RingAttend):
         moved = handed_on(attrs, function.types[op.operands[1]], program.sizes)
     return Collective(
         site=site,
-        kind=attrs.kind,
+        kind=attrs.collective if isinstance(attrs, Coalesced) else attrs.kind,
         axes=bare_axes(attrs.axes),
         bytes=moved,
         calls=calls,

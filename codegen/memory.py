@@ -28,6 +28,7 @@ from fllmc.ir.ops import (
     AddN,
     AllGather,
     AllToAll,
+    Coalesced,
     Elementwise,
     Fused,
     Pipeline,
@@ -41,6 +42,20 @@ from fllmc.ir.plan import Frame, OpPlace, Place
 from fllmc.ir.program import Function, Op, Program, callees
 from fllmc.ir.types import DTYPE_BYTES, Sizes, Type, deals_zigzag
 from fllmc.ir.walk import host_values
+
+
+def flat_elements(op: Op, function: Function, sizes: Sizes) -> tuple[int, Type]:
+    """Elements of the buffer in which a coalesced collective lays out its values, and their type.
+
+    A reduction works in one copy of all values. Gathers and scatters have one for a rank's parts,
+    then one for those of all ranks.
+    """
+    assert isinstance(op.attrs, Coalesced)
+    kind = function.types[op.operands[0]]
+    given = sum(sizes.local_elements(function.types[value]) for value in op.operands)
+    if op.attrs.collective == "all_reduce":
+        return given, kind
+    return given + sum(sizes.local_elements(function.types[value]) for value in op.results), kind
 
 
 class Planner:
@@ -244,6 +259,9 @@ class Planner:
                 items.append(Item(at, at, self.bytes(source)))
             elif source.names[0] != op.attrs.dim or deals_zigzag(op.attrs.axes):
                 items.append(Item(at, at, self.bytes(result)))
+        if isinstance(op.attrs, Coalesced):
+            count, kind = flat_elements(op, self.function, self.sizes)
+            items.append(Item(at, at, aligned(count * DTYPE_BYTES[kind.dtype])))
         if isinstance(op.attrs, AllToAll):  # what is sent, and what is received
             items.append(Item(at, at, 2 * self.bytes(self.function.types[op.operands[0]])))
         if isinstance(op.attrs, RingAttend):

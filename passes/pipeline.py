@@ -13,6 +13,7 @@ from fllmc.passes.apply_loss import ApplyLoss
 from fllmc.passes.base import Pass
 from fllmc.passes.chunk_backward import ChunkBackward
 from fllmc.passes.chunk_loss import ChunkLoss
+from fllmc.passes.coalesce import Coalesce
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.fuse import Fuse
@@ -44,6 +45,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     ChunkBackward,
     Place,
     Offload,
+    Coalesce,
     Layout,
     SinkSums,
     Fuse,
@@ -102,6 +104,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         DropUnused(),
         *((within, ShareEqual(), DropUnused()) if within is not None else ()),
         Offload(schedule.offload, pipelined=bool(pipeline_shards(schedule, spec.program))),
+        Coalesce(),
         Layout(),
         SinkSums(),
         Fuse(),
@@ -111,5 +114,5 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
 
 def cut_pipeline(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
     """The passes for the whole program, and those for the program of each pipeline stage."""
-    at = next((at for at, each in enumerate(passes) if each.name == Layout.name), len(passes))
+    at = next((at for at, each in enumerate(passes) if each.name == Coalesce.name), len(passes))
     return tuple(passes[:at]), tuple(passes[at:])

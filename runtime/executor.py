@@ -57,6 +57,17 @@ class Collectives(Protocol):
     ) -> None:
         """Put the group's parts together along a dim."""
 
+    def coalesced(
+        self,
+        axes: tuple[str, ...],
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        dims: Sequence[int],
+        scratch: torch.Tensor,
+    ) -> None:
+        """Several collectives of a kind as one."""
+
     def reduce_scatter(
         self,
         axes: tuple[str, ...],
@@ -310,6 +321,21 @@ class Executor:
         self._count(site, tensor)
         assert self.comm is not None
         return self.comm.receive(self._sites[site], rank, tensor, tag)
+
+    def coalesced(
+        self,
+        site: int,
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        dims: Sequence[int],
+        scratch: torch.Tensor,
+    ) -> None:
+        """Several gathers or scatters, or reductions by sum or maximum, over a site's axes."""
+        moved = outs if kind == "all_gather" else sources
+        self._count_bytes(site, sum(each.numel() * each.element_size() for each in moved))
+        assert self.comm is not None
+        self.comm.coalesced(self._sites[site], kind, sources, outs, dims, scratch)
 
     def all_to_all(
         self,

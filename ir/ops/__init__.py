@@ -11,6 +11,7 @@ from fllmc.ir.ops.collective import (
     AllGather,
     AllReduce,
     AllToAll,
+    Coalesced,
     LocalSlice,
     ReduceScatter,
     Share,
@@ -76,6 +77,7 @@ AnyAttrs = (
     | Call
     | Cast
     | Chunk
+    | Coalesced
     | Combine
     | Cos
     | Dispatch
@@ -152,6 +154,7 @@ __all__ = [
     "Call",
     "Cast",
     "Chunk",
+    "Coalesced",
     "Combine",
     "Cos",
     "Dispatch",

@@ -26,6 +26,7 @@ class Bug(msgspec.Struct, frozen=True):
 MICRO = ("data", "accumulate")
 GRID = ("data", "tensor", "accumulate")
 HYBRID = ("data", "zero 2", "accumulate")
+WHOLE = ("zero 3", "accumulate")
 LATE = ("zero 1", "accumulate")
 
 BUGS = (
@@ -81,8 +82,8 @@ BUGS = (
     Bug(
         "a partial sum is used as if it were whole",
         "passes.place.reshard",
-        "axes = tuple(axis for axis in kind.partial if axis not in keep)\n        if not axes:",
-        "axes = ()\n        if not axes:",
+        "axes = tuple(axis for axis in kind.partial if axis not in keep)\n    if axes:",
+        "axes = ()\n    if axes:",
         GRID,
     ),
     Bug(
@@ -138,8 +139,8 @@ BUGS = (
     Bug(
         "a rank keeps its part of its own sum, not of all ranks'",
         "passes.place.reshard",
-        "attrs = ReduceScatter(dim, run) if is_open else LocalSlice(dim, run)",
-        "attrs = LocalSlice(dim, run)",
+        "step(ReduceScatter(dim, run) if is_open else LocalSlice(dim, run))",
+        "step(LocalSlice(dim, run))",
         LATE,
     ),
     Bug(
@@ -163,5 +164,33 @@ BUGS = (
         "key = 0, dtype",
         LATE,
         compute="bf16",
+    ),
+    Bug(
+        "results of a joined collective are mixed up",
+        "passes.coalesce",
+        "mapping.update(zip((v for op in ops for v in op.results), results, strict=True))",
+        "mapping.update(zip((v for op in ops for v in op.results), results[::-1], strict=True))",
+        WHOLE,
+    ),
+    Bug(
+        "joined gathers are all along the first one's dim",
+        "passes.coalesce",
+        'return Coalesced("all_gather", first.axes, dims)',
+        'return Coalesced("all_gather", first.axes, dims[:1] * len(dims))',
+        WHOLE,
+    ),
+    Bug(
+        "sums over different axes are joined",
+        "passes.coalesce",
+        "return op.kind, op.attrs.axes, kind.dtype, kind.combine",
+        'return op.kind, ("",), kind.dtype, kind.combine',
+        ("data", "zero 1", "tensor"),
+    ),
+    Bug(
+        "a collective is joined with one whose result it needs",
+        "passes.coalesce",
+        "if fits and self.clusters.may_join(at, cluster):",
+        "if fits:",
+        ("data", "zero 1", "tensor"),
     ),
 )
