@@ -19,7 +19,7 @@ from fllmc.codegen.donations import (
     staged,
     updated_input,
 )
-from fllmc.codegen.offloaded import host_places
+from fllmc.codegen.offloaded import away_from
 from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
 from fllmc.codegen.storage_classes import Classes
 from fllmc.codegen.tiles import tile_rows
@@ -83,8 +83,7 @@ class Planner:
         self.classes = Classes(function)
         self.inputs = len(function.inputs)
         self.host = host_values(function)
-        waiting = host_places(program)[0]
-        self.away = {v: at for (name, v), at in waiting.items() if name == function.name}
+        self.away = away_from(function, program)
         self.in_place: dict[int, int] = {}
 
     def bytes(self, kind: Type) -> int:

@@ -67,6 +67,12 @@ def host_places(program: Program) -> tuple[Mapping[tuple[str, int], int], int]:
     return found, end
 
 
+def away_from(function: Function, program: Program) -> dict[int, int]:
+    """The offset in host memory of each value of the function that waits there."""
+    places = host_places(program)[0]
+    return {value: at for (name, value), at in places.items() if name == function.name}
+
+
 def host_bytes(program: Program) -> int:
     """Bytes of host memory that a rank needs."""
     return host_places(program)[1]
