@@ -44,6 +44,9 @@ class FunctionText:
         if place.kind == "result":
             return f"r{place.number}"
         kind = self.function.types[value]
+        if place.kind == "offload":
+            shape = shape_text(self.sizes.local_shape(kind))
+            return self.view(f"rt.waiting({quoted(kind.dtype)}, {place.number}, {shape})")
         return self.view(self.arena(kind, f"base + {place.number}"), f"v{value}")
 
     def arena(self, kind: Type, offset: str, shape: Sequence[int] | None = None) -> str:

@@ -7,6 +7,7 @@ from typing import Final, Literal, NamedTuple
 
 from fllmc.codegen.donations import copied_input
 from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
+from fllmc.codegen.offloaded import host_bytes
 from fllmc.codegen.turns import Turns
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.ops import (
@@ -14,6 +15,7 @@ from fllmc.ir.ops import (
     AllGather,
     AllReduce,
     AllToAll,
+    Coalesced,
     Fill,
     Pipeline,
     ReduceScatter,
@@ -52,6 +54,7 @@ def make_plan(
         arena_bytes=made.arena_bytes,
         frame_base=made.frame_base,
         collectives=made.collectives,
+        host_bytes=made.host_bytes,
         data=spec.data,
         train=spec.train,
         decisions=decisions,
@@ -71,6 +74,7 @@ class Derived(NamedTuple):
     arena_bytes: int
     frame_base: int
     collectives: tuple[Collective, ...]
+    host_bytes: int
 
 
 def derived_all(programs: Sequence[Program]) -> list[Derived]:
@@ -89,14 +93,15 @@ def derived(program: Program, frames: Mapping[str, Frame]) -> Derived:
     stored, base = stored_tensors(program, frames)
     peak = max((frames[name].bytes for name in program.entries), default=0)
     ordered = tuple(frames[name] for name in sorted(frames))
-    return Derived(ordered, stored, base + peak, base, collectives(program))
+    waiting = host_bytes(program)
+    return Derived(ordered, stored, base + peak, base, collectives(program), waiting)
 
 
 def follows(plan: Plan) -> bool:
     """Whether the plan's memory and collectives are those that its program gives."""
     stages = plan.by_stage
     return all(
-        (p.frames, p.stored, p.arena_bytes, p.frame_base, p.collectives) == own
+        tuple(getattr(p, name) for name in Derived._fields) == own
         for p, own in zip(stages, derived_all([p.program for p in stages]), strict=True)
     )
 
@@ -216,16 +221,21 @@ def describe(
 ) -> Collective:
     """One collective."""
     attrs = op.attrs
-    assert isinstance(attrs, AllReduce | AllGather | AllToAll | ReduceScatter | RingAttend)
+    assert isinstance(
+        attrs, AllReduce | AllGather | AllToAll | Coalesced | ReduceScatter | RingAttend
+    )
     kind = function.types[op.operands[0]]
     moved = program.sizes.local_bytes(kind)
-    if isinstance(attrs, AllGather):
+    if isinstance(attrs, Coalesced):
+        values = op.results if attrs.collective == "all_gather" else op.operands
+        moved = sum(program.sizes.local_bytes(function.types[value]) for value in values)
+    elif isinstance(attrs, AllGather):
         moved = program.sizes.local_bytes(function.types[op.results[0]])
     elif isinstance(attrs, RingAttend):
         moved = handed_on(attrs, function.types[op.operands[1]], program.sizes)
     return Collective(
         site=site,
-        kind=attrs.kind,
+        kind=attrs.collective if isinstance(attrs, Coalesced) else attrs.kind,
         axes=bare_axes(attrs.axes),
         bytes=moved,
         calls=calls,

@@ -19,6 +19,7 @@ from fllmc.codegen.donations import (
     staged,
     updated_input,
 )
+from fllmc.codegen.offloaded import away_from
 from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
 from fllmc.codegen.storage_classes import Classes
 from fllmc.codegen.tiles import tile_rows
@@ -27,6 +28,7 @@ from fllmc.ir.ops import (
     AddN,
     AllGather,
     AllToAll,
+    Coalesced,
     Elementwise,
     Fused,
     Pipeline,
@@ -40,6 +42,20 @@ from fllmc.ir.plan import Frame, OpPlace, Place
 from fllmc.ir.program import Function, Op, Program, callees
 from fllmc.ir.types import DTYPE_BYTES, Sizes, Type, deals_zigzag
 from fllmc.ir.walk import host_values
+
+
+def flat_elements(op: Op, function: Function, sizes: Sizes) -> tuple[int, Type]:
+    """Elements of the buffer in which a coalesced collective lays out its values, and their type.
+
+    A reduction works in one copy of all values. Gathers and scatters have one for a rank's parts,
+    then one for those of all ranks.
+    """
+    assert isinstance(op.attrs, Coalesced)
+    kind = function.types[op.operands[0]]
+    given = sum(sizes.local_elements(function.types[value]) for value in op.operands)
+    if op.attrs.collective == "all_reduce":
+        return given, kind
+    return given + sum(sizes.local_elements(function.types[value]) for value in op.results), kind
 
 
 class Planner:
@@ -67,6 +83,7 @@ class Planner:
         self.classes = Classes(function)
         self.inputs = len(function.inputs)
         self.host = host_values(function)
+        self.away = away_from(function, program)
         self.in_place: dict[int, int] = {}
 
     def bytes(self, kind: Type) -> int:
@@ -202,6 +219,8 @@ class Planner:
             root = self.classes.find(value)
             if value in self.host:
                 return Place("host", value)
+            if value in self.away:
+                return Place("offload", self.away[value])
             if root < self.inputs:
                 return Place("argument", root)
             if root in frame_offset:
@@ -213,10 +232,11 @@ class Planner:
     def own_items(self) -> tuple[list[int], list[Item]]:
         """The classes that live in the frame, with their lifetimes."""
         bound = {self.classes.find(value) for value in self.function.results}
+        elsewhere = bound | self.host | set(self.away)
         roots: list[int] = []
         items: list[Item] = []
         for value in range(self.inputs, len(self.function.types)):
-            if self.classes.find(value) == value and value not in bound | self.host:
+            if self.classes.find(value) == value and value not in elsewhere:
                 roots.append(value)
                 start, stop = self.classes.first[value], self.classes.last[value]
                 items.append(Item(start, stop, self.bytes(self.function.types[value])))
@@ -238,6 +258,9 @@ class Planner:
                 items.append(Item(at, at, self.bytes(source)))
             elif source.names[0] != op.attrs.dim or deals_zigzag(op.attrs.axes):
                 items.append(Item(at, at, self.bytes(result)))
+        if isinstance(op.attrs, Coalesced):
+            count, kind = flat_elements(op, self.function, self.sizes)
+            items.append(Item(at, at, aligned(count * DTYPE_BYTES[kind.dtype])))
         if isinstance(op.attrs, AllToAll):  # what is sent, and what is received
             items.append(Item(at, at, 2 * self.bytes(self.function.types[op.operands[0]])))
         if isinstance(op.attrs, RingAttend):

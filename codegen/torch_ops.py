@@ -7,6 +7,7 @@ from typing import Final
 
 from fllmc.codegen import torch_experts as experts
 from fllmc.codegen.function_text import FunctionText, position
+from fllmc.codegen.memory import flat_elements
 from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
 from fllmc.codegen.views import matrix, quoted, shape_text
@@ -18,12 +19,14 @@ from fllmc.ir.ops import (
     AttendGrad,
     Attrs,
     Chunk,
+    Coalesced,
     Combine,
     Dispatch,
     Dot,
     DotAdd,
     Elementwise,
     Fill,
+    FromHost,
     GroupedDot,
     GroupedOuter,
     Iota,
@@ -43,6 +46,7 @@ from fllmc.ir.ops import (
     Spread,
     Take,
     Tally,
+    ToHost,
     TopK,
     Transpose,
     Unchunk,
@@ -183,6 +187,13 @@ def chunk(text: FunctionText, op: Op, at: int) -> list[str]:
     return [f"{pair[0]}.copy_({pair[1]})"]
 
 
+def offload(text: FunctionText, op: Op, at: int) -> list[str]:
+    """A copy between device and host memory, which the runtime counts."""
+    del at
+    source, target = text.tensor(op.operands[0]), text.tensor(op.results[0])
+    return [f"rt.{op.kind}({source}, {target})"]
+
+
 def fill(text: FunctionText, op: Op, at: int) -> list[str]:
     """A constant tensor."""
     del at
@@ -251,6 +262,21 @@ def all_reduce(text: FunctionText, op: Op, at: int) -> list[str]:
     return [*lines, f"rt.all_reduce({site}, {out}, {quoted(kind.combine)})"]
 
 
+def coalesced(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Several collectives as one, through a flat buffer."""
+    assert isinstance(op.attrs, Coalesced)
+    count, kind = flat_elements(op, text.function, text.sizes)
+    kinds = [text.function.types[value] for value in op.operands]
+    along = [k.names.index(dim) for k, dim in zip(kinds, op.attrs.dims, strict=False)]
+    sources = shape_text([text.tensor(value) for value in op.operands])
+    outs = shape_text([text.tensor(value) for value in op.results])
+    scratch = text.view(text.arena(kind, text.offset(at, 0), (count,)))
+    name = kind.combine if op.attrs.collective == "all_reduce" else op.attrs.collective
+    site = text.sites[text.function.name, at]
+    given = f"{quoted(name)}, {sources}, {outs}, {shape_text(along)}, {scratch}"
+    return [f"rt.coalesced({site}, {given})"]
+
+
 def moved(name: str) -> Rule:
     """all_gather and reduce_scatter along a dim; a dim that isn't the first needs scratch."""
 
@@ -307,6 +333,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     AllReduce: all_reduce,
     AllToAll: all_to_all,
     Attend: attend,
+    Coalesced: coalesced,
     AttendGrad: attend,
     RingAttend: ring_attend,
     RingAttendGrad: ring_attend,
@@ -321,6 +348,8 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     LocalSlice: local_slice,
     Chunk: chunk,
     Unchunk: chunk,
+    FromHost: offload,
+    ToHost: offload,
     Pick: pick,
     Put: put,
     PutAdd: put,

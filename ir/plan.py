@@ -22,10 +22,11 @@ class Place(msgspec.Struct, frozen=True):
 
     `frame`: at byte `number` of the function's frame. `argument`: in the buffer of input `number`,
     in place. `result`: in the buffer that the caller gives for result `number`. `host`: a Python
-    float in host slot `number`. `none`: it has no storage (an alias that nothing reads).
+    float in host slot `number`. `offload`: at byte `number` of the rank's host memory. `none`: it
+    has no storage (an alias that nothing reads).
     """
 
-    kind: Literal["frame", "argument", "result", "host", "none"]
+    kind: Literal["frame", "argument", "result", "host", "offload", "none"]
     number: int = 0
 
 
@@ -101,6 +102,7 @@ class StagePlan(msgspec.Struct, frozen=True):
     arena_bytes: int
     frame_base: int
     collectives: tuple[Collective, ...]
+    host_bytes: int
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -108,7 +110,8 @@ class Plan(msgspec.Struct, frozen=True):
 
     Where the mesh axis `pipe` is a pipeline's, the fields speak of the ranks at its position 0, and
     `stages` of those at the positions from 1 on. `timeline` is the order of work of its stages in a
-    training step, with the times that the compiler reckons with.
+    training step, with the times that the compiler reckons with. `host_bytes` is what waits in host
+    memory.
     """
 
     program: Program
@@ -125,6 +128,7 @@ class Plan(msgspec.Struct, frozen=True):
     pipe: str = ""
     stages: tuple[StagePlan, ...] = ()
     timeline: tuple[Timed, ...] = ()
+    host_bytes: int = 0
     schema: str = SCHEMA
 
     @property

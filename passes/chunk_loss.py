@@ -19,7 +19,7 @@ from fllmc.ir.span import NOWHERE
 from fllmc.passes.apply_loss import BATCH
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.chunk_region import Chunks, between, chunked, obstacle, with_what_follows
-from fllmc.passes.naming import PART, unique
+from fllmc.passes.naming import CHUNKS, PART, unique
 from fllmc.passes.training_errors import NoChunks, UnevenChunks
 
 TARGETS = "targets"
@@ -48,7 +48,7 @@ class ChunkLoss(Pass, frozen=True):
         if self.chunks < 1 or size % self.chunks:
             raise DiagnosticError(UnevenChunks(NOWHERE, along, size, self.chunks))
         taken = set(program.sizes.dims)
-        chunks = Chunks(along, along + PART, unique("chunks", taken), self.reduce)
+        chunks = Chunks(along, along + PART, unique(CHUNKS, taken), self.reduce)
         program = program.with_dim(chunks.part, size // self.chunks)
         program = program.with_dim(chunks.over, self.chunks)
         for function in program.functions:

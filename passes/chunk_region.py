@@ -163,7 +163,7 @@ def in_chunk(attrs: AnyAttrs, dim: str, part: str) -> AnyAttrs:
         if isinstance(value, Dim):
             return Dim(part, value.axes) if value.name == dim else value
         if isinstance(value, tuple):
-            return tuple(changed(each) for each in value)  # pyright: ignore[reportUnknownVariableType]
+            return tuple(changed(each) for each in value)
         return part if value == dim else value
 
     if isinstance(attrs, Elementwise):
@@ -198,13 +198,13 @@ def body_of(
         results = b.emit(attrs, *(mapping[value] for value in op.operands))
         mapping.update(zip(op.results, results, strict=True))
     makers = {value: op for op in function.ops for value in op.results}
-    results: list[int] = []
+    given: list[int] = []
     for total, value in zip(totals, through.sums, strict=True):
         b.path, b.span = makers[value].path, makers[value].span
-        results.append(b.add(total, b.cast(mapping[value], b.types[total].dtype)))
-    results += [mapping[value] for value in through.stacked]
+        given.append(b.add(total, b.cast(mapping[value], b.types[total].dtype)))
+    given += [mapping[value] for value in through.stacked]
     outputs = [f"sum.{v}" for v in through.sums] + [f"out.{v}" for v in through.stacked]
-    return b.finish(results, outputs, function.span)
+    return b.finish(given, outputs, function.span)
 
 
 def part_type(kind: Type, chunks: Chunks) -> Type:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fllmc.ir.ops import Scan
+from fllmc.ir.ops import Scan, ToHost
 from fllmc.ir.plan import Decision
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.quantities import bytes_text
@@ -65,13 +65,15 @@ def kept_by(program: Program, op: Op, attrs: Scan, schedule: Schedule) -> Iterat
     """What one forward scan keeps."""
     body = program.function(attrs.function)
     sizes, turns = program.sizes, program.sizes.size(attrs.over)
+    away = {v for inner in body.ops if isinstance(inner.attrs, ToHost) for v in inner.results}
     for value in body.results[attrs.carries :]:
         path, kind = source_of(body, value), body.types[value]
         size = sizes.local_bytes(kind) * turns
+        where = " in host memory" if value in away else ""
         full = f"{op.path}.*.{path}" if path else f"{op.path}.* ({own(body, value)})"
         yield Decision(
             full,
-            f"kept for the backward pass: `{kind}` for each of {turns} {attrs.over}",
+            f"kept for the backward pass{where}: `{kind}` for each of {turns} {attrs.over}",
             kept_reason(f"{op.path}.0.{path}", path, schedule),
             f"computing it again: {bytes_text(size)} less",
         )
@@ -84,6 +86,8 @@ def kept_reason(full: str, path: str, schedule: Schedule) -> str:
             if any(selects(keep, path) for keep in directive.keep):
                 return f"`recompute {directive.selector}` names it under `keep`"
             return f"`recompute {directive.selector}` starts again from it"
+    if schedule.budget_gib:
+        return "within the budget, keeping it saves more time than keeping others"
     return "of all ways to give the backward pass what it reads, this one keeps fewest bytes"
 
 

@@ -13,6 +13,7 @@ from fllmc.ir.text import print_program
 from fllmc.ir.timetable import Timed
 from fllmc.passes.base import Context
 from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
+from fllmc.passes.recompute import Recompute
 from fllmc.passes.runner import Dump, Timing, run_pipeline
 from fllmc.passes.stages.alike import like, outline
 from fllmc.passes.stages.cut_stages import stage_programs
@@ -47,13 +48,22 @@ class Finished(msgspec.Struct, frozen=True):
         )
 
 
-def finish(spec: Spec, cx: Context, clock: Callable[[], float], keep: Dump) -> Finished:
-    """All passes over a spec's program. DiagnosticError with what is wrong."""
+def finish(
+    spec: Spec,
+    cx: Context,
+    clock: Callable[[], float],
+    keep: Dump,
+    within: Recompute | None = None,
+) -> Finished:
+    """All passes over a spec's program; `within` keeps within a budget, if there is one.
+
+    DiagnosticError with what is wrong.
+    """
     asked = asked_pipeline(spec.schedule, spec.program, cx.mesh)
     missing = missing_axis(spec.schedule, spec.program, cx.mesh)
     if missing is not None:
         cx.report(missing)
-    passes = standard_pipeline(spec)
+    passes = standard_pipeline(spec, within)
     first, then = cut_pipeline(passes)
     if asked is None:
         program, timings = run_pipeline(spec.program, passes, cx, clock, keep)

@@ -14,7 +14,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Dot, Elementwise, Fill, Pick, ReduceSum, Rename, Transpose
+from fllmc.ir.ops import AnyAttrs, Dot, Elementwise, Fill, Pick, ReduceSum, Rename, Transpose
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.passes.base import Context, Pass
 
@@ -97,10 +97,9 @@ class Ahead:
         indices = any(self.function.types[value].index for value in op.operands)
         return (alike or renamed) and not indices
 
-    def within(self, op: Op) -> Dot | Elementwise | Fill | ReduceSum | Rename | Transpose:
+    def within(self, op: Op) -> AnyAttrs:
         """The op's attributes without the dim. One that is reduced is not in the result."""
         attrs = op.attrs
-        assert isinstance(attrs, Dot | Elementwise | Fill | ReduceSum | Rename | Transpose)
         if isinstance(attrs, Fill):
             dims = tuple(dim for dim in attrs.dims if dim.name != self.dim)
             return msgspec.structs.replace(attrs, dims=dims)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -159,6 +159,53 @@ class Communicator:
         split = out.unflatten(dim, (self.sizes[axes], source.shape[dim]))
         split.copy_(parts.movedim(0, dim))
 
+    def coalesced(
+        self,
+        axes: tuple[str, ...],
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        dims: Sequence[int],
+        scratch: torch.Tensor,
+    ) -> None:
+        """Several gathers or scatters along dims, or reductions (sum, max), as one.
+
+        In `scratch` lie all values for a reduction; else this rank's parts, then all ranks' parts.
+        """
+        group, ranks = self.groups[axes], self.sizes[axes]
+        if kind in OPERATIONS:
+            for flat, source in zip(laid_flat(scratch, sources), sources, strict=True):
+                flat.copy_(source)
+            dist.all_reduce(scratch, OPERATIONS[kind], group=group)
+            for flat, out in zip(laid_flat(scratch, outs), outs, strict=True):
+                out.copy_(flat)
+            return
+        parts = sources if kind == "all_gather" else outs
+        count = sum(part.numel() for part in parts)
+        mine, joined = scratch[:count], scratch[count:]
+        rows = joined.view(ranks, count)
+        wholes = outs if kind == "all_gather" else sources
+        split = [
+            whole.unflatten(dim, (ranks, whole.shape[dim] // ranks)).movedim(dim, 0)
+            for whole, dim in zip(wholes, dims, strict=True)
+        ]
+        if kind == "all_gather":
+            for flat, source in zip(laid_flat(mine, sources), sources, strict=True):
+                flat.copy_(source)
+            all_gather_single(joined, mine, group=group)
+            for flat, whole in zip(laid_flat(rows, sources), split, strict=True):
+                whole.copy_(flat)
+            return
+        for flat, whole in zip(laid_flat(rows, outs), split, strict=True):
+            flat.copy_(whole)
+        if scratch.device.type == "cpu":  # gloo has no reduce_scatter
+            dist.all_reduce(joined, group=group)
+            mine = rows[self.positions[axes]]
+        else:
+            reduce_scatter_single(mine, joined, group=group)
+        for flat, out in zip(laid_flat(mine, outs), outs, strict=True):
+            out.copy_(flat)
+
     def all_to_all(
         self,
         axes: tuple[str, ...],
@@ -213,6 +260,15 @@ class Communicator:
             split = source.unflatten(dim, (self.sizes[axes], out.shape[dim]))
             parts.copy_(split.movedim(dim, 0))
         reduce_scatter_single(out, joined, group=group)
+
+
+def laid_flat(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Stretches of the last dim of `flat`, one after another, with the shapes of these tensors."""
+    start = 0
+    for tensor in like:
+        stop = start + tensor.numel()
+        yield flat[..., start:stop].view((*flat.shape[:-1], *tensor.shape))
+        start = stop
 
 
 def dealt(whole: torch.Tensor, dim: int, ranks: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -56,6 +57,17 @@ class Collectives(Protocol):
     ) -> None:
         """Put the group's parts together along a dim."""
 
+    def coalesced(
+        self,
+        axes: tuple[str, ...],
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        dims: Sequence[int],
+        scratch: torch.Tensor,
+    ) -> None:
+        """Several collectives of a kind as one."""
+
     def reduce_scatter(
         self,
         axes: tuple[str, ...],
@@ -88,7 +100,9 @@ class Executor:
 
     `source` is the generated schedule, which the caller has checked against the plan. `counted`
     holds, for each collective site, the calls made and the bytes of the last one; `runs` how often
-    each entry ran. `allocated_bytes` is the arena with what it takes to align it.
+    each entry ran. `allocated_bytes` is the arena with what it takes to align it. `host_arena` is
+    what waits in host memory, pinned for a GPU; `copied` holds calls and bytes of all copies there
+    and back.
     """
 
     def __init__(
@@ -112,6 +126,10 @@ class Executor:
         skip = -raw.data_ptr() % ALIGNMENT
         self.allocated_bytes = raw.numel()
         self.arena = raw[skip : skip + plan.arena_bytes]
+        pinned = self.device.type == "cuda"
+        waits = torch.zeros(plan.host_bytes + ALIGNMENT, dtype=torch.uint8, pin_memory=pinned)
+        self.host_arena = waits[-waits.data_ptr() % ALIGNMENT :][: plan.host_bytes]
+        self.copied: dict[str, tuple[int, int]] = {"to_host": (0, 0), "from_host": (0, 0)}
         self.host: list[float] = []
         self.slots: dict[str, int] = {}
         self.counted: dict[int, tuple[int, int]] = {}
@@ -153,6 +171,25 @@ class Executor:
         for extent in shape:
             count *= extent
         return self.arena[offset : offset + count * kind.itemsize].view(kind).view(tuple(shape))
+
+    def waiting(self, dtype: str, offset: int, shape: Sequence[int]) -> torch.Tensor:
+        """A tensor at a byte offset of the host memory."""
+        kind = DTYPES[dtype]
+        stretch = self.host_arena[offset : offset + math.prod(shape) * kind.itemsize]
+        return stretch.view(kind).view(tuple(shape))
+
+    def to_host(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy to host memory, in the order of the device's work."""
+        self._copy("to_host", source, target)
+
+    def from_host(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy back from host memory, in the order of the device's work."""
+        self._copy("from_host", source, target)
+
+    def _copy(self, way: str, source: torch.Tensor, target: torch.Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+        calls, moved = self.copied[way]
+        self.copied[way] = calls + 1, moved + source.numel() * source.element_size()
 
     def stored(self, name: str) -> torch.Tensor:
         """The view of a stored tensor."""
@@ -284,6 +321,21 @@ class Executor:
         self._count(site, tensor)
         assert self.comm is not None
         return self.comm.receive(self._sites[site], rank, tensor, tag)
+
+    def coalesced(
+        self,
+        site: int,
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        dims: Sequence[int],
+        scratch: torch.Tensor,
+    ) -> None:
+        """Several gathers or scatters, or reductions by sum or maximum, over a site's axes."""
+        moved = outs if kind == "all_gather" else sources
+        self._count_bytes(site, sum(each.numel() * each.element_size() for each in moved))
+        assert self.comm is not None
+        self.comm.coalesced(self._sites[site], kind, sources, outs, dims, scratch)
 
     def all_to_all(
         self,

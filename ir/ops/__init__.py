@@ -11,6 +11,7 @@ from fllmc.ir.ops.collective import (
     AllGather,
     AllReduce,
     AllToAll,
+    Coalesced,
     LocalSlice,
     ReduceScatter,
     Share,
@@ -63,7 +64,7 @@ from fllmc.ir.ops.elementwise import (
 )
 from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
 from fllmc.ir.ops.pipeline import Pipeline
-from fllmc.ir.ops.structure import Call, Chunk, Fused, Scan, Unchunk
+from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
 AnyAttrs = (
     Add
@@ -76,6 +77,7 @@ AnyAttrs = (
     | Call
     | Cast
     | Chunk
+    | Coalesced
     | Combine
     | Cos
     | Dispatch
@@ -85,6 +87,7 @@ AnyAttrs = (
     | Erf
     | Exp
     | Fill
+    | FromHost
     | Fused
     | GroupedDot
     | GroupedOuter
@@ -125,6 +128,7 @@ AnyAttrs = (
     | Take
     | Tally
     | Tanh
+    | ToHost
     | TopK
     | Transpose
     | Unchunk
@@ -150,6 +154,7 @@ __all__ = [
     "Call",
     "Cast",
     "Chunk",
+    "Coalesced",
     "Combine",
     "Cos",
     "Dispatch",
@@ -161,6 +166,7 @@ __all__ = [
     "Erf",
     "Exp",
     "Fill",
+    "FromHost",
     "Fused",
     "GroupedDot",
     "GroupedOuter",
@@ -203,6 +209,7 @@ __all__ = [
     "Take",
     "Tally",
     "Tanh",
+    "ToHost",
     "TopK",
     "Transpose",
     "TypeRuleError",

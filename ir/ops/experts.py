@@ -75,7 +75,7 @@ class Tally(Attrs, frozen=True, tag="tally"):
         return (Type("i64", distinct((*lead, self.experts))),)
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
-        return (self.along, self.choices, self.experts.name)
+        return (self.along, self.choices)
 
 
 class Dispatch(Attrs, frozen=True, tag="dispatch"):
@@ -100,7 +100,7 @@ class Dispatch(Attrs, frozen=True, tag="dispatch"):
         return (Type(value.dtype, distinct((*lead, *self.to, *rest)), open_axes),)
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
-        return (self.along, self.choices, *(dim.name for dim in self.to))
+        return (self.along, self.choices, *(dim.name for dim in self.to[1:]))
 
 
 class Combine(Attrs, frozen=True, tag="combine"):
@@ -131,7 +131,7 @@ class Combine(Attrs, frozen=True, tag="combine"):
         return (Type(rows.dtype, dims, merged(open_axes, divided)),)
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
-        return (self.along, self.choices, *self.of)
+        return (self.along, self.choices, *self.of[1:])
 
 
 def tokens_of(value: Type, index: Type, along: str, choices: str) -> tuple[Dim, ...]:

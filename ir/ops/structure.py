@@ -112,6 +112,21 @@ class Unchunk(Attrs, frozen=True, tag="unchunk"):
         return (kind.placed(dims),)
 
 
+class ToHost(Attrs, frozen=True, tag="to_host"):
+    """The same value, copied to host memory: a result of a scan's body that waits there."""
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        require(not operands[0].partial, "an open sum does not go to the host")
+        return (operands[0],)
+
+
+class FromHost(Attrs, frozen=True, tag="from_host"):
+    """The same value, copied back from host memory: the only use of a slice that waited there."""
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        return (operands[0],)
+
+
 def sizes_fit(attrs: Chunk | Unchunk, env: Env) -> None:
     """Check that the chunks make up the dim."""
     whole, part, over = (env.sizes.size(name) for name in (attrs.dim, attrs.part, attrs.over))

@@ -15,7 +15,7 @@ from msgspec import structs
 from fllmc.ir import ops
 from fllmc.ir.program import Op, Program
 from fllmc.ir.types import ZIGZAG, Dim, Sizes
-from fllmc.passes.naming import PART
+from fllmc.passes.naming import parts_of
 from fllmc.passes.place.directives import Axes, Layout
 from fllmc.passes.place.site import Site, Value
 
@@ -105,7 +105,8 @@ def causal(layout: Layout, program: Program) -> tuple[str, ...]:
     if layout.context == "exchange":
         return ()
     found = (attrs.along for _, attrs in attentions(program) if attrs.mask == "causal")
-    parts = (name for dim in dict.fromkeys(found) for name in (dim, dim + PART))
+    dims = program.sizes.dims
+    parts = (name for dim in dict.fromkeys(found) for name in (dim, *parts_of(dim, dims)))
     return tuple(dim for dim in parts if layout.canonical.get(dim))
 
 

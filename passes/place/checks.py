@@ -9,7 +9,7 @@ from fllmc.ir.ops import Attend, Scan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Sizes
-from fllmc.passes.naming import PART
+from fllmc.passes.naming import parts_of
 from fllmc.passes.place.attention import exchanged
 from fllmc.passes.place.directives import Axes, Layout, divisors, sizes_that_work
 from fllmc.passes.place_errors import (
@@ -158,8 +158,7 @@ def _sequence(
             few = TooFewHeads(span, attrs.heads, heads, shown, ranks, attrs.along, op.span)
             yield ((TooFewHeads, attrs.heads), few)
         return
-    part = attrs.along + PART
-    for dim in (attrs.along, part) if part in sizes.dims else (attrs.along,):
+    for dim in (attrs.along, *parts_of(attrs.along, sizes.dims)):
         size = sizes.size(dim)
         if attrs.mask == "causal" and size % (2 * extent):
             axis, others = axes[-1], extent // layout.mesh.extent(axes[-1:])

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from fllmc.ir.ops import Cast, Elementwise, Scan, Transpose
 from fllmc.ir.program import Function, Op, Parameter, Program
 from fllmc.ir.types import Type
+from fllmc.passes.naming import CHUNKS
 from fllmc.passes.place.directives import Axes, Layout
 
 Key = tuple[str, int]
@@ -96,7 +97,8 @@ class Classes:
             if names and all(set(function.types[value].names) == names for value in tensors):
                 for value in tensors:
                     self._join((function.name, result), (function.name, value))
-        elif isinstance(op.attrs, Scan):
+        elif isinstance(op.attrs, Scan) and not op.attrs.over.startswith(CHUNKS):
+            # Chunks share a parameter that is gathered once, and add up a gradient in open form.
             for link in self._scan_links(function, op, op.attrs):
                 if in_entry:
                     self._links.append(link)

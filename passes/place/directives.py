@@ -22,7 +22,8 @@ from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
-from fllmc.passes.naming import PART
+from fllmc.passes.naming import PART, parts_of
+from fllmc.passes.place.expert_layout import ExpertDims, apart
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
@@ -53,6 +54,7 @@ class Layout(Struct, frozen=True):
     what `zero` directives do, and `unzeroed` where these parameters would be stored without them,
     both by parameter. `context` is how attention sees a divided sequence, `reduce` the dtype in
     which gradients are summed over ranks.
+    `experts` are the dims of mixtures of experts, which have rules of their own.
     """
 
     mesh: Mesh
@@ -61,6 +63,7 @@ class Layout(Struct, frozen=True):
     reasons: tuple[Because, ...]
     stored_reasons: Mapping[str, tuple[Because, ...]]
     elsewhere: tuple[Because, ...] = ()
+    experts: ExpertDims = ExpertDims()
     zero: Mapping[str, Divided] = {}
     unzeroed: Mapping[str, Axes] = {}
     context: ContextKind = "gather"
@@ -69,7 +72,8 @@ class Layout(Struct, frozen=True):
     @property
     def empty(self) -> bool:
         """Whether nothing at all is divided."""
-        return not self.canonical and not self.stored and not self.elsewhere
+        placed = self.canonical or self.stored or self.elsewhere or self.experts.experts
+        return not placed
 
     @property
     def most(self) -> Axes:
@@ -85,7 +89,9 @@ class Layout(Struct, frozen=True):
         Dims that the directives without `elsewhere` place come first, then the others take the
         axes that are left.
         """
-        return yielding(self.canonical, self.elsewhere, tuple(names), tuple(whole))
+        given, fixed = tuple(names), tuple(whole)
+        found = yielding(self.canonical, self.elsewhere, given, fixed)
+        return self.experts.settle(found, given, fixed)
 
     def place(self, kind: Type) -> Type:
         """The type at the canonical placement of its dims; indices cost little and don't yield."""
@@ -142,7 +148,7 @@ def yielding(
 
 def directive_text(shard: Shard) -> str:
     """The directive as it is written."""
-    names = [dim for dim in shard.dims if not dim.endswith(PART)]
+    names = [dim for dim in shard.dims if PART not in dim]
     dims = names[0] if len(names) == 1 else f"({', '.join(names)})"
     axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
     where = f" in {shard.selector}" if shard.selector else ""
@@ -193,12 +199,17 @@ def resolve(
                     stored[parameter.name] = axes
                     others = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*others, *here)
+    experts, canonical, elsewhere = apart(program, canonical, elsewhere)
     for name, axes in stored.items():
-        stored[name] = yielding(axes, elsewhere, program.parameter(name).type.names, ())
+        names = program.parameter(name).type.names
+        rest = {dim: on for dim, on in axes.items() if dim not in experts.experts}
+        stored[name] = experts.settle(yielding(rest, elsewhere, names, ()), names, ())
     layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons, tuple(elsewhere))
+    layout = structs.replace(layout, experts=experts)
     layout, wrong = _with_zero(layout, zeros, program, sizes)
     found += wrong
-    found += _indivisible(layout, sizes, program)
+    every = {**layout.canonical, **experts.experts}
+    found += _indivisible(structs.replace(layout, canonical=every), sizes, program)
     return Resolved(layout, tuple(found))
 
 
@@ -226,7 +237,7 @@ def _with_zero(
 
 def with_parts(shard: Shard, sizes: Sizes) -> Shard:
     """The directive, which speaks of the parts that a dim is cut into as of the dim itself."""
-    parts = tuple(dim + PART for dim in shard.dims if dim + PART in sizes.dims)
+    parts = tuple(part for dim in shard.dims for part in parts_of(dim, sizes.dims))
     return structs.replace(shard, dims=(*shard.dims, *parts)) if parts else shard
 
 

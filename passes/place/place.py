@@ -18,6 +18,7 @@ from fllmc.passes.place.checks import conflicts
 from fllmc.passes.place.classes import stored_axes
 from fllmc.passes.place.copies import with_copies
 from fllmc.passes.place.directives import Layout, placed, resolve
+from fllmc.passes.place.expert_layout import with_room
 from fllmc.passes.place.scans import Placer
 from fllmc.passes.place.site import Constant, Site, axes_of
 from fllmc.passes.place_errors import HeadsApart, Indivisible
@@ -48,6 +49,7 @@ class Place(Pass, frozen=True):
         if errors:
             raise DiagnosticError(*errors)
         program = structs.replace(program, level="sharded", mesh=cx.mesh)
+        program = with_room(program, layout.experts, cx.mesh)
         if layout.empty:
             return program
         layout = dealt(layout, program)

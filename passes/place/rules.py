@@ -16,6 +16,7 @@ from fllmc.ir import ops
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Op
 from fllmc.ir.types import DTYPE_BYTES, Dim, Type, bare, deals_zigzag
+from fllmc.passes.place import experts
 from fllmc.passes.place.attention import attend
 from fllmc.passes.place.directives import Axes
 from fllmc.passes.place.site import Constant, Site, Value, axes_of
@@ -251,8 +252,6 @@ def misplaced(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
 RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
-            ops.Combine,
-            ops.Dispatch,
             ops.Dot,
             ops.GroupedDot,
             ops.GroupedOuter,
@@ -301,10 +300,21 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys((ops.Add, ops.AddN, ops.Sub), added),
     **dict.fromkeys((ops.Div, ops.Mul), scaled),
     **dict.fromkeys(
-        (*ops.COLLECTIVES, ops.Call, ops.Fused, ops.LocalSlice, ops.Pipeline, ops.Share),
+        (
+            *ops.COLLECTIVES,
+            ops.Call,
+            ops.FromHost,
+            ops.Fused,
+            ops.LocalSlice,
+            ops.Pipeline,
+            ops.Share,
+            ops.ToHost,
+        ),
         misplaced,
     ),
     **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),
+    ops.Combine: experts.combine,
+    ops.Dispatch: experts.dispatch,
     ops.Fill: fill,
     ops.Pick: picked,
     ops.Put: put_back,

@@ -9,6 +9,7 @@ from msgspec import structs
 
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
+from fllmc.fitting import within_budget
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
@@ -66,10 +67,11 @@ def compile_spec(
             dump(number, name, program)
 
     read = Timing("read and check", clock() - begin, 0.0)
-    done = finish(spec, cx, clock, keep)
+    within, told = within_budget(spec, chosen, target)
+    done = finish(spec, cx, clock, keep, within)
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
-    reasons = (*done.decisions, *decisions(done.sharded, values))
+    reasons = (*done.decisions, *decisions(done.sharded, values), *told)
     known = load_target(target or "cpu")
     first, *others = done.programs
     plan = make_plan(

@@ -26,6 +26,7 @@ class Bug(msgspec.Struct, frozen=True):
 MICRO = ("data", "accumulate")
 GRID = ("data", "tensor", "accumulate")
 HYBRID = ("data", "zero 2", "accumulate")
+WHOLE = ("zero 3", "accumulate")
 LATE = ("zero 1", "accumulate")
 
 BUGS = (
@@ -81,8 +82,8 @@ BUGS = (
     Bug(
         "a partial sum is used as if it were whole",
         "passes.place.reshard",
-        "    if axes:\n        step(AllReduce(axes))",
-        "    if axes and False:\n        step(AllReduce(axes))",
+        "axes = tuple(axis for axis in kind.partial if axis not in keep)\n    if axes:",
+        "axes = ()\n    if axes:",
         GRID,
     ),
     Bug(
@@ -205,5 +206,33 @@ BUGS = (
         'row += actions("W", rank, range(max(0, micros - rank), micros))',
         'row += actions("W", rank, range(max(0, micros - rank), micros - 1))',
         ("zb-h1",),
+    ),
+    Bug(
+        "results of a joined collective are mixed up",
+        "passes.coalesce",
+        "mapping.update(zip((v for op in ops for v in op.results), results, strict=True))",
+        "mapping.update(zip((v for op in ops for v in op.results), results[::-1], strict=True))",
+        WHOLE,
+    ),
+    Bug(
+        "joined gathers are all along the first one's dim",
+        "passes.coalesce",
+        'return Coalesced("all_gather", first.axes, dims)',
+        'return Coalesced("all_gather", first.axes, dims[:1] * len(dims))',
+        WHOLE,
+    ),
+    Bug(
+        "sums over different axes are joined",
+        "passes.coalesce",
+        "return op.kind, op.attrs.axes, kind.dtype, kind.combine",
+        'return op.kind, ("",), kind.dtype, kind.combine',
+        ("data", "zero 1", "tensor"),
+    ),
+    Bug(
+        "a collective is joined with one whose result it needs",
+        "passes.coalesce",
+        "if fits and self.clusters.may_join(at, cluster):",
+        "if fits:",
+        ("data", "zero 1", "tensor"),
     ),
 )

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from fllmc.frontend import load
+from fllmc.frontend.mesh import parse_mesh
+from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.evaluate import evaluate
+from fllmc.ir.types import Mesh
+from fllmc.passes.base import Context
+from fllmc.passes.pipeline import standard_pipeline
+from fllmc.passes.place_errors import Indivisible
+from fllmc.passes.runner import run_pipeline
 from tests.oracle.compiled import Case, run_cases
 from tests.oracle.moe_specs import (
     BATCH,
@@ -200,3 +207,73 @@ def test_one_device_takes_the_step_of_plain_pytorch() -> None:
         assert abs(outcome.told.losses[0] / loss - 1) < CLOSE
         found = {grad: outcome.first[f"{grad}#m"] / 0.1 for grad in grads}
         assert furthest(found, grads) < CLOSE, name
+
+
+# Experts divided over devices.
+
+EXCHANGED = ("shard batch over (data, expert)", "shard experts over expert")
+APART = ("shard batch over data", "shard experts over tensor")
+PLANS = {
+    "exchanged": ("data=2,expert=2", EXCHANGED),
+    "an expert each": ("data=1,expert=4", EXCHANGED),
+    "tokens whole": ("expert=2", EXCHANGED[1:]),
+    "on the tensor axis": ("data=2,tensor=2", APART),
+    "on the data axis": ("data=2", ("shard batch over data", "shard experts over data")),
+    "on two axes": ("data=2,tensor=2", (APART[0], "shard experts over (data, tensor)")),
+    "with ffn": ("data=1,expert=2,tensor=2", (*EXCHANGED, "shard (ffn, vocab) over tensor")),
+    "with zero": ("data=2,expert=2", (*EXCHANGED, "zero 3 over data")),
+    "with gradients divided": ("data=2,expert=2", (*EXCHANGED, "zero 2 over data")),
+    "all at once": (
+        "data=2,expert=2,tensor=2",
+        (*EXCHANGED, "shard ffn over tensor", "recompute body.*", "microbatches: 2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("block", ["moe", "capacity_moe"])
+def test_divided_experts_take_the_step_of_one_device(block: str, plan: str) -> None:
+    mesh, lines = PLANS[plan]
+    found = evaluated_step(moe_spec(block, *lines), mesh)
+    assert furthest(found, evaluated_step(moe_spec(block), "1")) < CLOSE
+
+
+@pytest.mark.parametrize("block", ["moe", "capacity_moe"])
+def test_processes_exchange_rows_and_take_the_step_of_plain_pytorch(block: str) -> None:
+    names = ("exchanged", "on the tensor axis", "with zero", "with ffn")
+    cases = [Case(name, moe_spec(block, *PLANS[name][1]), PLANS[name][0]) for name in names]
+    loss, grads = reference_gradients(SLOTS if block == "capacity_moe" else 0)
+    for name, outcome in run_cases(cases, layered(beginning()), batches()).items():
+        assert abs(outcome.told.losses[0] / loss - 1) < CLOSE
+        found = {grad: outcome.first[f"{grad}#m"] / 0.1 for grad in grads}
+        assert furthest(found, grads) < CLOSE, name
+        kinds = {each.kind for each in outcome.plan.collectives if "moe" in each.path}
+        assert ("all_to_all" in kinds) == (name != "on the tensor axis")
+        gate = next(p for p in outcome.plan.program.parameters if p.name == "body.moe.gate")
+        assert gate.type.axes_of("experts"), name
+
+
+def test_what_is_exchanged_is_the_bound() -> None:
+    """Rows move with room for all choices, by layout with slots with room for these alone."""
+    rows = {"moe": SEQ * CHOICES * 2, "capacity_moe": EXPERTS * SLOTS}
+    for block, count in rows.items():
+        spec, _, _ = load("moe.fllm", text=moe_spec(block, *EXCHANGED))
+        assert spec is not None
+        cx = Context(parse_mesh("data=2,expert=2", Mesh())[0], lambda _: None)
+        program, _ = run_pipeline(spec.program, standard_pipeline(spec), cx, lambda: 0.0)
+        moved = [
+            program.sizes.local_elements(function.types[op.operands[0]])
+            for function in program.functions
+            for op in function.ops
+            if op.kind == "all_to_all" and "embed" in function.types[op.operands[0]].names
+        ]
+        assert moved
+        assert set(moved) == {BATCH // 4 * count * EMBED}
+
+
+def test_experts_that_an_axis_does_not_divide_are_told() -> None:
+    with pytest.raises(DiagnosticError) as caught:
+        evaluated_step(moe_spec("moe", "shard experts over expert"), "expert=3")
+    (found,) = caught.value.diagnostics
+    assert isinstance(found, Indivisible)
+    assert (found.dim, found.axis, found.size) == ("experts", "expert", EXPERTS)

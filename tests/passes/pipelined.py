@@ -28,7 +28,7 @@ def sharded(text: str, mesh: Mesh) -> Program:
         path.write_text(text)
         spec, _ = load_spec(str(path), {})
     passes = standard_pipeline(spec)
-    stop = next(at for at, each in enumerate(passes) if each.name == "layout")
+    stop = next(at for at, each in enumerate(passes) if each.name == "coalesce")
     cx = Context(mesh, lambda found: None)
     program, _ = run_pipeline(spec.program, passes[:stop], cx, lambda: 0.0)
     return program

@@ -39,7 +39,7 @@ def sharded(*techniques: str, compute: str = "bf16", reduce: str = "f32") -> Pro
     assert spec is not None
     cx, program = Context(parse_mesh(case.mesh, Mesh())[0], lambda _: None), spec.program
     for step in standard_pipeline(spec):
-        if step.name == "layout":
+        if step.name == "coalesce":
             return program
         program = step.run(program, cx)
     raise AssertionError

@@ -27,6 +27,9 @@ MESHES = (
     "fsdp=2,tensor=2",
     "data=2,fsdp=2",
     "fsdp=4",
+    "expert=2",
+    "data=2,expert=2",
+    "expert=2,tensor=2",
 )
 MADE = ("key = seq", "routed = seq * choices")
 """Dims that others give."""
@@ -58,7 +61,8 @@ class Drawn(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What the other sections need to know of a model: its stacks, and whether it attends.
+    """What the other sections need to know of a model: its stacks, whether it attends, whether
+    it has experts.
 
     `trained` are the stacks that have parameters.
     """
@@ -66,6 +70,7 @@ class Parts(NamedTuple):
     stacks: tuple[str, ...]
     trained: tuple[str, ...]
     attends: bool
+    mixes: bool
     even_heads: bool
 
 
@@ -91,19 +96,22 @@ def placements(draw: st.DrawFn, mesh: str, parts: Parts) -> Placement:
                 units[dim] = units.get(dim, 1) * extents[axis]
 
     ranks = [axis for axis in ("data", "fsdp") if axis in extents]
-    if ranks:
-        shard(("batch",), ranks)
+    tokens = [axis for axis in ("data", "fsdp", "expert") if axis in extents]
+    if tokens:
+        shard(("batch",), tokens)
     if "tensor" in extents:
         megatron = [("ffn",), ("ffn", "vocab"), ("heads", "kv_heads", "ffn", "vocab")]
         others = [("heads", "kv_heads"), ("embed",), *([] if parts.attends else [("seq",)])]
         shard(draw(st.sampled_from([*megatron, *others])), ("tensor",))
+    if "expert" in extents and parts.mixes:
+        shard(("experts",), ("expert",))
     if ranks and draw(st.integers(0, 3)):
         where = draw(st.sampled_from(("*", "embedding", *(f"{s}.*" for s in parts.trained))))
         dim = draw(st.sampled_from(("embed", "ffn", "vocab", "head_dim")))
         shard((dim,), ranks[-1:], f" in {where}")
         if "embed" not in lines[-1] and len(ranks) > 1:
             shard(("embed",), ranks[:1], " in *")
-    choices = yielding(list(extents), lines)
+    choices = yielding([axis for axis in extents if axis != "expert"], lines)
     for dims, axis in draw(st.lists(st.sampled_from(choices), max_size=2)) if choices else ():
         if not any(dims[0] in line and "elsewhere" in line for line in lines):
             shard(dims, (axis,), " elsewhere")
@@ -198,7 +206,8 @@ def specs(draw: st.DrawFn, meshes: Sequence[str] = MESHES) -> Drawn:
     stacks = tuple(s for s in ("body", "tail") if f"stack {s}:" in writer.blocks[-1])
     whole = ("attend(", "top_k(")
     attends = any(mark in block for block in writer.blocks for mark in whole)
-    parts = Parts(stacks, tuple(trained), attends, writer.even_heads)
+    mixes = any("top_k(" in block for block in writer.blocks)
+    parts = Parts(stacks, tuple(trained), attends, mixes, writer.even_heads)
     placement = draw(placements(mesh, parts))
     microbatches = draw(st.sampled_from((1, 2, 4)))
     found = draw(sizes(placement.units, parts, microbatches))

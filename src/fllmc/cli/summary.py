@@ -33,6 +33,8 @@ def summary_lines(name: str, plan: Plan, paint: Paint) -> Iterator[str]:
     room = f"{share:.1f} % of {bytes_text(plan.target.memory_bytes)}"
     yield f"  {'in all':<28}{bytes_text(memory.arena):>10}   {room}"
     yield f"  {'alive at the peak':<28}{bytes_text(memory.least):>10}"
+    if plan.fullest.host_bytes:
+        yield f"  {'waiting in host memory':<28}{bytes_text(plan.fullest.host_bytes):>10}"
     yield "per rank and step"
     entry = program.entries[0]
     yield f"  {'matrix work':<28}{flops_text(figures.operations(plan, entry)):>10}"
@@ -78,6 +80,7 @@ def summary_data(name: str, plan: Plan) -> dict[str, Any]:
             "working": memory.working,
             "arena": memory.arena,
             "least": memory.least,
+            "host": plan.fullest.host_bytes,
         },
         "matrix_flops": figures.operations(plan, entry),
         "collectives": [
