@@ -88,7 +88,7 @@ TECHNIQUES: Mapping[str, Technique] = {
         adapter=(
             "freeze *",
             "lora body.*.attn.{wq, wv, wo} {\n    rank: 4\n    alpha: 8\n  }",
-            "lora head {\n    rank: 2\n    alpha: 4\n  }",
+            "lora body.*.attn.wk {\n    rank: 2\n    alpha: 4\n  }",
         ),
         kind="adapter",
     ),
@@ -113,7 +113,7 @@ dims {
   kv_heads = 4
   head_dim = 6
   ffn = 16
-  layers = 4
+  layers = 6
 }
 ADAPTER
 data text {
