@@ -6,8 +6,6 @@ gives along the dim is taken up from them, and what it sums over the dim is adde
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from fllmc.ir.build import Builder
@@ -32,7 +30,7 @@ from fllmc.ir.ops import (
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.types import Dim, Type
 from fllmc.passes.gradient_site import zero
-from fllmc.passes.naming import unique
+from fllmc.passes.naming import renamed, unique
 
 DIVISIBLE = (
     Elementwise,
@@ -159,18 +157,13 @@ def flows(function: Function, region: set[int], dim: str) -> Flows:
 def in_chunk(attrs: AnyAttrs, dim: str, part: str) -> AnyAttrs:
     """The attributes with the dim called as it is within a chunk."""
 
-    def changed(value: Any) -> Any:
-        if isinstance(value, Dim):
-            return Dim(part, value.axes) if value.name == dim else value
-        if isinstance(value, tuple):
-            return tuple(changed(each) for each in value)
-        return part if value == dim else value
-
     if isinstance(attrs, Elementwise):
         return attrs
     fields = {f.name: getattr(attrs, f.name) for f in msgspec.structs.fields(attrs)}
     named = {key: value for key, value in fields.items() if key != "dtype"}
-    return msgspec.structs.replace(attrs, **{key: changed(v) for key, v in named.items()})
+    return msgspec.structs.replace(
+        attrs, **{key: renamed(v, {dim: part}) for key, v in named.items()}
+    )
 
 
 def body_of(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Final
+from collections.abc import Container, Mapping
+from typing import Final, cast
+
+from fllmc.ir.types import Dim
 
 PART: Final = ".part"
 """Ends the name of a dim within a chunk: `seq.part` lives where `seq` does."""
@@ -19,6 +21,17 @@ def parts_of(dim: str, dims: Container[str]) -> tuple[str, ...]:
     while (name := unique(dim + PART, found)) in dims:
         found.append(name)
     return tuple(found)
+
+
+def renamed(held: object, dims: Mapping[str, str]) -> object:
+    """An attribute of an op, with dims renamed wherever they stand in it."""
+    if isinstance(held, str):
+        return dims.get(held, held)
+    if isinstance(held, Dim):
+        return Dim(dims.get(held.name, held.name), held.axes)
+    if isinstance(held, tuple):
+        return tuple(renamed(each, dims) for each in cast("tuple[object, ...]", held))
+    return held
 
 
 def unique(wish: str, taken: Container[str], separator: str = ".") -> str:

@@ -8,7 +8,7 @@ names; a sum and what it becomes both have the name of the result.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from msgspec import structs
@@ -19,6 +19,7 @@ from fllmc.ir.ops import AnyAttrs, Iota, Scan, Signature
 from fllmc.ir.program import Function
 from fllmc.ir.timetable import Kind
 from fllmc.ir.types import Dim, Sizes, Type
+from fllmc.passes.naming import renamed
 from fllmc.passes.stages.body import Body, Phase, Term
 from fllmc.passes.stages.split import Split
 
@@ -339,15 +340,3 @@ class Emitter:
     def whole(self, name: str, value: int) -> bool:
         """Whether a value is the body's whole result of that name."""
         return self.function.results[self.function.outputs.index(name)] == value
-
-
-def renamed(held: Any, dims: Mapping[str, str]) -> Any:
-    """An attribute with dims renamed in it."""
-    if isinstance(held, str):
-        return dims.get(held, held)
-    if isinstance(held, Dim):
-        return Dim(dims.get(held.name, held.name), held.axes)
-    if isinstance(held, tuple):
-        items: tuple[Any, ...] = held
-        return tuple(renamed(item, dims) for item in items)
-    return held

@@ -101,7 +101,7 @@ class Reach:
         own = self.own.intersection(op.operands)
         ranks = self.homes.everywhere.intersection(*(self.ranks[v] for v in op.operands))
         if terms and isinstance(op.attrs, Add | AddN) and len(terms) == len(set(op.operands)):
-            ranks = frozenset().union(*(self.ranks[v] for v in op.operands))
+            ranks = frozenset[int]().union(*(self.ranks[v] for v in op.operands))
             self.terms.add(value)
         elif terms and isinstance(op.attrs, LINEAR):
             self.terms.add(value)

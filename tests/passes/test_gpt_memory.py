@@ -65,7 +65,7 @@ def test_published_memory(row: dict[str, str]) -> None:
     split = Split(
         int(row["tensor"]), int(row["pipe"]), int(row["chunks"]), row["sequence"] == "yes"
     )
-    recomputed = next(each for each in KEEP if each == row["recompute"])
+    recomputed: Recomputed = next(each for each in KEEP if each == row["recompute"])
     states, held = state_bytes(shape, split), activation_bytes(shape, split, recomputed)
     assert states == Fraction(row["state_gib"]) * GIB
     assert held == Fraction(row["activation_gib"]) * GIB

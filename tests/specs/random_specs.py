@@ -123,7 +123,7 @@ def yielding(axes: Sequence[str], lines: Sequence[str]) -> list[tuple[tuple[str,
     dims = (("seq",), ("embed",), ("heads", "kv_heads"), ("ffn",), ("batch",), ("vocab",))
     return [
         (group, axis)
-        for axis in (*axes, *axes[-1:] * 2)
+        for axis in (*axes, *axes[-1:], *axes[-1:])
         for group in dims
         if not any(group[0] in line and axis in line and " in " not in line for line in lines)
     ]
