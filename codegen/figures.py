@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import msgspec
 
 from fllmc.codegen.timeline import timeline
-from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, Scan
+from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.types import Sizes
+from fllmc.ir.walk import runs_of
 
 
 class Parameters(msgspec.Struct, frozen=True):
@@ -92,9 +93,7 @@ def executed(program: Program, entry: str, times: int = 1) -> Iterator[tuple[Fun
     function = program.function(entry)
     for op in function.ops:
         yield function, op, times
-        callee = getattr(op.attrs, "function", "")
-        if callee:
-            turns = program.sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1
+        for callee, turns in runs_of(op, program.sizes):
             yield from executed(program, callee, times * turns)
 
 

@@ -16,13 +16,13 @@ from fllmc.ir.ops import (
     ReduceScatter,
     RingAttend,
     RingAttendGrad,
-    Scan,
 )
 from fllmc.ir.plan import Collective, Decision, Frame, Plan, Stored
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.target import Target
 from fllmc.ir.types import Sizes, Type, bare_axes
+from fllmc.ir.walk import runs_of
 
 
 def make_plan(
@@ -142,9 +142,7 @@ def collectives(program: Program) -> tuple[Collective, ...]:
             if isinstance(op.attrs, COLLECTIVES):
                 site = sites.setdefault((name, at), len(sites))
                 found.append(describe(program, function, op, at, calls, entry, site))
-            callee = getattr(op.attrs, "function", "")
-            if callee:
-                times = program.sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1
+            for callee, times in runs_of(op, program.sizes):
                 visit(callee, entry, calls * times)
 
     for entry in program.entries:

@@ -21,7 +21,7 @@ from fllmc.ir.ops import Scan
 from fllmc.ir.plan import Collective, Plan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.quantities import bytes_text, count_text, flops_text
-from fllmc.ir.walk import host_values
+from fllmc.ir.walk import host_values, runs_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST = 400_000
@@ -138,7 +138,8 @@ def runs(program: Program, name: str, calls: int) -> Iterator[tuple[str, int]]:
     yield name, calls
     for op in program.function(name).ops:
         if isinstance(op.attrs, Scan):
-            yield from runs(program, op.attrs.function, calls * program.sizes.size(op.attrs.over))
+            for callee, turns in runs_of(op, program.sizes):
+                yield from runs(program, callee, calls * turns)
 
 
 def op_rows(function: Function, program: Program) -> Iterator[OpRow]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
-from fllmc.ir.ops import Elementwise, Fill
-from fllmc.ir.program import Function
-from fllmc.ir.types import HOST_SCALAR, Type
+from fllmc.ir.ops import Elementwise, Fill, Scan
+from fllmc.ir.program import Function, Op
+from fllmc.ir.types import HOST_SCALAR, Sizes, Type
 
 HOST_TYPES: Final = (HOST_SCALAR, Type("bool"))
 
@@ -24,3 +25,18 @@ def host_values(function: Function) -> set[int]:
         if scalar and all(value in found for value in op.operands):
             found.update(op.results)
     return found
+
+
+def runs_of(op: Op, sizes: Sizes) -> Iterator[tuple[str, int]]:
+    """The functions that an op runs, and how often it runs each."""
+    match op.attrs:
+        case Scan(function=name, over=over, final=final):
+            turns = sizes.size(over)
+            if turns > bool(final):
+                yield name, turns - bool(final)
+            if final:
+                yield final, 1
+        case _:
+            name = getattr(op.attrs, "function", "")
+            if name:
+                yield name, 1

@@ -44,6 +44,11 @@ def mark_op(op: Op, wanted: set[int], values: set[int], needed: Mapping[str, Nee
         values.update(op.operands)
         return False
     inner = needed[name]
+    if isinstance(op.attrs, Scan) and op.attrs.final:
+        wanted = set(range(len(op.results)))  # both functions keep their signature
+        for each in (inner, needed[op.attrs.final]):
+            each.results |= wanted
+            each.inputs.update(range(len(op.operands)))
     grows = not wanted <= inner.results
     inner.results |= wanted
     if isinstance(op.attrs, Scan):
@@ -85,13 +90,17 @@ def find_needed(program: Program) -> dict[str, Needed]:
         if function.name in roots:
             needed[function.name].results.update(range(len(function.results)))
             needed[function.name].inputs.update(kept_inputs(function, program))
-    order = tuple(reversed(callees_first(program)))
+    settle(tuple(reversed(callees_first(program))), needed)
+    return needed
+
+
+def settle(order: Sequence[Function], needed: Mapping[str, Needed]) -> None:
+    """Mark what is needed in all functions, callers first, until nothing is added."""
     changes = True
     while changes:
         changes = False
         for function in order:
             changes |= _changes(function, needed)
-    return needed
 
 
 def kept_inputs(function: Function, program: Program) -> set[int]:

@@ -22,6 +22,7 @@ from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
 from fllmc.passes.store_frozen import StoreFrozen
+from fllmc.passes.trim_last import TrimLast
 
 PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
@@ -38,6 +39,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     Layout,
     SinkSums,
     Fuse,
+    TrimLast,
 )
 """Every pass, in the order in which a program usually meets them."""
 
@@ -79,4 +81,5 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         SinkSums(),
         Fuse(),
         DropUnused(),
+        TrimLast(),
     )
