@@ -15,6 +15,7 @@ import msgspec
 
 from fllmc.codegen import figures
 from fllmc.codegen.chart import memory_chart
+from fllmc.codegen.frozen import frozen_lines
 from fllmc.codegen.schedule import schedule_text
 from fllmc.codegen.timeline import PERSISTENT, timeline
 from fllmc.ir.ops import Scan
@@ -85,6 +86,7 @@ def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]
         "roles": PERSISTENT,
         "traffic": figures.traffic(plan, entry),
         "collectives": busiest(plan),
+        "frozen": tuple(frozen_lines(plan)) if plan.frozen else (),
         "functions": tuple(function_tables(plan)),
         "levels": {level: shortened(text) for level, text in levels.items()},
         "schedule": shortened(schedule_text(plan)),

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 import msgspec
 from msgspec import structs
 
+from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
-from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
@@ -70,10 +71,27 @@ def compile_spec(
     plan = make_plan(program, spec, load_target(target or "cpu"), reasons, mesh_read)
     if not target:
         plan = structs.replace(plan, target=smallest_target(plan.arena_bytes))
+    full = all_trained(spec, chosen)
+    if full is not None:
+        plan = structs.replace(plan, frozen=frozen_figures(plan, full))
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
     texts = tuple((level, print_program(each)) for level, each in levels.items())
     return Compiled(spec, plan, source, texts, tuple(found), (read, *timings, planned))
+
+
+def all_trained(spec: Spec, mesh: Mesh) -> Plan | None:
+    """The plan of a spec that freezes something, without its adapter; None where there is none."""
+    adapter = spec.adapter
+    if adapter is None or not (adapter.freeze or adapter.rows or adapter.quantize):
+        return None
+    whole = structs.replace(spec, adapter=None)
+    cx = Context(mesh=mesh, report=lambda found: None)
+    try:
+        program, _ = run_pipeline(whole.program, standard_pipeline(whole), cx, lambda: 0.0)
+    except DiagnosticError:  # a budget, for one, may be too small for it
+        return None
+    return make_plan(program, whole, load_target("cpu"))
 
 
 def choose_mesh(text: str, spec: Spec) -> tuple[Mesh, str]:

@@ -9,6 +9,7 @@ FILE_LINES = 400
 FUNCTION_LINES = 50
 
 LONG_FILES: dict[str, str] = {
+    "codegen/jax_target.py": "a rule for each op, and nothing else",
     "frontend/ast.py": "one class for each construct of the language, and nothing else",
 }
 LONG_FUNCTIONS: dict[str, str] = {}
