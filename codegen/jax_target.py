@@ -166,7 +166,8 @@ def _fill(attrs: ops.Fill, site: _Site) -> Value:
 
 
 def _iota(attrs: ops.Iota, site: _Site) -> Value:
-    return _jnp.arange(site.size(attrs.dim.name), dtype=site.dtype)
+    first = attrs.first
+    return _jnp.arange(first, first + site.size(attrs.dim.name), dtype=site.dtype)
 
 
 class _JaxLibrary:

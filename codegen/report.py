@@ -18,6 +18,7 @@ from fllmc.codegen.chart import memory_chart
 from fllmc.codegen.frozen import frozen_lines
 from fllmc.codegen.schedule import schedule_text
 from fllmc.codegen.timeline import PERSISTENT, timeline
+from fllmc.ir.flops import op_flops
 from fllmc.ir.ops import Scan
 from fllmc.ir.plan import Collective, Plan
 from fllmc.ir.program import Function, Op, Program
@@ -152,7 +153,7 @@ def op_rows(function: Function, program: Program) -> Iterator[OpRow]:
         if all(value in host for value in op.results):
             continue
         kinds = [function.types[value] for value in op.results]
-        flops = figures.op_flops(function, op, sizes)
+        flops = op_flops(function, op, sizes)
         yield OpRow(
             number=number,
             kind=kind_of(op, program),

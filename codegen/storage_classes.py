@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fllmc.ir.ops import Rename, Stop
+from fllmc.ir.ops import Rename, Share, Stop
 from fllmc.ir.program import Function
 
 
@@ -25,7 +25,7 @@ class Classes:
         for value in function.results:
             self.last[value] = len(function.ops)
         for op in function.ops:
-            if isinstance(op.attrs, Rename | Stop):
+            if isinstance(op.attrs, Rename | Share | Stop):
                 self.join(op.operands[0], op.results[0])
 
     def find(self, value: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from fllmc.codegen.memory import Planner, aligned
-from fllmc.ir.ops import AllGather, Call, Cast, LocalSlice, Rename, Scan, Stop
+from fllmc.ir.ops import AllGather, Call, Cast, LocalSlice, Rename, Scan, Share, Stop
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op
 
@@ -30,7 +30,7 @@ PERSISTENT: Mapping[str, str] = {
     "data": "data",
     "output": "data",
 }
-COPIES = (AllGather, Cast, LocalSlice, Rename, Stop)
+COPIES = (AllGather, Cast, LocalSlice, Rename, Share, Stop)
 """Ops whose result, given a parameter, is that parameter in another form."""
 
 

@@ -32,6 +32,7 @@ from fllmc.ir.ops import (
     RingAttend,
     RingAttendGrad,
     Rope,
+    Share,
     Spread,
     Take,
     Transpose,
@@ -183,6 +184,8 @@ def iota(text: FunctionText, op: Op, at: int) -> list[str]:
         return [f"{text.tensor(op.results[0])}.copy_({held})"]
     (count,) = text.sizes.local_shape(text.function.types[op.results[0]])
     start = position(text, op.attrs.dim)
+    if op.attrs.first:
+        start = str(op.attrs.first) if start == "0" else f"{start} + {op.attrs.first}"
     stop = f"{start} + {count}" if start != "0" else str(count)
     return [f"torch.arange({start}, {stop}, out={text.tensor(op.results[0])})"]
 
@@ -290,6 +293,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     ReduceScatter: moved("reduce_scatter"),
     ReduceSum: reduction("sum"),
     Rename: same_storage,
+    Share: same_storage,
     Rope: rope,
     Spread: spread,
     Take: take,

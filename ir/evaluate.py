@@ -16,7 +16,7 @@ import numpy as np
 
 from fllmc.ir import ops
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.evaluate_local import LOCAL, LocalRule
+from fllmc.ir.evaluate_local import LOCAL, LocalRule, identity
 from fllmc.ir.evaluate_parts import (
     Array,
     Here,
@@ -183,5 +183,6 @@ EVALUATE: dict[type[ops.Attrs], Rule] = {
     ops.ReduceScatter: across(reduce_scatter),
     ops.RingAttend: ring(ring_attend),
     ops.RingAttendGrad: ring(ring_attend_grad),
+    ops.Share: local(identity),
     ops.Scan: scan,
 }

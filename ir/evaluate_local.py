@@ -98,7 +98,7 @@ def fill(attrs: ops.Fill, here: Here) -> Array:
 
 def iota(attrs: ops.Iota, here: Here) -> Array:
     """This rank's global positions along the dim."""
-    return here.positions(attrs.dim)
+    return here.positions(attrs.dim) + attrs.first
 
 
 def random(attrs: ops.Random, here: Here, seed: Array, samples: Array, *layer: Array) -> Array:

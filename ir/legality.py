@@ -12,11 +12,14 @@ from fllmc.ir.ops import (
     Call,
     Fused,
     LocalSlice,
+    Pipeline,
+    Share,
 )
 from fllmc.ir.program import Level
 
 _UNPLACED: Final[Mapping[type[Attrs], str]] = dict.fromkeys(
-    (*COLLECTIVES, LocalSlice), "values are not placed yet, so there is nothing to move"
+    (*COLLECTIVES, LocalSlice, Pipeline, Share),
+    "values are not placed yet, so there is nothing to move",
 )
 _FUSED_LATER: Final[Mapping[type[Attrs], str]] = {Fused: "groups are formed with the plan"}
 _INLINED: Final[Mapping[type[Attrs], str]] = {

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from fllmc.ir.ops import AnyAttrs, Signature
+from fllmc.ir.ops import AnyAttrs, Pipeline, Signature
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Mesh, Sizes, Type
 
@@ -37,7 +37,8 @@ class Parameter(msgspec.Struct, frozen=True):
     """One parameter tensor; those of a stack are one tensor whose first dim is the stack's.
 
     `name` is the path without positions, `body.attn.wq`; `stack` is the dim of the stack or empty,
-    and `depth` the number of path parts before the position: layer 7 is `body.7.attn.wq`.
+    and `depth` the number of path parts before the position: layer 7 is `body.7.attn.wq`. In the
+    program of a pipeline stage `layers` are the positions of those that it has; empty for all.
     """
 
     name: str
@@ -48,13 +49,15 @@ class Parameter(msgspec.Struct, frozen=True):
     depth: int = 0
     decays: bool = True
     span: Span = NOWHERE
+    layers: tuple[int, ...] = ()
 
     def layer_name(self, layer: int) -> str:
-        """The path of one layer's part, as users and checkpoints name it."""
+        """The path of the part at that position of the tensor, as users and checkpoints name it."""
         if not self.stack:
             return self.name
         parts = self.name.split(".")
-        return ".".join((*parts[: self.depth], str(layer), *parts[self.depth :]))
+        number = self.layers[layer] if self.layers else layer
+        return ".".join((*parts[: self.depth], str(number), *parts[self.depth :]))
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -168,3 +171,5 @@ def callees(function: Function) -> Iterator[str]:
         for name in (getattr(op.attrs, "function", ""), getattr(op.attrs, "final", "")):
             if name:
                 yield name
+        if isinstance(op.attrs, Pipeline):
+            yield from (function for _, function in op.attrs.functions)

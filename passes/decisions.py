@@ -10,12 +10,17 @@ from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.quantities import bytes_text
 from fllmc.ir.select import selects
 from fllmc.ir.settings import Schedule
+from fllmc.passes.context_decisions import attentions
 from fllmc.passes.place import summary
 
 
 def decisions(program: Program, schedule: Schedule) -> tuple[Decision, ...]:
-    """The decisions behind a placed program: of parameters first, then of what is kept."""
-    return (*placements(program, schedule), *kept(program, schedule))
+    """The decisions behind a placed program: of parameters, of attention, then of what is kept."""
+    return (
+        *placements(program, schedule),
+        *attentions(program, schedule),
+        *kept(program, schedule),
+    )
 
 
 def placements(program: Program, schedule: Schedule) -> Iterator[Decision]:

@@ -172,6 +172,7 @@ class _ScheduleReader:
                 continue
             for dim in item.dims:
                 place = selector_text(item.selector) if item.selector else ""
+                place += " elsewhere" * item.elsewhere
                 first = seen.setdefault((dim.text, place), dim)
                 if first is not dim:
                     self.found.append(ShardTwice(dim.span, dim.text, first.span))

@@ -6,7 +6,14 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
-from fllmc.ir.ops.collective import COLLECTIVES, AllGather, AllReduce, LocalSlice, ReduceScatter
+from fllmc.ir.ops.collective import (
+    COLLECTIVES,
+    AllGather,
+    AllReduce,
+    LocalSlice,
+    ReduceScatter,
+    Share,
+)
 from fllmc.ir.ops.contraction import (
     Dot,
     DotAdd,
@@ -53,6 +60,7 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
+from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Fused, Scan
 
 AnyAttrs = (
@@ -83,6 +91,7 @@ AnyAttrs = (
     | MulSub
     | Neg
     | Pick
+    | Pipeline
     | Pow
     | Put
     | PutAdd
@@ -96,6 +105,7 @@ AnyAttrs = (
     | Rope
     | Rsqrt
     | Scan
+    | Share
     | Sigmoid
     | Silu
     | SiluGrad
@@ -148,6 +158,7 @@ __all__ = [
     "MulSub",
     "Neg",
     "Pick",
+    "Pipeline",
     "Pow",
     "Put",
     "PutAdd",
@@ -162,6 +173,7 @@ __all__ = [
     "Rope",
     "Rsqrt",
     "Scan",
+    "Share",
     "Sigmoid",
     "Signature",
     "Silu",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from fllmc.ir.ops.attention import RingAttend, RingAttendGrad
-from fllmc.ir.ops.base import Attrs, Env, distinct, require
+from fllmc.ir.ops.base import Attrs, Env, distinct, merged, require
 from fllmc.ir.types import Dim, Type, bare_axes, deals_zigzag
 
 
@@ -22,9 +22,13 @@ def dealt_alike(axes: Sequence[str]) -> None:
 
 
 class AllReduce(Attrs, frozen=True, tag="all_reduce"):
-    """Combine partial values over axes by the type's sum or maximum; all ranks get the result."""
+    """Combine partial values over axes by the type's sum or maximum; all ranks get the result.
+
+    Where only the ranks at some positions of a single axis hold the value, `among` lists them.
+    """
 
     axes: tuple[str, ...]
+    among: tuple[int, ...] = ()
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         (kind,) = operands
@@ -77,6 +81,22 @@ class LocalSlice(Attrs, frozen=True, tag="local_slice"):
         (kind,) = operands
         dealt_alike(self.axes)
         return (replace_dim(kind, Dim(self.dim, (*kind.axes_of(self.dim), *self.axes))),)
+
+
+class Share(Attrs, frozen=True, tag="share"):
+    """What ranks hold along axes, as terms of a sum over them. No communication.
+
+    Pipeline stages compute different things; where the whole is the sum of what each has, this says
+    so, and from there on the type keeps the sum from being forgotten.
+    """
+
+    axes: tuple[str, ...]
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (kind,) = operands
+        require(kind.combine == "sum", "a partial maximum can't be a term of a sum")
+        require(not set(self.axes) & {*kind.axes, *kind.partial}, f"{kind} is on {self.axes}")
+        return (msgspec.structs.replace(kind, partial=merged(kind.partial, self.axes)),)
 
 
 COLLECTIVES = (AllReduce, AllGather, ReduceScatter, RingAttend, RingAttendGrad)

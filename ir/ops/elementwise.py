@@ -245,13 +245,15 @@ class Fill(Attrs, frozen=True, tag="fill"):
 
 
 class Iota(Attrs, frozen=True, tag="iota"):
-    """The global positions along a dim."""
+    """The global positions along a dim, from `first`; where it is a part of dim `of`, as such."""
 
     dim: Dim
+    first: int = 0
+    of: str = ""
     arity = 0
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        return (Type("i64", (self.dim,), index=self.dim.name),)
+        return (Type("i64", (self.dim,), index=self.of or self.dim.name),)
 
 
 class Random(Attrs, frozen=True, tag="random"):

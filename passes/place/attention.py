@@ -21,7 +21,7 @@ from fllmc.passes.place.site import Site, Value
 
 def attend(site: Site, op: Op, attrs: ops.Attend) -> Sequence[Value]:
     """Attention or its gradient, as the schedule says where the sequence is divided."""
-    home = site.layout.canonical
+    home = site.place(op)
     axes = home.get(attrs.along, ())
     if axes and site.layout.context == "ring" and attrs.over == attrs.along:
         kind = ops.RingAttendGrad if isinstance(attrs, ops.AttendGrad) else ops.RingAttend
@@ -56,7 +56,7 @@ def dealt(layout: Layout, program: Program) -> Layout:
     for parameter in program.parameters:
         for dim in parameter.type.names:
             if dim in marked:
-                axes = stored.get(parameter.name, layout.canonical)
+                axes = layout.stored_axes(parameter.name, parameter.type.names)
                 rest = axes.get(dim, ())[len(marked[dim]) :]
                 stored[parameter.name] = {**axes, dim: rest}
     return structs.replace(layout, canonical={**layout.canonical, **marked}, stored=stored)

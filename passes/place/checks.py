@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.ops import Attend
+from fllmc.ir.ops import Attend, Scan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Sizes
@@ -45,7 +45,7 @@ def _all(layout: Layout, program: Program) -> Iterator[tuple[object, Diagnostic]
 
 def _parameters(layout: Layout, program: Program) -> Iterator[tuple[object, Diagnostic]]:
     for parameter in program.parameters:
-        axes = layout.stored.get(parameter.name, layout.canonical)
+        axes = layout.stored_axes(parameter.name, parameter.type.names)
         where = f"parameter `{parameter.name}`"
         yield from _twice(layout, axes, parameter.type.names, where, parameter.name)
         if parameter.stack and axes.get(parameter.stack):
@@ -96,15 +96,19 @@ def _twice(
 
 def _pair(layout: Layout, dims: tuple[str, str], axis: str, parameter: str) -> tuple[Span, Span]:
     """The directives that put either dim on the axis, in their order."""
-    reasons = (*layout.reasons, *layout.stored_reasons.get(parameter, ()))
+    stored = layout.stored_reasons.get(parameter, ())
+    reasons = (*layout.reasons, *layout.elsewhere, *stored)
     found = [reason.span for reason in reasons if reason.axis == axis and reason.dim in dims]
     return found[0], found[-1]
 
 
 def _whole(layout: Layout, function: Function, op: Op) -> Iterator[tuple[object, Diagnostic]]:
-    """Dims that an op needs whole and that are divided."""
+    """Dims that an op needs whole and that are divided; a directive with `elsewhere` yields to all
+    ops but the scan of a stack, whose parameters have no other place.
+    """
+    placed = layout.most if isinstance(op.attrs, Scan) else layout.canonical
     for name in op.attrs.whole([function.types[value] for value in op.operands]):
-        for axis in layout.canonical.get(name, ())[:1]:
+        for axis in placed.get(name, ())[:1]:
             span = _span_of(layout, name, axis)
             path = f"`{op.path}`" if op.path else f"`{function.name}`"
             yield (
@@ -117,8 +121,8 @@ def _heads(
     layout: Layout, program: Program, op: Op, attrs: Attend
 ) -> Iterator[tuple[object, Diagnostic]]:
     """Query and key/value heads on different axes, or more ranks than key/value heads."""
-    axes = layout.canonical.get(attrs.heads, ())
-    kv_axes = layout.canonical.get(attrs.kv_heads, ())
+    axes = layout.most.get(attrs.heads, ())
+    kv_axes = layout.most.get(attrs.kv_heads, ())
     if attrs.heads == attrs.kv_heads or (not axes and not kv_axes):
         return
     sizes = Sizes(program.sizes.dims, layout.mesh)

@@ -7,10 +7,11 @@ parameter or a state of it is stored as the parameter is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fllmc.ir.ops import Cast, Elementwise, Scan, Transpose
 from fllmc.ir.program import Function, Op, Parameter, Program
+from fllmc.ir.types import Type
 from fllmc.passes.place.directives import Axes, Layout
 
 Key = tuple[str, int]
@@ -88,7 +89,8 @@ class Classes:
             names = entry.types[value].names
             if owner is not None and names and set(names) <= set(owner.type.names):
                 root = self._root((entry.name, value))
-                self._found.setdefault(root, layout.stored.get(owner.name, layout.canonical))
+                axes = layout.stored_axes(owner.name, owner.type.names)
+                self._found.setdefault(root, axes)
 
 
 def owner_of(name: str, parameters: Sequence[Parameter]) -> Parameter | None:
@@ -107,9 +109,9 @@ def owner_of(name: str, parameters: Sequence[Parameter]) -> Parameter | None:
     return found
 
 
-def stored_axes(
-    name: str, parameters: Sequence[Parameter], layout: Layout
-) -> Mapping[str, tuple[str, ...]]:
+def stored_axes(name: str, kind: Type, parameters: Sequence[Parameter], layout: Layout) -> Axes:
     """How a param or state input is stored: as its parameter is."""
     owner = owner_of(name, parameters)
-    return layout.canonical if owner is None else layout.stored.get(owner.name, layout.canonical)
+    if owner is None:
+        return layout.axes(kind.names)
+    return layout.stored_axes(owner.name, owner.type.names)

@@ -1,8 +1,9 @@
 """What `shard` directives say of a mesh: where each dim lives, and where parameters are stored.
 
-Every dim has one canonical placement, the same in all values. A directive with a selector divides
-further how the selected parameters are stored: they are gathered where they are used, and their
-gradients and optimizer states are divided as they are.
+A directive places its dims in all values that have them. One that says `elsewhere` yields: its dim
+is on an axis in those values none of whose other dims is on it, and whole where an op needs it so.
+A directive with a selector divides further how the selected parameters are stored: they are
+gathered where they are used, and their gradients and optimizer states are divided as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fllmc.ir.select import selects_parameter
 from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard
 from fllmc.ir.span import Span
-from fllmc.ir.types import Dim, Mesh, Sizes, Type
+from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
 from fllmc.passes.place_errors import (
     AxisTwice,
     Indivisible,
@@ -44,6 +45,7 @@ class Because(Struct, frozen=True):
 class Layout(Struct, frozen=True):
     """The directives, resolved: `canonical` for all values, `stored` for single parameters.
 
+    `elsewhere` are the dims on axes that yield, in the order in which they choose.
     `context` is how attention sees a divided sequence.
     """
 
@@ -52,24 +54,46 @@ class Layout(Struct, frozen=True):
     stored: Mapping[str, Axes]
     reasons: tuple[Because, ...]
     stored_reasons: Mapping[str, tuple[Because, ...]]
+    elsewhere: tuple[Because, ...] = ()
     context: ContextKind = "gather"
 
     @property
     def empty(self) -> bool:
         """Whether nothing at all is divided."""
-        return not self.canonical and not self.stored
+        return not self.canonical and not self.stored and not self.elsewhere
+
+    @property
+    def most(self) -> Axes:
+        """All axes that each dim may be on."""
+        found = dict(self.canonical)
+        for reason in self.elsewhere:
+            found[reason.dim] = (*found.get(reason.dim, ()), reason.axis)
+        return found
+
+    def axes(self, names: Iterable[str], whole: Iterable[str] = ()) -> Axes:
+        """Where the dims of a value, or of all that an op works on, are; `whole` ones don't yield.
+
+        Dims that the directives without `elsewhere` place come first, then the others take the
+        axes that are left.
+        """
+        return yielding(self.canonical, self.elsewhere, tuple(names), tuple(whole))
 
     def place(self, kind: Type) -> Type:
-        """The type at the canonical placement of its dims."""
-        return placed(kind, self.canonical)
+        """The type at the canonical placement of its dims; indices cost little and don't yield."""
+        return placed(kind, self.canonical if kind.index else self.axes(kind.names))
 
     def place_parameter(self, name: str, kind: Type) -> Type:
         """The type of a parameter, or of a state or gradient of it, as it is stored."""
-        return placed(kind, self.stored.get(name, self.canonical))
+        return placed(kind, self.stored_axes(name, kind.names))
+
+    def stored_axes(self, name: str, names: Sequence[str]) -> Axes:
+        """How a parameter with these dims is stored."""
+        return self.stored[name] if name in self.stored else self.axes(names)
 
     def why(self, dim: str, axis: str, parameter: str = "") -> Because | None:
         """The directive that put the dim on the axis."""
-        for reason in (*self.reasons, *self.stored_reasons.get(parameter, ())):
+        reasons = (*self.reasons, *self.elsewhere, *self.stored_reasons.get(parameter, ()))
+        for reason in reasons:
             if (reason.dim, reason.axis) == (dim, axis):
                 return reason
         return None
@@ -80,11 +104,25 @@ def placed(kind: Type, axes: Axes) -> Type:
     return kind.placed(Dim(dim.name, axes.get(dim.name, ())) for dim in kind.dims)
 
 
+def yielding(
+    hard: Axes, elsewhere: Iterable[Because], names: Sequence[str], whole: Sequence[str]
+) -> Axes:
+    """The dims on their axes, and on those of `elsewhere` that no other of them is on."""
+    found = dict(hard)
+    taken = {bare(axis) for name in names for axis in hard.get(name, ())}
+    for reason in elsewhere:
+        if reason.dim in names and reason.dim not in whole and reason.axis not in taken:
+            found[reason.dim] = (*found.get(reason.dim, ()), reason.axis)
+            taken.add(reason.axis)
+    return found
+
+
 def directive_text(shard: Shard) -> str:
     """The directive as it is written."""
     dims = shard.dims[0] if len(shard.dims) == 1 else f"({', '.join(shard.dims)})"
     axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
-    return f"shard {dims} over {axes}" + (f" in {shard.selector}" if shard.selector else "")
+    where = f" in {shard.selector}" if shard.selector else ""
+    return f"shard {dims} over {axes}{where}" + (" elsewhere" if shard.elsewhere else "")
 
 
 class Resolved(Struct, frozen=True):
@@ -101,13 +139,17 @@ def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
     divided = {axis.name for axis in mesh.axes if axis.size > 1}
     canonical: dict[str, tuple[str, ...]] = {}
     reasons: list[Because] = []
+    elsewhere: list[Because] = []
     found: list[Diagnostic] = [*left_whole, *_missing_axes(shards, mesh)]
     for shard in shards:
         if not shard.selector:
             for reason in _reasons(shard, divided, sizes):
+                if shard.elsewhere:
+                    elsewhere.append(reason)
+                    continue
                 canonical[reason.dim] = (*canonical.get(reason.dim, ()), reason.axis)
                 reasons.append(reason)
-    found += _repeated(reasons, "every value that has it")
+    found += _repeated((*reasons, *elsewhere), "every value that has it")
     stored: dict[str, Axes] = {}
     stored_reasons: dict[str, tuple[Because, ...]] = {}
     for shard in shards:
@@ -122,9 +164,11 @@ def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
                     axes[reason.dim] = (*axes.get(reason.dim, ()), reason.axis)
                 if here:
                     stored[parameter.name] = axes
-                    before = stored_reasons.get(parameter.name, ())
-                    stored_reasons[parameter.name] = (*before, *here)
-    layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons)
+                    others = stored_reasons.get(parameter.name, ())
+                    stored_reasons[parameter.name] = (*others, *here)
+    for name, axes in stored.items():
+        stored[name] = yielding(axes, elsewhere, program.parameter(name).type.names, ())
+    layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons, tuple(elsewhere))
     found += _indivisible(layout, sizes, program)
     return Resolved(layout, tuple(found))
 
@@ -220,7 +264,7 @@ def _repeated(reasons: Sequence[Because], value: str) -> list[Diagnostic]:
 def _indivisible(layout: Layout, sizes: Sizes, program: Program) -> list[Diagnostic]:
     """Dims that their axes do not divide, each reported once for an axis."""
     found: dict[tuple[str, str], Diagnostic] = {}
-    cases = [("", dim, axes) for dim, axes in layout.canonical.items()]
+    cases = [("", dim, axes) for dim, axes in layout.most.items()]
     for name, stored in layout.stored.items():
         here = program.parameter(name).type.names
         cases += [(name, dim, axes) for dim, axes in stored.items() if dim in here]
@@ -239,7 +283,7 @@ def _misfit(layout: Layout, sizes: Sizes, parameter: str, dim: str, axis: str) -
     reason = layout.why(dim, axis, parameter)
     assert reason is not None
     stored = layout.stored.get(parameter, {})
-    others = [d for axes in (layout.canonical, stored) for d, on in axes.items() if axis in on]
+    others = [d for axes in (layout.most, stored) for d, on in axes.items() if axis in on]
     shown = tuple(dict.fromkeys(f"{other}={sizes.size(other)}" for other in others))
     extent = layout.mesh.extent((axis,))
     works = sizes_that_work(layout, sizes, axis, (), parameter)
@@ -259,7 +303,7 @@ def sizes_that_work(
 ) -> tuple[int, ...]:
     """The sizes of an axis that divide every dim on it, and the dims in `also`."""
     shares = [sizes.size(dim) for dim in also]
-    for placement in (layout.canonical, layout.stored.get(parameter, {})):
+    for placement in (layout.most, layout.stored.get(parameter, {})):
         for dim, axes in placement.items():
             if axis in axes:
                 shares.append(_share(layout, sizes, dim, axis, axes))

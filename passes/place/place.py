@@ -100,9 +100,9 @@ def input_kind(placer: Placer, given: Input, kind: Type) -> Type:
     if given.role == "host":
         return kind
     if given.role in ("param", "state"):
-        axes = stored_axes(given.name, placer.program.parameters, placer.layout)
+        axes = stored_axes(given.name, kind, placer.program.parameters, placer.layout)
         return placed(kind, axes)
-    return placer.layout.place(kind)
+    return placed(kind, placer.layout.canonical)  # what is given whole can be cut for nothing
 
 
 def entry_result(site: Site, name: str, value: int, wanted: Type | None) -> int:
@@ -112,7 +112,7 @@ def entry_result(site: Site, name: str, value: int, wanted: Type | None) -> int:
     if isinstance(found, Constant):
         return site.make(found, wanted or placed(found.kind, site.home(value)))
     if wanted is None:
-        return site.mover.close(found)
+        return site.closed(found, value)
     return site.mover.move(found, axes_of(wanted))
 
 

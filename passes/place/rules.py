@@ -27,34 +27,37 @@ def target(site: Site, op: Op) -> Axes:
     """Where an elementwise op is done.
 
     Operands with the same dims are joined where their parameter is stored, else where one of them
-    is divided most; operands of different dims at the canonical place of these.
+    is divided most; operands of different dims where the op's dims are.
     """
     kinds = [site.kind(value) for value in op.operands if site.kind(value).dims]
     if not kinds or any(set(kind.names) != set(kinds[0].names) for kind in kinds):
-        return site.layout.canonical
+        return site.place(op)
     if site.belongs(op.results[0]):
         return site.home(op.results[0])
     return axes_of(max((site.layout.place(kinds[0]), *kinds), key=lambda kind: len(kind.axes)))
 
 
 def at_home(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
-    """All operands resolved, at the canonical places of their dims."""
-    operands = [site.take(value, site.layout.canonical) for value in op.operands]
-    return site.emit(placed_attrs(site, attrs), *operands)
+    """All operands resolved, where the op's dims are."""
+    axes = site.place(op)
+    operands = [site.take(value, axes) for value in op.operands]
+    return site.emit(placed_attrs(attrs, axes), *operands)
 
 
 def looked_up(site: Site, op: Op, attrs: ops.Take) -> Sequence[Value]:
     """The table is whole over axes that divide the indices: each rank looks up its own."""
+    axes = site.place(op)
     table, index = op.operands
-    number = site.take(index, site.layout.canonical)
-    dim = apart(place_dim(site, Dim(attrs.dim)), site.mover.kind(number))
-    return site.emit(attrs, site.take(table, {**site.layout.canonical, dim.name: dim.axes}), number)
+    number = site.take(index, axes)
+    dim = apart(place_dim(Dim(attrs.dim), axes), site.mover.kind(number))
+    return site.emit(attrs, site.take(table, {**axes, dim.name: dim.axes}), number)
 
 
 def put_back(site: Site, op: Op, attrs: ops.Put) -> Sequence[Value]:
     """As for take: a sum over axes that divide the indices, whole over these."""
-    index, value = (site.take(operand, site.layout.canonical) for operand in op.operands)
-    dim = apart(place_dim(site, attrs.dim), site.mover.kind(index))
+    axes = site.place(op)
+    index, value = (site.take(operand, axes) for operand in op.operands)
+    dim = apart(place_dim(attrs.dim, axes), site.mover.kind(index))
     return site.emit(ops.Put(dim), index, value)
 
 
@@ -72,25 +75,25 @@ def one_stretch(dim: Dim) -> Dim:
 def picked(site: Site, op: Op, attrs: ops.Pick) -> Sequence[Value]:
     """As other ops, each rank with one stretch of the dim."""
     x, index = op.operands
-    dim = one_stretch(place_dim(site, Dim(attrs.dim)))
-    axes = {**site.layout.canonical, dim.name: dim.axes}
-    return site.emit(attrs, site.take(x, axes), site.take(index, site.layout.canonical))
+    dim = one_stretch(place_dim(Dim(attrs.dim), site.place(op)))
+    axes = {**site.place(op), dim.name: dim.axes}
+    return site.emit(attrs, site.take(x, axes), site.take(index, axes))
 
 
-def placed_attrs(site: Site, attrs: ops.AnyAttrs) -> ops.AnyAttrs:
-    """The attributes, with the dims that they make at their canonical places."""
+def placed_attrs(attrs: ops.AnyAttrs, axes: Axes) -> ops.AnyAttrs:
+    """The attributes, with the dims that they make on these axes."""
     if isinstance(attrs, ops.Iota):
-        return structs.replace(attrs, dim=place_dim(site, attrs.dim))
+        return structs.replace(attrs, dim=place_dim(attrs.dim, axes))
     if isinstance(attrs, ops.Spread):
-        return structs.replace(attrs, dim=one_stretch(place_dim(site, attrs.dim)))
+        return structs.replace(attrs, dim=one_stretch(place_dim(attrs.dim, axes)))
     if isinstance(attrs, ops.Random):
-        return structs.replace(attrs, dims=tuple(place_dim(site, dim) for dim in attrs.dims))
+        return structs.replace(attrs, dims=tuple(place_dim(dim, axes) for dim in attrs.dims))
     return attrs
 
 
-def place_dim(site: Site, dim: Dim) -> Dim:
-    """The dim at its canonical place."""
-    return Dim(dim.name, site.layout.canonical.get(dim.name, ()))
+def place_dim(dim: Dim, axes: Axes) -> Dim:
+    """The dim on its axes."""
+    return Dim(dim.name, axes.get(dim.name, ()))
 
 
 def fill(site: Site, op: Op, attrs: ops.Fill) -> Sequence[Value]:
@@ -124,7 +127,7 @@ def linear(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
     kind = site.mover.kind(number)
     stays = kind.combine == "sum" and site.mover.closed_already(number) is None
     if not stays or site.closes_anyway(value) or widens_activation(site, op):
-        number = site.mover.close(number)
+        number = site.closed(number, value)
     return site.emit(attrs, number)
 
 
@@ -141,17 +144,21 @@ def summed(site: Site, op: Op, attrs: ops.ReduceSum) -> Sequence[Value]:
     (value,) = op.operands
     number = site.as_is(value)
     if site.mover.kind(number).combine == "max" or not site.used_once(value):
-        number = site.mover.close(number)
+        number = site.closed(number, value)
     return site.emit(attrs, number)
 
 
 def greatest(site: Site, op: Op, attrs: ops.ReduceMax) -> Sequence[Value]:
     """The operand resolved, where it is."""
-    return site.emit(attrs, site.mover.close(site.as_is(op.operands[0])))
+    (value,) = op.operands
+    return site.emit(attrs, site.closed(site.as_is(value), value))
 
 
 def added(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
     """Open sums are added as they are while all are open alike, else closed until they are."""
+    alike = common_kind(site, op)
+    if alike is not None:
+        return site.emit(attrs, *(site.take(v, axes_of(alike), alike.partial) for v in op.operands))
     axes = target(site, op)
     opens = open_axes(site, op, axes)
     held = list(opens.values())
@@ -159,6 +166,19 @@ def added(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
     if isinstance(attrs, ops.AddN):
         return add_groups(site, op, axes, opens, keep)
     return site.emit(attrs, *(site.take(value, axes, keep) for value in op.operands))
+
+
+def common_kind(site: Site, op: Op) -> Type | None:
+    """The type of all operands where it is one, open, and not a parameter's: they are added first.
+
+    So what is combined, and maybe scattered, is their sum alone.
+    """
+    if site.belongs(op.results[0]):
+        return None
+    kinds = {site.kind(v) for v in op.operands if not isinstance(site.values[v], Constant)}
+    zeros = [v for v in op.operands if isinstance(site.values[v], Constant)]
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return kind if kind and kind.partial and kind.combine == "sum" and not zeros else None
 
 
 def open_axes(site: Site, op: Op, axes: Axes) -> dict[int, set[str]]:
@@ -186,13 +206,35 @@ def add_groups(
         groups.setdefault(tuple(sorted(opens.get(value, common))), []).append(value)
     sums: list[int] = []
     for keep, members in groups.items():
-        numbers = [site.take(value, axes, keep) for value in members]
-        if len(groups) > 1 and len(members) == 1:
+        numbers = taken_together(site, op, members, axes, keep)
+        if len(groups) > 1 and len(numbers) == 1:
             sums.append(site.mover.close(numbers[0], common))
             continue
-        (total,) = site.emit(ops.AddN(), *numbers)
+        total = add_up(site, numbers)
         sums.append(total if len(groups) == 1 else site.mover.close(total, common))
-    return sums if len(groups) == 1 else site.emit(ops.AddN(), *sums)
+    return (add_up(site, sums),)
+
+
+def taken_together(
+    site: Site, op: Op, members: Sequence[int], axes: Axes, keep: Sequence[str]
+) -> list[int]:
+    """The members on these axes; those that are open over more, and alike, as their sum."""
+    alike: dict[Type, list[int]] = {}
+    for value in members:
+        if not isinstance(site.values[value], Constant) and not site.belongs(op.results[0]):
+            alike.setdefault(site.kind(value), []).append(value)
+    first: dict[int, int] = {}
+    for kind, group in alike.items():
+        if len(group) > 1 and set(kind.partial) - set(keep) and kind.combine == "sum":
+            total = add_up(site, [site.as_is(value) for value in group])
+            first.update(dict.fromkeys(group, site.mover.move(total, axes, keep)))
+    numbers = [first.get(v) or site.take(v, axes, keep) for v in members]
+    return list(dict.fromkeys(numbers)) if first else numbers
+
+
+def add_up(site: Site, numbers: Sequence[int]) -> int:
+    """The sum; of one value, that value."""
+    return numbers[0] if len(numbers) == 1 else site.emit(ops.AddN(), *numbers)[0]
 
 
 def misplaced(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
@@ -236,7 +278,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys((ops.Add, ops.AddN, ops.Sub), added),
     **dict.fromkeys((ops.Div, ops.Mul), scaled),
     **dict.fromkeys(
-        (*ops.COLLECTIVES, ops.Call, ops.Fused, ops.LocalSlice),
+        (*ops.COLLECTIVES, ops.Call, ops.Fused, ops.LocalSlice, ops.Pipeline, ops.Share),
         misplaced,
     ),
     **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),

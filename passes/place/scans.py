@@ -149,7 +149,7 @@ class Placer:
             elif isinstance(found, Constant):
                 numbers.append(site.make(found, placed(found.kind, site.home(value))))
             else:
-                numbers.append(found if site.belongs(value) else site.mover.close(found))
+                numbers.append(found if site.belongs(value) else site.closed(found, value))
         return numbers
 
     def _moved(self, site: Site, found: int | Constant, wanted: Type) -> int:

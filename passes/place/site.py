@@ -8,7 +8,20 @@ from typing import Protocol, TypeAlias
 from msgspec import structs
 
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import Add, AddN, AnyAttrs, Cast, Fill, Neg, Rename, Scan, Stop, Sub, Transpose
+from fllmc.ir.ops import (
+    Add,
+    AddN,
+    AnyAttrs,
+    Attend,
+    Cast,
+    Fill,
+    Neg,
+    Rename,
+    Scan,
+    Stop,
+    Sub,
+    Transpose,
+)
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import Sizes, Type
 from fllmc.passes.place.classes import Classes
@@ -80,7 +93,29 @@ class Site:
     def home(self, value: int) -> Axes:
         """Where a source value lives: as its parameter is stored, else at its canonical place."""
         axes = self.classes.axes(self.source.name, value)
-        return self.layout.canonical if axes is None else axes
+        return axes_of(self.layout.place(self.source.types[value])) if axes is None else axes
+
+    def place(self, op: Op) -> Axes:
+        """Where all dims that an op works on are, as the directives of all of them say.
+
+        The key heads of an attention are where the query heads that use them are. Its sequence does
+        not yield, unless that is all that divides it and each rank gathers the keys.
+        """
+        kinds = [self.source.types[value] for value in (*op.operands, *op.results)]
+        names = {name: None for kind in kinds for name in kind.names}
+        whole = op.attrs.whole(kinds[: len(op.operands)])
+        if not isinstance(op.attrs, Attend):
+            return self.layout.axes(names, whole)
+        along, over = op.attrs.along, op.attrs.over
+        alone = self.layout.context == "gather" and along not in self.layout.canonical
+        whole = (*whole, *((over,) if alone and along != over else () if alone else (along, over)))
+        axes = self.layout.axes((n for n in names if n != op.attrs.kv_heads), whole)
+        return {**axes, op.attrs.kv_heads: axes.get(op.attrs.heads, ())}
+
+    def closed(self, number: int, value: int) -> int:
+        """The form `number` of a source value combined: what is open goes to where it lives."""
+        known = self.mover.closed_already(number)
+        return self.mover.move(number, self.home(value)) if known is None else known
 
     def used_once(self, value: int) -> bool:
         """Whether a source value has a single use, in an op."""

@@ -22,8 +22,10 @@ from fllmc.ir.ops import (
     LocalSlice,
     MulAdd,
     MulSub,
+    Pipeline,
     PutAdd,
     Scan,
+    Share,
     SiluGrad,
 )
 from fllmc.passes.gradients import GRADIENTS
@@ -39,14 +41,14 @@ class Table(NamedTuple):
 
 
 SUNK = dict.fromkeys((DotAdd, MulAdd, MulSub, PutAdd), "made of others at the plan level")
-PLACED = dict.fromkeys((*COLLECTIVES, LocalSlice), "made where values are placed")
+PLACED = dict.fromkeys((*COLLECTIVES, LocalSlice, Pipeline, Share), "made where values are placed")
 
 TABLES = (
-    Table("evaluator", frozenset(EVALUATE), {}),
+    Table("evaluator", frozenset(EVALUATE), {Pipeline: "run by ir/evaluate_stages.py"}),
     Table(
         "JAX",
         frozenset(JAX),
-        dict.fromkeys((*COLLECTIVES, LocalSlice), "JAX runs unplaced programs"),
+        dict.fromkeys((*COLLECTIVES, LocalSlice, Pipeline, Share), "JAX runs unplaced programs"),
     ),
     Table(
         "torch",
@@ -54,6 +56,7 @@ TABLES = (
         {
             Call: "calls are inlined",
             Scan: "has a writer of its own",
+            Pipeline: "has a writer of its own",
             Fused: "has a writer of its own",
         },
     ),

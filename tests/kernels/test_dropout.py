@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fllmc.ir.ops import Random
-from fllmc.ir.types import Dim
+from fllmc.ir.types import Axis, Dim, Mesh, Sizes
 from fllmc.kernels import dropout, torch_ops
 from tests.kernels.meaning import Views, exact, kind, mean, seeds
 
@@ -53,3 +53,16 @@ def test_a_seed_may_come_as_a_float() -> None:
         torch_ops.random(seed, torch.arange(2), None, 1, (0,), (1000,), out)
     assert torch.equal(*outs)
     assert 0.47 < float(outs[0].mean()) < 0.53
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_of_positions_in_several_stretches(which: int) -> None:
+    views = Views(which)
+    dims = (Dim("batch"), Dim("heads"), Dim("seq", ("tensor~",)), Dim("dim"))
+    sizes, samples = Sizes(SIZES, Mesh((Axis("tensor", 2),))), views.index((3,), 2**48)
+    held = [sizes.stretches(dim, {"tensor": which}) for dim in dims[1:]]
+    out = views.empty([3, 6, 2, 2], torch.float64)
+    torch_ops.random_parts(7, samples, None, 5, held, (6, 4, 2), out=out)
+    operands = [(kind("f64", ""), 7.0), (kind("i64", "batch"), samples)]
+    (wanted,) = mean(Random(5, dims), SIZES, operands, (which, 2))
+    assert (exact(out) == wanted).all()

@@ -68,6 +68,8 @@ schedule placed for run {
 
 STORED = "shard embed over data in *"
 """Parameters stored in parts over the data axis, gathered where they are used."""
+SEQUENCE = "shard seq over tensor elsewhere"
+"""Between the matrices, the sequence is divided over the tensor axis."""
 RECOMPUTED = "recompute body.* keep [attn.attend]"
 """Of each layer the backward keeps its input and what attention gives."""
 

@@ -61,3 +61,22 @@ def test_every_way_trains_as_one_device_does(model: str) -> None:
         told = apart(outcomes[name], outcomes["one"])
         assert {what: error for what, error in told.items() if not error <= 1e-11} == {}, name
         check_counts(outcomes[name], 2)
+
+
+def test_dropout_falls_on_the_same_tokens() -> None:
+    lora = "lora body.*.attn.{wq, wo} {\n    rank: 2\n    alpha: 4\n    dropout: 0.4\n  }"
+    adapter = f"adapter adapted on llama3_8b {{\n  freeze *\n  {lora}\n}}\n\ntrain"
+
+    def adapted(*directives: str) -> str:
+        text = spec("llama", *directives).replace("train run: llama3_8b", "train run: adapted")
+        return text.replace("train", adapter, 1)
+
+    sequence = ("shard seq over context", "context: ring")
+    cases = [
+        Case("one", adapted(), "1"),
+        *(Case(mesh, adapted(*sequence), mesh) for mesh in ("context=4", "context=2,tensor=2")),
+    ]
+    outcomes = run_cases(cases, None, batches())
+    for case in cases[1:]:
+        told = apart(outcomes[case.name], outcomes["one"])
+        assert {what: error for what, error in told.items() if not error <= 1e-11} == {}, case.name

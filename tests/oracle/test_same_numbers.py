@@ -10,10 +10,18 @@ from torch import Tensor
 
 from tests.oracle.compiled import Case, Outcome, run_cases
 from tests.oracle.reference import Batch, Recipe, Shape, Step, cosine, gpt, llama, relative, train
-from tests.oracle.small_specs import RECOMPUTED, STORED, small_spec
+from tests.oracle.small_specs import RECOMPUTED, SEQUENCE, STORED, small_spec
 
 MESHES = ("1", "2x1", "1x2", "2x2", "4x1", "1x4")
 MICROBATCHES = (1, 2, 4)
+MORE = (
+    ("2x2", STORED),
+    ("4x1", STORED),
+    ("1", RECOMPUTED),
+    ("1x2", RECOMPUTED),
+    ("1x2", SEQUENCE),
+    ("2x2", f"{STORED}\n{SEQUENCE}"),
+)
 TOLERANCE = {"f64": 1e-10, "f32": 1e-5}
 VOCAB, EMBED, HEAD_DIM, FFN, LAYERS, BATCH, SEQ = 256, 16, 6, 12, 3, 16, 6
 HEADS, KV_HEADS = 8, 4
@@ -153,8 +161,7 @@ def test_same_numbers(model: str, dtype: str) -> None:
         for count in MICROBATCHES
     ]
     cases += [
-        Case(f"{mesh} with {more}", small_spec(model, dtype, 2, more), mesh)
-        for mesh, more in (("2x2", STORED), ("4x1", STORED), ("1", RECOMPUTED), ("1x2", RECOMPUTED))
+        Case(f"{mesh} with {more}", small_spec(model, dtype, 2, more), mesh) for mesh, more in MORE
     ]
     outcomes = run_cases(cases, layers(beginning(model)), given)
     found = {name: errors(outcome, expected) for name, outcome in outcomes.items()}

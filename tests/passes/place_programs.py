@@ -15,7 +15,7 @@ from fllmc.ir.types import HOST_SCALAR, Axis, Dim, Mesh, Sizes, indices, tensor
 DIMS = {
     "microbatches": 2,
     "batch": 4,
-    "seq": 3,
+    "seq": 4,
     "embed": 8,
     "heads": 8,
     "kv_heads": 4,
@@ -54,6 +54,7 @@ MEGATRON = (
     Shard(("heads", "kv_heads", "ffn", "vocab"), ("tensor",)),
 )
 FSDP = (*MEGATRON, Shard(("embed",), ("data",), "*"))
+SEQUENCE = (*MEGATRON, Shard(("seq",), ("tensor",), elsewhere=True))
 
 
 def mesh(data: int, tensor: int) -> Mesh:

@@ -15,11 +15,13 @@ from fllmc.frontend.mesh import parse_mesh
 from fllmc.ir.evaluate import evaluate
 from fllmc.ir.ops import Attend
 from fllmc.ir.program import Function, Program
+from fllmc.ir.quantities import bytes_text
 from fllmc.ir.settings import Context as Way
 from fllmc.ir.settings import Shard, Spec
 from fllmc.ir.text import print_program
 from fllmc.ir.types import Mesh
 from fllmc.passes.base import Context
+from fllmc.passes.decisions import decisions
 from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.runner import run_pipeline
 from tests.ir.programs import arguments_for
@@ -109,3 +111,23 @@ def test_ranks_hold_both_ends_of_what_comes_and_one_stretch_of_what_is_stored() 
     kinds = {g.name: str(k) for g, k in zip(train.inputs, train.types, strict=False)}
     assert kinds["tokens"] == "vocab[microbatches, batch, seq@context~]"
     assert kinds["place"] == kinds["place#m"] == "f64[seq, embed]"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_plan_says_what_each_way_moves(way: Way) -> None:
+    program = compiled("llama", parse_mesh("context=2,tensor=2", Mesh())[0], way)
+    shards = (*spec("llama").schedule.shards, SEQUENCE)
+    schedule = replace(spec("llama").schedule, shards=shards, context=way)
+    (found,) = [d for d in decisions(program, schedule) if d.subject == "attn.attend along seq"]
+    # Of 2 samples, 16 tokens, 8 heads, 4 key heads and 6 numbers in fp64 a rank has a half of all
+    keys, queries = (2 * 16 // 2 * 6 * 8 * heads for heads in (2, 4))
+    moved = {"gather": 2 * keys, "ring": 2 * keys, "exchange": keys + queries}
+    held = {"gather": 4 * keys, "ring": 4 * keys, "exchange": 2 * keys}
+    texts = {
+        each: f"`{each}`: a rank receives {bytes_text(moved[each])} a call, and has "
+        f"{bytes_text(held[each])} of keys and values"
+        for each in WAYS
+    }
+    assert found.choice == texts[way]
+    assert found.rejected == "; ".join(text for each, text in texts.items() if each != way)
+    assert found.reason == f"the schedule has `context: {way}`, and `context` divides `seq`"

@@ -35,7 +35,7 @@ from tests.passes.training_programs import (
 pytest.importorskip("jax")
 
 NEVER = {
-    **dict.fromkeys((*ops.COLLECTIVES, ops.LocalSlice), "placed"),
+    **dict.fromkeys((*ops.COLLECTIVES, ops.LocalSlice, ops.Pipeline, ops.Share), "placed"),
     **dict.fromkeys((ops.DotAdd, ops.MulAdd, ops.MulSub, ops.PutAdd), "made with the plan"),
     ops.Fused: "made with the plan",
     **dict.fromkeys((ops.AttendGrad, ops.SiluGrad), "made by differentiating"),

@@ -20,9 +20,11 @@ from fllmc.ir.verify import faults, verify
 from fllmc.passes.base import Context
 from fllmc.passes.place import Place
 from tests.ir.programs import arguments_for, programs
-from tests.passes.place_programs import DIMS, FSDP, MEGATRON, arguments, llama, mesh
+from tests.passes.place_programs import DIMS, FSDP, MEGATRON, SEQUENCE, arguments, llama, mesh
 
 MESHES = [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]
+EMBED = Shard(("embed",), ("tensor",), elsewhere=True)
+EVERYWHERE = (*SEQUENCE, replace(EMBED, axes=("data",)))
 WARNED: list[Diagnostic] = []
 
 
@@ -74,7 +76,11 @@ def test_the_step_written_by_hand_is_a_gradient(
         assert (ends[1] - ends[0]) / 2e-5 == pytest.approx((slope * along).sum(), rel=1e-6)
 
 
-@pytest.mark.parametrize("shards", [MEGATRON, FSDP], ids=["megatron", "fsdp"])
+@pytest.mark.parametrize(
+    "shards",
+    [MEGATRON, FSDP, SEQUENCE, (*SEQUENCE, FSDP[-1]), (*MEGATRON, EMBED), (*EVERYWHERE, FSDP[-1])],
+    ids=["megatron", "fsdp", "sequence", "sequence-fsdp", "embed", "everywhere"],
+)
 @pytest.mark.parametrize("sizes", MESHES, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_a_llama_step_is_the_same_on_every_mesh(
     step: Program,
@@ -167,6 +173,13 @@ def layouts(draw: st.DrawFn) -> tuple[Shard, ...]:
                 (Shard((first,), ("data",)), Shard((second,), ("tensor",), stored)),
                 (Shard((first,), ("data",)), Shard((first,), ("tensor",), stored)),
                 (Shard((first,), ("data",), stored), Shard((second,), ("tensor",), stored)),
+                (Shard((first,), ("data",)), Shard((second,), ("data", "tensor"), elsewhere=True)),
+                (Shard((first,), ("tensor",), elsewhere=True), Shard((second,), ("tensor",))),
+                (
+                    Shard((first,), ("data",), elsewhere=True),
+                    Shard((second,), ("data", "tensor"), elsewhere=True),
+                    Shard((first,), ("tensor",), stored),
+                ),
             )
         )
     )

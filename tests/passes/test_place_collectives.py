@@ -19,6 +19,7 @@ from tests.passes.place_programs import (
     LAYER,
     MEGATRON,
     PARAMETERS,
+    SEQUENCE,
     llama,
     mesh,
 )
@@ -48,6 +49,38 @@ def test_a_layer_has_two_reductions_forward_and_two_backward() -> None:
     pair = [("all_reduce", ("tensor",), "attn"), ("all_reduce", ("tensor",), "mlp")]
     assert large(found, "forward") == pair
     assert large(found, "backward") == pair[::-1]
+
+
+def test_a_layer_parallel_over_the_sequence_gathers_twice_and_scatters_twice() -> None:
+    """Megatron-LM's g and its conjugate (Korthikanti et al. 2022, figure 5), and nothing else.
+
+    Backward, the input of a matrix is gathered once more for the gradient of its weights.
+    """
+    found = moved(SEQUENCE, mesh(2, 2))
+    whole = DIMS["batch"] // 2 * DIMS["seq"] * DIMS["embed"] * 2
+    layer = [t for t in found if t.function in ("forward", "backward")]
+    assert {(t.bytes, t.calls, t.axes) for t in layer} == {
+        (whole, DIMS["microbatches"] * DIMS["layers"], ("tensor",))
+    }
+    half = ["all_gather", "reduce_scatter"]
+    assert [t.kind for t in layer if t.function == "forward"] == half * 2
+    assert [t.kind for t in layer if t.function == "backward"] == ["all_gather", *half] * 2
+
+
+def test_what_is_kept_is_divided_where_tensor_parallelism_keeps_it_whole() -> None:
+    body = placed(SEQUENCE, mesh(2, 2)).function("forward")
+    kinds = dict(zip(body.outputs, (str(k) for k in body.signature.results), strict=True))
+    assert kinds["x"] == kinds["h"] == "bf16[batch@data, seq@tensor, embed]"
+    assert all("@tensor" in kind for kind in kinds.values())
+    whole = placed(MEGATRON, mesh(2, 2)).function("forward")
+    assert "bf16[batch@data, seq, embed]" in map(str, whole.signature.results)
+
+
+def test_the_gradient_of_a_norm_is_summed_over_the_sequence_after_all_microbatches() -> None:
+    found = [t for t in moved(SEQUENCE, mesh(2, 2)) if t.type.names[-1:] == ("embed",)]
+    scales = [t for t in found if t.function == "step" and len(t.type.dims) < 3]
+    assert [str(t.type.names) for t in scales].count("('layers', 'embed')") == 2
+    assert {t.axes for t in scales if "vocab" not in t.type.names} == {("data", "tensor")}
 
 
 def test_embedding_and_loss_are_parallel_over_the_vocabulary() -> None:

@@ -100,17 +100,41 @@ def test_a_dim_that_an_op_needs_whole(program: Program, dim: str) -> None:
     assert found[0].secondary()[0].span == line(90)
 
 
+def test_an_axis_on_one_dim_both_always_and_elsewhere(program: Program) -> None:
+    twice = replace(shard("vocab", "tensor", at=2), elsewhere=True)
+    found = refuse(program, mesh(1, 2), shard("vocab ffn", "tensor"), twice)
+    assert [d.code for d in found] == ["E0311"]
+    assert found[0].span == line(2) and found[0].secondary()[0].span == line(1)
+
+
+def test_a_stack_does_not_yield(program: Program) -> None:
+    found = refuse(program, mesh(1, 2), replace(shard("layers", "tensor"), elsewhere=True))
+    assert [d.code for d in found] == ["E0312"] and found[0].span == line(1)
+
+
+def test_an_axis_that_does_not_divide_a_dim_elsewhere(program: Program) -> None:
+    elsewhere = replace(shard("seq", "tensor", at=2), elsewhere=True)
+    found = refuse(program, mesh(1, 12), shard("ffn vocab", "tensor"), elsewhere)
+    assert [d.code for d in found] == ["E0310"] and found[0].span == line(2)
+    assert "size 1, 2 or 4 divides all of ffn=12, vocab=12, seq=4" in text(found[0])
+
+
+def test_heads_that_yield_apart_from_key_heads(program: Program) -> None:
+    found = refuse(program, mesh(1, 2), replace(shard("heads", "tensor"), elsewhere=True))
+    assert [d.code for d in found] == ["E0314"]
+
+
 def test_a_dim_that_attention_needs_whole_names_its_path(program: Program) -> None:
     found = refuse(program, mesh(1, 2), shard("head_dim", "tensor"))
     assert "rope at `attn` needs it whole" in text(found[0])
 
 
 def test_a_sequence_that_does_not_make_two_stretches_for_each_rank(program: Program) -> None:
-    on = Mesh((Axis("context", 3),))
+    on = Mesh((Axis("context", 4),))
     (found,) = refuse(program, on, shard("seq", "context"))
     assert found.code == "E0325"
-    assert "`seq` of size 3 does not make two stretches for each of 3 ranks" in text(found)
-    assert "`seq` of size 6 works\n`context` of size 1 works" in text(found)
+    assert "`seq` of size 4 does not make two stretches for each of 4 ranks" in text(found)
+    assert "`seq` of size 8 works\n`context` of size 1 or 2 works" in text(found)
     assert found.span == line(1) and found.secondary()[0].span == line(90)
 
 

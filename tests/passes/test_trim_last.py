@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fllmc.codegen.figures import op_flops
 from fllmc.ir.evaluate import evaluate
+from fllmc.ir.flops import op_flops
 from fllmc.ir.ops import Attend, AttendGrad, Dot, Fused, Scan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Lora

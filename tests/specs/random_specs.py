@@ -83,7 +83,7 @@ def placements(draw: st.DrawFn, mesh: str, parts: Parts) -> Placement:
 
     def shard(dims: Sequence[str], axes: Sequence[str], where: str = "") -> None:
         shown = [f"({', '.join(names)})" if len(names) > 1 else names[0] for names in (dims, axes)]
-        lines.append(f"shard {shown[0]} over {shown[1]}" + f" in {where}" * bool(where))
+        lines.append(f"shard {shown[0]} over {shown[1]}{where}")
         for dim in dims:
             for axis in axes:
                 units[dim] = units.get(dim, 1) * extents[axis]
@@ -97,10 +97,26 @@ def placements(draw: st.DrawFn, mesh: str, parts: Parts) -> Placement:
         shard(draw(st.sampled_from([*megatron, *others])), ("tensor",))
     if ranks and draw(st.integers(0, 3)):
         where = draw(st.sampled_from(("*", "embedding", *(f"{s}.*" for s in parts.trained))))
-        shard((draw(st.sampled_from(("embed", "ffn", "vocab", "head_dim"))),), ranks[-1:], where)
+        dim = draw(st.sampled_from(("embed", "ffn", "vocab", "head_dim")))
+        shard((dim,), ranks[-1:], f" in {where}")
         if "embed" not in lines[-1] and len(ranks) > 1:
-            shard(("embed",), ranks[:1], "*")
+            shard(("embed",), ranks[:1], " in *")
+    choices = yielding(list(extents), lines)
+    for dims, axis in draw(st.lists(st.sampled_from(choices), max_size=2)) if choices else ():
+        if not any(dims[0] in line and "elsewhere" in line for line in lines):
+            shard(dims, (axis,), " elsewhere")
     return Placement(lines, units)
+
+
+def yielding(axes: Sequence[str], lines: Sequence[str]) -> list[tuple[tuple[str, ...], str]]:
+    """Dims with an axis that they may yield on: one that no line puts them on already."""
+    dims = (("seq",), ("embed",), ("heads", "kv_heads"), ("ffn",), ("batch",), ("vocab",))
+    return [
+        (group, axis)
+        for axis in (*axes, *axes[-1:] * 2)
+        for group in dims
+        if not any(group[0] in line and axis in line and " in " not in line for line in lines)
+    ]
 
 
 @st.composite

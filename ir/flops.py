@@ -1,0 +1,30 @@
+"""Floating-point operations of ops."""
+
+from __future__ import annotations
+
+from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd
+from fllmc.ir.program import Function, Op
+from fllmc.ir.types import Sizes
+
+
+def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
+    """Floating-point operations of a contraction or an attention, zero for any other op.
+
+    A multiplication with an addition counts as two. Half of a causal mask is not computed. The
+    gradient of attention has five products (FlashAttention-2) where attention has two.
+    """
+    match op.attrs:
+        case DotAdd(contract=contract) | Dot(contract=contract):
+            a = function.types[op.operands[-2]]
+            inner = 1
+            for name in contract:
+                inner *= sizes.size(name) // sizes.mesh.extent(a.axes_of(name))
+            return 2 * sizes.local_elements(function.types[op.results[0]]) * inner
+        case Attend(along=along, mask=mask):
+            products = 5 if isinstance(op.attrs, AttendGrad) else 2
+            q, k = (function.types[value] for value in op.operands[:2])
+            keys = sizes.size(along) // sizes.mesh.extent(k.axes_of(along))
+            flops = 2 * products * sizes.local_elements(q) * keys
+            return flops // 2 if mask == "causal" else flops
+        case _:
+            return 0

@@ -1,0 +1,1 @@
+"""Pipeline parallelism: one program cut into one for each stage."""
