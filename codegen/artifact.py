@@ -160,7 +160,8 @@ def read_artifact(folder: Path) -> Artifact:
 def checked_source(folder: Path, plan: Plan) -> str:
     """The schedule that follows from a plan, once the plan is one that this version would make."""
     try:
-        verify(plan.program)
+        for stage in plan.by_stage:
+            verify(stage.program)
         sound = plan.schema == SCHEMA and follows(plan)
         source = schedule_text(plan) if sound else ""
     except Exception as error:  # whatever a stranger's plan runs into

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fllmc.codegen.storage_classes import Classes
-from fllmc.ir.ops import AddN, AllReduce, DotAdd, Elementwise, PutAdd, Scan
+from fllmc.ir.ops import AddN, AllReduce, Coalesced, DotAdd, Elementwise, PutAdd, Scan
 from fllmc.ir.plan import Frame
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import Type
@@ -44,7 +44,7 @@ def overwritable(op: Op) -> list[int]:
     match op.attrs:
         case AddN() | DotAdd() | PutAdd() | AllReduce():
             return [op.operands[0]]
-        case Elementwise():
+        case Elementwise() | Coalesced():
             return list(op.operands)
         case _:
             return []

@@ -14,7 +14,7 @@ from fllmc.ir.flops import op_flops
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.types import Sizes
-from fllmc.ir.walk import runs_of
+from fllmc.ir.walk import calls_of
 
 
 class Parameters(msgspec.Struct, frozen=True):
@@ -45,12 +45,17 @@ class Traffic(msgspec.Struct, frozen=True):
     bytes: int
 
 
-def parameters(program: Program) -> Parameters:
-    """How many parameters there are."""
-    counted = [
-        (Sizes(program.sizes.dims).local_elements(p.type.unplaced()), p.trainable)
-        for p in program.parameters
-    ]
+def parameters(*programs: Program) -> Parameters:
+    """How many parameters there are in a program, or in those of a pipeline's stages together."""
+    seen: set[str] = set()
+    counted: list[tuple[int, bool]] = []
+    for program in programs:
+        sizes = Sizes(program.sizes.dims)
+        for parameter in program.parameters:
+            if parameter.layers or parameter.name not in seen:  # stages have layers of their own
+                count = sizes.local_elements(parameter.type.unplaced())
+                counted.append((count, parameter.trainable))
+                seen.add(parameter.name)
     return Parameters(sum(n for n, _ in counted), sum(n for n, trained in counted if trained))
 
 
@@ -93,5 +98,5 @@ def executed(program: Program, entry: str, times: int = 1) -> Iterator[tuple[Fun
     function = program.function(entry)
     for op in function.ops:
         yield function, op, times
-        for callee, turns in runs_of(op, program.sizes):
+        for callee, turns in calls_of(op, program.sizes):
             yield from executed(program, callee, times * turns)

@@ -12,7 +12,17 @@ from typing import NamedTuple
 
 from fllmc.codegen import figures
 from fllmc.codegen.timeline import CATEGORIES, timeline
-from fllmc.ir.ops import AllGather, Cast, Fused, LocalSlice, Rename, Scan, Stop, Transpose
+from fllmc.ir.ops import (
+    AllGather,
+    Cast,
+    Coalesced,
+    Fused,
+    LocalSlice,
+    Rename,
+    Scan,
+    Stop,
+    Transpose,
+)
 from fllmc.ir.plan import Collective, Frozen, FrozenGroup, Plan
 from fllmc.ir.program import Function, Program
 from fllmc.ir.quantities import bytes_text, flops_text
@@ -166,6 +176,9 @@ def followed(
     for op in function.ops:
         if isinstance(op.attrs, HANDS_ON) and op.operands[0] in inside:
             inside[op.results[0]] = inside[op.operands[0]]
+        if isinstance(op.attrs, Coalesced):
+            pairs = zip(op.results, op.operands, strict=True)
+            inside.update({result: inside[v] for result, v in pairs if v in inside})
         if isinstance(op.attrs, Fused):
             group = program.function(op.attrs.function)
             inner = {n: inside[v] for n, v in enumerate(op.operands) if v in inside}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fllmc.codegen.offsets import aligned as aligned_bytes
 from fllmc.codegen.torch_elementwise import Number, Operand, host_number, number_text
 from fllmc.codegen.views import aligned, quoted, shape_text
 from fllmc.ir.ops import Fill
 from fllmc.ir.plan import Frame, Plan
 from fllmc.ir.program import Function, Op
-from fllmc.ir.types import Type
+from fllmc.ir.types import Dim, Type
 from fllmc.ir.walk import host_values
 
 
@@ -43,6 +44,9 @@ class FunctionText:
         if place.kind == "result":
             return f"r{place.number}"
         kind = self.function.types[value]
+        if place.kind == "offload":
+            shape = shape_text(self.sizes.local_shape(kind))
+            return self.view(f"rt.waiting({quoted(kind.dtype)}, {place.number}, {shape})")
         return self.view(self.arena(kind, f"base + {place.number}"), f"v{value}")
 
     def arena(self, kind: Type, offset: str, shape: Sequence[int] | None = None) -> str:
@@ -59,6 +63,10 @@ class FunctionText:
             self.views[text] = chosen
             self.bind.append(f"{chosen} = {text}")
         return self.views[text]
+
+    def buffer_bytes(self, kind: Type) -> int:
+        """Bytes from one buffer of this type to the next."""
+        return aligned_bytes(self.sizes.local_bytes(kind))
 
     def number(self, value: int) -> str:
         """The text of a host scalar: a number or a name."""
@@ -93,3 +101,11 @@ class FunctionText:
     def offset(self, op_at: int, number: int) -> str:
         """The arena offset of an op's scratch buffer."""
         return f"base + {self.frame.ops[op_at].scratch[number]}"
+
+
+def position(text: FunctionText, dim: Dim) -> str:
+    """The global position at which this rank's part of a dim begins, as bound text."""
+    if not dim.axes:
+        return "0"
+    part = text.sizes.size(dim.name) // text.sizes.mesh.extent(dim.axes)
+    return text.view(f"rt.coordinate({dim.axes!r}) * {part}")

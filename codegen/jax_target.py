@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fllmc.codegen import jax_attention as attention
+from fllmc.codegen import jax_experts as experts
+from fllmc.codegen.jax_site import aligned
 from fllmc.ir import ops, philox
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Function, Program
@@ -108,12 +111,6 @@ def _listed(found: Any) -> tuple[Value, ...]:
     return cast("tuple[Value, ...]", found) if isinstance(found, tuple) else (found,)
 
 
-def _aligned(x: Value, names: Sequence[str], wanted: Sequence[str]) -> Value:
-    """The array's dims in the wanted order, with new ones of length 1 where it has none."""
-    x = _jnp.transpose(x, [names.index(name) for name in wanted if name in names])
-    return _jnp.expand_dims(x, [i for i, name in enumerate(wanted) if name not in names])
-
-
 def _silu_grad(d: Value, x: Value) -> Value:
     """d times the derivative of silu."""
     s = _jax.nn.sigmoid(x)
@@ -139,7 +136,7 @@ def _elementwise(function: Callable[..., Value]) -> Rule:
         for array, kind in zip(arrays, site.operands, strict=True):
             scalar = tensors and not kind.dims and kind.dtype == "f64"
             given = array.astype(tensors[-1]) if scalar else array
-            shaped.append(_aligned(given, kind.names, site.results[0].names))
+            shaped.append(aligned(given, kind.names, site.results[0].names))
         return function(*shaped)
 
     return rule
@@ -158,7 +155,7 @@ def _stop(attrs: ops.Stop, site: _Site, x: Value) -> Value:
 
 
 def _transpose(attrs: ops.Transpose, site: _Site, x: Value) -> Value:
-    return _aligned(x, site.operands[0].names, attrs.order)
+    return aligned(x, site.operands[0].names, attrs.order)
 
 
 def _fill(attrs: ops.Fill, site: _Site) -> Value:
@@ -166,8 +163,7 @@ def _fill(attrs: ops.Fill, site: _Site) -> Value:
 
 
 def _iota(attrs: ops.Iota, site: _Site) -> Value:
-    first = attrs.first
-    return _jnp.arange(first, first + site.size(attrs.dim.name), dtype=site.dtype)
+    return _jnp.arange(site.size(attrs.dim.name), dtype=site.dtype) // attrs.each + attrs.first
 
 
 class _JaxLibrary:
@@ -246,7 +242,7 @@ def _take(attrs: ops.Take, site: _Site, table: Value, index: Value) -> Value:
 def _put(attrs: ops.Put, site: _Site, index: Value, value: Value) -> Value:
     positions, kind = site.operands
     rest = site.results[0].names[1:]
-    values = _aligned(value, kind.names, (*positions.names, *rest))
+    values = aligned(value, kind.names, (*positions.names, *rest))
     rows = site.size(attrs.dim.name)
     # JAX counts negative indices from the end; they must be dropped as those beyond the end are.
     target = _jnp.where(index < 0, rows, index)
@@ -257,66 +253,26 @@ def _put(attrs: ops.Put, site: _Site, index: Value, value: Value) -> Value:
 def _pick(attrs: ops.Pick, site: _Site, x: Value, index: Value) -> Value:
     kind, positions = site.operands
     last = _jnp.moveaxis(x, kind.names.index(attrs.dim), -1)
-    at = _aligned(index, positions.names, site.results[0].names)
+    at = aligned(index, positions.names, site.results[0].names)
     return _jnp.sum(_jnp.where(_one_hot(at, last.shape[-1], bool), last, 0), axis=-1)
 
 
 def _spread(attrs: ops.Spread, site: _Site, value: Value, index: Value) -> Value:
     kind, positions = site.operands
-    at = _aligned(index, positions.names, kind.names)
+    at = aligned(index, positions.names, kind.names)
     return value[..., None] * _one_hot(at, site.size(attrs.dim.name), value.dtype)
 
 
-def _rope(attrs: ops.Rope, site: _Site, x: Value) -> Value:
-    """Each pair as a complex number, multiplied by a unit one."""
-    names = site.operands[0].names
-    order = (*(n for n in names if n not in (attrs.along, attrs.dim)), attrs.along, attrs.dim)
-    rows = _aligned(x, names, order)
-    length, width = rows.shape[-2:]
-    # Pairs as the last two dims: (pair, side) or (side, pair).
-    halves = attrs.layout == "half"
-    pairs = rows.reshape(*rows.shape[:-1], *((2, width // 2) if halves else (width // 2, 2)))
-    real, imaginary = (_jnp.take(pairs, i, axis=-2 if halves else -1) for i in (0, 1))
-    speeds = _jnp.exp(-_jnp.log(attrs.theta) * _jnp.arange(0, width, 2) / width)
-    angles = _jnp.outer(_jnp.arange(length), speeds).astype(x.dtype)
-    turn = _lax.complex(_jnp.cos(angles), (-1 if attrs.inverse else 1) * _jnp.sin(angles))
-    turned = _lax.complex(real, imaginary) * turn
-    sides = _jnp.stack([turned.real, turned.imag], axis=-2 if halves else -1)
-    return _aligned(sides.reshape(rows.shape), order, names)
+def _chunk(attrs: ops.Chunk, site: _Site, x: Value) -> Value:
+    at, count = site.operands[0].names.index(attrs.dim), site.size(attrs.over)
+    parts = [_jnp.take(x, _jnp.arange(i, x.shape[at], count), axis=at) for i in range(count)]
+    return _jnp.stack(parts)
 
 
-def _scores(attrs: ops.Attend, q: Value, k: Value) -> Value:
-    """Masked scores [rest, heads, queries, keys] of q and k in [rest, heads, along, dim]."""
-    scores = _jnp.einsum("...qd,...kd->...qk", q, k, precision="highest") * attrs.scale
-    if attrs.mask == "causal":
-        seen = _jnp.tril(_jnp.ones(scores.shape[-2:], bool), attrs.first)
-        scores = _jnp.where(seen, scores, -_jnp.inf)
-    return scores
-
-
-def _attend(attrs: ops.Attend, site: _Site, q: Value, k: Value, v: Value) -> tuple[Value, Value]:
-    q_names, k_names = site.operands[0].names, site.operands[1].names
-    special = (attrs.along, attrs.heads, attrs.dim)
-    rest = tuple(name for name in q_names if name not in special)
-    q_order = (*rest, attrs.heads, attrs.along, attrs.dim)
-    k_order = (*rest, attrs.kv_heads, attrs.over, attrs.dim)
-    repeats = site.size(attrs.heads) // site.size(attrs.kv_heads)
-    k, v = (_jnp.repeat(_aligned(x, k_names, k_order), repeats, axis=-3) for x in (k, v))
-    scores = _scores(attrs, _aligned(q, q_names, q_order), k)
-    lse = _jax.nn.logsumexp(scores, axis=-1)
-    out = _jnp.einsum(
-        "...qk,...kd->...qd", _jax.nn.softmax(scores, axis=-1), v, precision="highest"
-    )
-    lse_names = tuple(name for name in q_names if name != attrs.dim)
-    return _aligned(out, q_order, q_names), _aligned(lse, q_order[:-1], lse_names)
-
-
-def _attend_grad(attrs: ops.AttendGrad, site: _Site, *arrays: Value) -> tuple[Value, ...]:
-    """By JAX's own reverse mode over attend; the saved output and log-sum-exp are not used."""
-    q, k, v, _, _, d_out = arrays
-    forward: Callable[..., Value] = lambda *args: _attend(attrs, site, *args)[0]  # noqa: E731
-    _, pull = _jax.vjp(forward, q, k, v)
-    return tuple(pull(d_out))
+def _unchunk(attrs: ops.Unchunk, site: _Site, x: Value) -> Value:
+    at = site.results[0].names.index(attrs.dim)
+    together = _jnp.stack(list(x), axis=at + 1)
+    return together.reshape((*x.shape[1 : at + 1], -1, *x.shape[at + 2 :]))
 
 
 def _call(attrs: ops.Call | ops.Fused, site: _Site, *arrays: Value) -> tuple[Value, ...]:
@@ -371,11 +327,13 @@ def _add_all(*arrays: Value) -> Value:
 JAX: dict[type[ops.Attrs], Rule] = {
     ops.Add: _elementwise(_jnp.add),
     ops.AddN: _elementwise(_add_all),
-    ops.Attend: _attend,
-    ops.AttendGrad: _attend_grad,
+    ops.Attend: attention.attend,
+    ops.AttendGrad: attention.attend_grad,
     ops.Call: _call,
     ops.Cast: _cast,
+    ops.Combine: experts.combine,
     ops.Cos: _elementwise(_jnp.cos),
+    ops.Dispatch: experts.dispatch,
     ops.Div: _elementwise(_jnp.divide),
     ops.Dot: _dot,
     ops.DotAdd: _dot_add,
@@ -383,6 +341,8 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Exp: _elementwise(_jnp.exp),
     ops.Fill: _fill,
     ops.Fused: _call,
+    ops.GroupedDot: experts.grouped_dot,
+    ops.GroupedOuter: experts.grouped_outer,
     ops.Iota: _iota,
     ops.Less: _elementwise(_jnp.less),
     ops.Log: _elementwise(_jnp.log),
@@ -392,6 +352,8 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.MulAdd: _elementwise(_plus_product),
     ops.MulSub: _elementwise(_less_product),
     ops.Neg: _elementwise(_jnp.negative),
+    ops.Chunk: _chunk,
+    ops.Unchunk: _unchunk,
     ops.Pick: _pick,
     ops.Pow: _elementwise(_jnp.power),
     ops.Put: _put,
@@ -400,7 +362,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.ReduceMax: _max,
     ops.ReduceSum: _sum,
     ops.Rename: _same,
-    ops.Rope: _rope,
+    ops.Rope: attention.rope,
     ops.Rsqrt: _elementwise(_lax.rsqrt),
     ops.Scan: _scan,
     ops.Sigmoid: _elementwise(_jax.nn.sigmoid),
@@ -412,7 +374,9 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Stop: _stop,
     ops.Sub: _elementwise(_jnp.subtract),
     ops.Take: _take,
+    ops.Tally: experts.tally,
     ops.Tanh: _elementwise(_jnp.tanh),
+    ops.TopK: experts.top_k,
     ops.Transpose: _transpose,
     ops.Where: _elementwise(_jnp.where),
 }

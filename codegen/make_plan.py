@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from fllmc.codegen.donations import copied_input
 from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
+from fllmc.codegen.offloaded import host_bytes
+from fllmc.codegen.turns import Turns
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.ops import (
     COLLECTIVES,
     AllGather,
     AllReduce,
+    AllToAll,
+    Coalesced,
     Fill,
+    Pipeline,
     ReduceScatter,
     RingAttend,
     RingAttendGrad,
 )
-from fllmc.ir.plan import Collective, Decision, Frame, Plan, Stored
+from fllmc.ir.plan import Collective, Decision, Frame, Plan, StagePlan, Stored
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.target import Target
 from fllmc.ir.types import Sizes, Type, bare_axes
-from fllmc.ir.walk import runs_of
+from fllmc.ir.walk import calls_of
 
 
 def make_plan(
@@ -31,9 +36,15 @@ def make_plan(
     target: Target,
     decisions: tuple[Decision, ...] = (),
     mesh_read: str = "",
+    pipe: str = "",
+    others: Sequence[Program] = (),
 ) -> Plan:
-    """The plan of a program at plan level."""
-    made = derived(program)
+    """The plan of a program at plan level.
+
+    With a pipeline axis `pipe` it is that of position 0 there, and `others` are of those behind.
+    """
+    made, *behind = derived_all((program, *others))
+    stages = tuple(StagePlan(other, *own) for other, own in zip(others, behind, strict=True))
     return Plan(
         program=program,
         frames=made.frames,
@@ -41,11 +52,14 @@ def make_plan(
         arena_bytes=made.arena_bytes,
         frame_base=made.frame_base,
         collectives=made.collectives,
+        host_bytes=made.host_bytes,
         data=spec.data,
         train=spec.train,
         decisions=decisions,
         mesh_read=mesh_read,
         target=target,
+        pipe=pipe,
+        stages=stages,
     )
 
 
@@ -57,21 +71,36 @@ class Derived(NamedTuple):
     arena_bytes: int
     frame_base: int
     collectives: tuple[Collective, ...]
+    host_bytes: int
 
 
-def derived(program: Program) -> Derived:
-    """Frames, persistent storage and collectives of a program at plan level."""
-    frames = plan_frames(program)
+def derived_all(programs: Sequence[Program]) -> list[Derived]:
+    """What follows from the programs of a pipeline's stages; what is alike is planned once."""
+    known: list[tuple[Program, Mapping[str, Frame]]] = []
+    found: list[Derived] = []
+    for program in programs:
+        frames = plan_frames(program, known)
+        known.append((program, frames))
+        found.append(derived(program, frames))
+    return found
+
+
+def derived(program: Program, frames: Mapping[str, Frame]) -> Derived:
+    """Persistent storage and collectives of a program at plan level, beside its frames."""
     stored, base = stored_tensors(program, frames)
     peak = max((frames[name].bytes for name in program.entries), default=0)
     ordered = tuple(frames[name] for name in sorted(frames))
-    return Derived(ordered, stored, base + peak, base, collectives(program))
+    waiting = host_bytes(program)
+    return Derived(ordered, stored, base + peak, base, collectives(program), waiting)
 
 
 def follows(plan: Plan) -> bool:
     """Whether the plan's memory and collectives are those that its program gives."""
-    given = (plan.frames, plan.stored, plan.arena_bytes, plan.frame_base, plan.collectives)
-    return given == derived(plan.program)
+    stages = plan.by_stage
+    return all(
+        tuple(getattr(p, name) for name in Derived._fields) == own
+        for p, own in zip(stages, derived_all([p.program for p in stages]), strict=True)
+    )
 
 
 def stored_tensors(program: Program, frames: Mapping[str, Frame]) -> tuple[tuple[Stored, ...], int]:
@@ -134,7 +163,7 @@ def state_values(program: Program) -> dict[str, float]:
 def collectives(program: Program) -> tuple[Collective, ...]:
     """Every collective of every entry, with bytes and calls; sites are numbered in text order."""
     found: list[Collective] = []
-    sites: dict[tuple[str, int], int] = {}
+    sites: dict[tuple[str | int, ...], int] = {}
 
     def visit(name: str, entry: str, calls: int) -> None:
         function = program.function(name)
@@ -142,7 +171,25 @@ def collectives(program: Program) -> tuple[Collective, ...]:
             if isinstance(op.attrs, COLLECTIVES):
                 site = sites.setdefault((name, at), len(sites))
                 found.append(describe(program, function, op, at, calls, entry, site))
-            for callee, times in runs_of(op, program.sizes):
+            if isinstance(op.attrs, Pipeline):
+                for kind, port, bytes_, times in transfers(program, op.attrs):
+                    site = sites.setdefault((name, at, kind, port), len(sites))
+                    found.append(
+                        Collective(
+                            site,
+                            kind,
+                            (op.attrs.axis,),
+                            bytes_,
+                            calls * times,
+                            entry,
+                            op.path,
+                            "",
+                            name,
+                            at,
+                            port=port,
+                        )
+                    )
+            for callee, times in calls_of(op, program.sizes):
                 visit(callee, entry, calls * times)
 
     for entry in program.entries:
@@ -150,21 +197,37 @@ def collectives(program: Program) -> tuple[Collective, ...]:
     return tuple(found)
 
 
+def transfers(program: Program, attrs: Pipeline) -> Iterator[tuple[str, str, int, int]]:
+    """What a pipeline op sends and receives: kind, port, bytes and calls of each."""
+    turns = Turns(program, attrs)
+    for port in turns.counts:
+        size = program.sizes.local_bytes(turns.types[port])
+        if turns.leaves(port):
+            yield "send", port, size, sum(other == port for other, _ in turns.written)
+        if turns.arrives(port):
+            yield "recv", port, size, sum(other == port for other, _ in turns.read)
+
+
 def describe(
     program: Program, function: Function, op: Op, at: int, calls: int, entry: str, site: int
 ) -> Collective:
     """One collective."""
     attrs = op.attrs
-    assert isinstance(attrs, AllReduce | AllGather | ReduceScatter | RingAttend)
+    assert isinstance(
+        attrs, AllReduce | AllGather | AllToAll | Coalesced | ReduceScatter | RingAttend
+    )
     kind = function.types[op.operands[0]]
     moved = program.sizes.local_bytes(kind)
-    if isinstance(attrs, AllGather):
+    if isinstance(attrs, Coalesced):
+        values = op.results if attrs.collective == "all_gather" else op.operands
+        moved = sum(program.sizes.local_bytes(function.types[value]) for value in values)
+    elif isinstance(attrs, AllGather):
         moved = program.sizes.local_bytes(function.types[op.results[0]])
     elif isinstance(attrs, RingAttend):
         moved = handed_on(attrs, function.types[op.operands[1]], program.sizes)
     return Collective(
         site=site,
-        kind=attrs.kind,
+        kind=attrs.collective if isinstance(attrs, Coalesced) else attrs.kind,
         axes=bare_axes(attrs.axes),
         bytes=moved,
         calls=calls,
@@ -173,6 +236,7 @@ def describe(
         dtype=kind.dtype,
         function=function.name,
         op=at,
+        among=attrs.among if isinstance(attrs, AllReduce) else (),
     )
 
 

@@ -20,14 +20,19 @@ from fllmc.codegen.donations import (
     staged,
     updated_input,
 )
+from fllmc.codegen.offloaded import away_from
 from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
 from fllmc.codegen.storage_classes import Classes
 from fllmc.codegen.tiles import tile_rows
+from fllmc.codegen.turns import Turns
 from fllmc.ir.ops import (
     AddN,
     AllGather,
+    AllToAll,
+    Coalesced,
     Elementwise,
     Fused,
+    Pipeline,
     ReduceScatter,
     ReduceSum,
     RingAttend,
@@ -35,9 +40,23 @@ from fllmc.ir.ops import (
     Scan,
 )
 from fllmc.ir.plan import Frame, OpPlace, Place
-from fllmc.ir.program import Function, Op, Program
+from fllmc.ir.program import Function, Op, Program, callees
 from fllmc.ir.types import DTYPE_BYTES, Sizes, Type, deals_zigzag
 from fllmc.ir.walk import host_values
+
+
+def flat_elements(op: Op, function: Function, sizes: Sizes) -> tuple[int, Type]:
+    """Elements of the buffer in which a coalesced collective lays out its values, and their type.
+
+    A reduction works in one copy of all values. Gathers and scatters have one for a rank's parts,
+    then one for those of all ranks.
+    """
+    assert isinstance(op.attrs, Coalesced)
+    kind = function.types[op.operands[0]]
+    given = sum(sizes.local_elements(function.types[value]) for value in op.operands)
+    if op.attrs.collective == "all_reduce":
+        return given, kind
+    return given + sum(sizes.local_elements(function.types[value]) for value in op.results), kind
 
 
 class Planner:
@@ -65,6 +84,7 @@ class Planner:
         self.classes = Classes(function)
         self.inputs = len(function.inputs)
         self.host = host_values(function)
+        self.away = away_from(function, program)
         self.in_place: dict[int, int] = {}
 
     def bytes(self, kind: Type) -> int:
@@ -80,6 +100,8 @@ class Planner:
         match op.attrs:
             case Fused(function=name):
                 found = self.fused_reusable(op, name, result)
+            case Pipeline():
+                found = [op.operands[result]]
             case Scan(carries=carries):
                 found = (
                     [op.operands[result]] if result < carries else self.scan_reusable(op, result)
@@ -198,6 +220,8 @@ class Planner:
             root = self.classes.find(value)
             if value in self.host:
                 return Place("host", value)
+            if value in self.away:
+                return Place("offload", self.away[value])
             if root < self.inputs:
                 return Place("argument", root)
             if root in frame_offset:
@@ -209,10 +233,11 @@ class Planner:
     def own_items(self) -> tuple[list[int], list[Item]]:
         """The classes that live in the frame, with their lifetimes."""
         bound = {self.classes.find(value) for value in self.function.results}
+        elsewhere = bound | self.host | set(self.away)
         roots: list[int] = []
         items: list[Item] = []
         for value in range(self.inputs, len(self.function.types)):
-            if self.classes.find(value) == value and value not in bound | self.host:
+            if self.classes.find(value) == value and value not in elsewhere:
                 roots.append(value)
                 start, stop = self.classes.first[value], self.classes.last[value]
                 items.append(Item(start, stop, self.bytes(self.function.types[value])))
@@ -225,6 +250,8 @@ class Planner:
         if names[0]:
             most = max(self.frames[name].bytes for name in names if name)
             items.append(Item(at, at, aligned(most)))
+        if isinstance(op.attrs, Pipeline):
+            items += self.pipeline_scratch(op, op.attrs, at)
         if isinstance(op.attrs, Scan):
             items += [Item(at, at, self.bytes(kind)) for kind in self.scan_scratch(op)]
         if isinstance(op.attrs, AllGather | ReduceScatter):
@@ -233,6 +260,11 @@ class Planner:
                 items.append(Item(at, at, self.bytes(source)))
             elif source.names[0] != op.attrs.dim or deals_zigzag(op.attrs.axes):
                 items.append(Item(at, at, self.bytes(result)))
+        if isinstance(op.attrs, Coalesced):
+            count, kind = flat_elements(op, self.function, self.sizes)
+            items.append(Item(at, at, aligned(count * DTYPE_BYTES[kind.dtype])))
+        if isinstance(op.attrs, AllToAll):  # what is sent, and what is received
+            items.append(Item(at, at, 2 * self.bytes(self.function.types[op.operands[0]])))
         if isinstance(op.attrs, RingAttend):
             items += [Item(at, at, aligned(size)) for size in ring_buffers(op, self)]
         if isinstance(op.attrs, ReduceSum) and self.rows:
@@ -240,6 +272,16 @@ class Planner:
             if kind.names[: len(self.rows)] != self.rows:
                 items.append(Item(at, at, self.bytes(kind)))
         return items
+
+    def pipeline_scratch(self, op: Op, attrs: Pipeline, at: int) -> list[Item]:
+        """The frame that the functions of all turns share, then the buffers of what passes."""
+        frames = [self.frames[name].bytes for _, name in attrs.functions]
+        slices = op.operands[attrs.carries : attrs.carries + attrs.slices]
+        kinds = [self.function.types[value] for value in slices]
+        found = [Item(at, at, aligned(max(frames, default=0)))]
+        for buffers in Turns(self.program, attrs).buffers(self.frames, kinds):
+            found.append(Item(at, at, buffers.slots * self.bytes(buffers.type)))
+        return found
 
     def scan_scratch(self, op: Op) -> list[Type]:
         """Second buffers of carries that the body doesn't update in place, then staged slices."""
@@ -269,7 +311,7 @@ class Planner:
         ops: list[OpPlace] = []
         for op, group in zip(self.function.ops, extras, strict=True):
             numbers = [next(rest) for _ in group]
-            calls = bool(getattr(op.attrs, "function", ""))
+            calls = bool(getattr(op.attrs, "function", "")) or isinstance(op.attrs, Pipeline)
             ops.append(
                 OpPlace(numbers[0] if calls else 0, tuple(numbers[1:] if calls else numbers))
             )
@@ -293,8 +335,13 @@ def sum_bytes(kind: Type) -> int:
     return max(DTYPE_BYTES[kind.dtype], DTYPE_BYTES["f32"])
 
 
-def plan_frames(program: Program) -> dict[str, Frame]:
-    """The frames of all functions that the entries reach, callees first."""
+def plan_frames(
+    program: Program, known: Sequence[tuple[Program, Mapping[str, Frame]]] = ()
+) -> dict[str, Frame]:
+    """The frames of all functions that the entries reach, callees first.
+
+    What other programs have alike in function, callees and sizes is taken from what is `known`.
+    """
     frames: dict[str, Frame] = {}
     rows: dict[str, tuple[str, ...]] = {}
     donated: dict[str, dict[int, tuple[int, ...]]] = {}
@@ -302,6 +349,10 @@ def plan_frames(program: Program) -> dict[str, Frame]:
     def visit(name: str) -> None:
         function = program.function(name)
         for op in function.ops:
+            if isinstance(op.attrs, Pipeline):
+                for _, callee in op.attrs.functions:
+                    donated[callee] = entry_donations(program.function(callee))
+                    visit(callee)
             callee = getattr(op.attrs, "function", "")
             if callee and callee not in frames:
                 if isinstance(op.attrs, Fused):
@@ -313,6 +364,10 @@ def plan_frames(program: Program) -> dict[str, Frame]:
                 body, frame = program.function(callee), frames[callee]
                 donated[op.attrs.final] = same_donations(body, frame, op.attrs)
                 visit(op.attrs.final)
+        for other, theirs in known:
+            if same_function(program, other, name, frames, theirs):
+                frames[name] = theirs[name]
+                return
         given = donated.get(name, {})
         frames[name] = Planner(function, program, frames, given, rows.get(name, ())).plan()
 
@@ -320,6 +375,26 @@ def plan_frames(program: Program) -> dict[str, Frame]:
         donated[entry] = entry_donations(program.function(entry))
         visit(entry)
     return frames
+
+
+def same_function(
+    program: Program,
+    other: Program,
+    name: str,
+    frames: Mapping[str, Frame],
+    theirs: Mapping[str, Frame],
+) -> bool:
+    """Whether a function of another program needs the very same frame."""
+    if name not in theirs or program.mesh != other.mesh:
+        return False
+    function = program.function(name)
+    if function != other.function(name) or (name in program.entries) != (name in other.entries):
+        return False
+    dims = {dim.name for kind in function.types for dim in kind.dims}
+    sizes, their_sizes = program.sizes, other.sizes
+    if any(sizes.size(dim) != their_sizes.size(dim) for dim in dims):
+        return False
+    return all(frames[callee] == theirs.get(callee) for callee in callees(function))
 
 
 def persistent(sizes: Sizes, kinds: Sequence[Type], start: int) -> tuple[list[int], int]:

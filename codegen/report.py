@@ -19,11 +19,11 @@ from fllmc.codegen.frozen import frozen_lines
 from fllmc.codegen.schedule import schedule_text
 from fllmc.codegen.timeline import PERSISTENT, timeline
 from fllmc.ir.flops import op_flops
-from fllmc.ir.ops import Scan
+from fllmc.ir.ops import Pipeline, Scan
 from fllmc.ir.plan import Collective, Plan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.quantities import bytes_text, count_text, flops_text
-from fllmc.ir.walk import host_values, runs_of
+from fllmc.ir.walk import calls_of, host_values
 
 TEMPLATES = Path(__file__).parent / "templates"
 LONGEST = 400_000
@@ -76,12 +76,13 @@ def report_html(name: str, plan: Plan, levels: Mapping[str, str]) -> str:
 
 def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]:
     """What the template shows."""
+    whole, plan = plan, plan.fullest
     entry = plan.program.entries[0]
     return {
         "name": name,
         "plan": plan,
         "entry": entry,
-        "cards": tuple(cards(plan, entry)),
+        "cards": tuple(cards(plan, entry, whole)),
         "chart": memory_chart(timeline(plan, entry)),
         "memory": figures.memory(plan),
         "roles": PERSISTENT,
@@ -90,14 +91,14 @@ def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]
         "frozen": tuple(frozen_lines(plan)) if plan.frozen else (),
         "functions": tuple(function_tables(plan)),
         "levels": {level: shortened(text) for level, text in levels.items()},
-        "schedule": shortened(schedule_text(plan)),
+        "schedule": shortened(schedule_text(whole)),
     }
 
 
-def cards(plan: Plan, entry: str) -> Iterator[Card]:
+def cards(plan: Plan, entry: str, whole: Plan) -> Iterator[Card]:
     """The figures that one asks for first."""
     program, memory = plan.program, figures.memory(plan)
-    counted = figures.parameters(program)
+    counted = figures.parameters(*(stage.program for stage in whole.by_stage))
     moved = sum(row.bytes for row in figures.traffic(plan, entry))
     share = 100 * counted.trained / max(counted.total, 1)
     trained = "all trained" if counted.trained == counted.total else f"{share:.2g} % trained"
@@ -141,8 +142,11 @@ def runs(program: Program, name: str, calls: int) -> Iterator[tuple[str, int]]:
     yield name, calls
     for op in program.function(name).ops:
         if isinstance(op.attrs, Scan):
-            for callee, turns in runs_of(op, program.sizes):
+            for callee, turns in calls_of(op, program.sizes):
                 yield from runs(program, callee, calls * turns)
+        elif isinstance(op.attrs, Pipeline):
+            for callee, times in calls_of(op, program.sizes):
+                yield from runs(program, callee, calls * times)
 
 
 def op_rows(function: Function, program: Program) -> Iterator[OpRow]:

@@ -167,11 +167,14 @@ def value_kinds(plan: Plan, entry: str) -> dict[str, list[str]]:
         function = plan.program.function(name)
         kinds = [*given, *("transients" for _ in function.types[len(given) :])]
         found[name] = kinds
+        back = {
+            op.attrs.over for op in function.ops if isinstance(op.attrs, Scan) and op.attrs.reverse
+        }
         for op in function.ops:
             before = [kinds[value] for value in op.operands]
             copied = isinstance(op.attrs, COPIES) and before[0].startswith("parameter")
             stacked = op.attrs.carries if isinstance(op.attrs, Scan) else 0
-            saves = isinstance(op.attrs, Scan) and not op.attrs.reverse
+            saves = isinstance(op.attrs, Scan) and not op.attrs.reverse and op.attrs.over in back
             for place, value in enumerate(op.results):
                 kind = function.types[value]
                 if copied:

@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from fllmc.codegen.function_text import FunctionText
+from fllmc.codegen import torch_experts as experts
+from fllmc.codegen.function_text import FunctionText, position
+from fllmc.codegen.memory import flat_elements
 from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
 from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
     AllGather,
     AllReduce,
+    AllToAll,
     Attend,
     AttendGrad,
     Attrs,
+    Chunk,
+    Coalesced,
+    Combine,
+    Dispatch,
     Dot,
     DotAdd,
     Elementwise,
     Fill,
+    FromHost,
+    GroupedDot,
+    GroupedOuter,
     Iota,
     LocalSlice,
     Pick,
@@ -35,10 +45,14 @@ from fllmc.ir.ops import (
     Share,
     Spread,
     Take,
+    Tally,
+    ToHost,
+    TopK,
     Transpose,
+    Unchunk,
 )
 from fllmc.ir.program import Op
-from fllmc.ir.types import Dim, Type, deals_zigzag
+from fllmc.ir.types import Type, deals_zigzag
 
 Rule = Callable[[FunctionText, Op, int], list[str]]
 
@@ -90,14 +104,6 @@ def reduction(name: str) -> Rule:
         return [f"torch.{name}({source}, dim={dims}, out={out})"]
 
     return rule
-
-
-def position(text: FunctionText, dim: Dim) -> str:
-    """The global position at which this rank's part of a dim begins, as bound text."""
-    if not dim.axes:
-        return "0"
-    part = text.sizes.size(dim.name) // text.sizes.mesh.extent(dim.axes)
-    return text.view(f"rt.coordinate({dim.axes!r}) * {part}")
 
 
 def take(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -166,6 +172,28 @@ def spread(text: FunctionText, op: Op, at: int) -> list[str]:
     ]
 
 
+def chunk(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Every n-th position to the same chunk, or back: a copy between strided views."""
+    del at
+    assert isinstance(op.attrs, Chunk | Unchunk)
+    attrs, dealt = op.attrs, isinstance(op.attrs, Chunk)
+    whole, parts = (*op.operands, *op.results) if dealt else (*op.results, *op.operands)
+    kind = text.function.types[whole]
+    place, count = kind.names.index(attrs.dim), text.sizes.size(attrs.over)
+    shape = list(text.sizes.local_shape(kind))
+    shape[place : place + 1] = [shape[place] // count, count]
+    view = text.view(f"{text.tensor(whole)}.view({shape_text(shape)}).movedim({place + 1}, 0)")
+    pair = (text.tensor(parts), view) if dealt else (view, text.tensor(parts))
+    return [f"{pair[0]}.copy_({pair[1]})"]
+
+
+def offload(text: FunctionText, op: Op, at: int) -> list[str]:
+    """A copy between device and host memory, which the runtime counts."""
+    del at
+    source, target = text.tensor(op.operands[0]), text.tensor(op.results[0])
+    return [f"rt.{op.kind}({source}, {target})"]
+
+
 def fill(text: FunctionText, op: Op, at: int) -> list[str]:
     """A constant tensor."""
     del at
@@ -179,15 +207,16 @@ def iota(text: FunctionText, op: Op, at: int) -> list[str]:
     """Positions along a dim."""
     del at
     assert isinstance(op.attrs, Iota)
-    if deals_zigzag(op.attrs.dim.axes):
-        held = text.view(f"rt.positions({positions(text, op.attrs.dim)})")
-        return [f"{text.tensor(op.results[0])}.copy_({held})"]
+    attrs, out = op.attrs, text.tensor(op.results[0])
+    if deals_zigzag(attrs.dim.axes) or attrs.each > 1:
+        held = f"{positions(text, attrs.dim)}, {attrs.each}, {attrs.first}"
+        return [f"{out}.copy_({text.view(f'rt.positions({held})')})"]
     (count,) = text.sizes.local_shape(text.function.types[op.results[0]])
-    start = position(text, op.attrs.dim)
-    if op.attrs.first:
-        start = str(op.attrs.first) if start == "0" else f"{start} + {op.attrs.first}"
+    start = position(text, attrs.dim)
+    if attrs.first:
+        start = str(attrs.first) if start == "0" else f"{start} + {attrs.first}"
     stop = f"{start} + {count}" if start != "0" else str(count)
-    return [f"torch.arange({start}, {stop}, out={text.tensor(op.results[0])})"]
+    return [f"torch.arange({start}, {stop}, out={out})"]
 
 
 def random(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -233,6 +262,21 @@ def all_reduce(text: FunctionText, op: Op, at: int) -> list[str]:
     return [*lines, f"rt.all_reduce({site}, {out}, {quoted(kind.combine)})"]
 
 
+def coalesced(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Several collectives as one, through a flat buffer."""
+    assert isinstance(op.attrs, Coalesced)
+    count, kind = flat_elements(op, text.function, text.sizes)
+    kinds = [text.function.types[value] for value in op.operands]
+    along = [k.names.index(dim) for k, dim in zip(kinds, op.attrs.dims, strict=False)]
+    sources = shape_text([text.tensor(value) for value in op.operands])
+    outs = shape_text([text.tensor(value) for value in op.results])
+    scratch = text.view(text.arena(kind, text.offset(at, 0), (count,)))
+    name = kind.combine if op.attrs.collective == "all_reduce" else op.attrs.collective
+    site = text.sites[text.function.name, at]
+    given = f"{quoted(name)}, {sources}, {outs}, {shape_text(along)}, {scratch}"
+    return [f"rt.coalesced({site}, {given})"]
+
+
 def moved(name: str) -> Rule:
     """all_gather and reduce_scatter along a dim; a dim that isn't the first needs scratch."""
 
@@ -252,6 +296,17 @@ def moved(name: str) -> Rule:
         return [f"rt.{name}({site}, {source}, {out}, {along}, {scratch}{deal})"]
 
     return rule
+
+
+def all_to_all(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Parts of one dim for parts of another, by way of what is sent and what is received."""
+    assert isinstance(op.attrs, AllToAll)
+    kind = text.function.types[op.operands[0]]
+    gathered, scattered = (kind.names.index(n) for n in (op.attrs.gathered, op.attrs.scattered))
+    shape = (2, text.sizes.local_elements(kind))
+    scratch = text.view(text.arena(kind, text.offset(at, 0), shape))
+    given = f"{text.tensor(op.operands[0])}, {text.tensor(op.results[0])}, {gathered}, {scattered}"
+    return [f"rt.all_to_all({text.sites[text.function.name, at]}, {given}, {scratch})"]
 
 
 def local_slice(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -276,15 +331,25 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     **{attrs: elementwise for attrs in ELEMENTWISE if issubclass(attrs, Elementwise)},
     AllGather: moved("all_gather"),
     AllReduce: all_reduce,
+    AllToAll: all_to_all,
     Attend: attend,
+    Coalesced: coalesced,
     AttendGrad: attend,
     RingAttend: ring_attend,
     RingAttendGrad: ring_attend,
+    Combine: experts.moved,
+    Dispatch: experts.moved,
     Dot: dot,
     DotAdd: dot,
     Fill: fill,
+    GroupedDot: experts.grouped_dot,
+    GroupedOuter: experts.grouped_outer,
     Iota: iota,
     LocalSlice: local_slice,
+    Chunk: chunk,
+    Unchunk: chunk,
+    FromHost: offload,
+    ToHost: offload,
     Pick: pick,
     Put: put,
     PutAdd: put,
@@ -297,5 +362,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Rope: rope,
     Spread: spread,
     Take: take,
+    Tally: experts.tally,
+    TopK: experts.top_k,
     Transpose: transpose,
 }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fllmc.ir.types import Sizes, Type
 
 
-def shape_text(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int | str]) -> str:
     """A Python tuple."""
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 

@@ -233,3 +233,20 @@ class BadStack(Explained, frozen=True):
     over: str
     reason: str
     origin: Span = NOWHERE
+
+
+class BadExperts(Diagnostic, frozen=True):
+    """The dims of a mixture of experts don't fit together.
+
+    `chosen`, from `top_k_indices`, is experts[.., seq, choices]. `dispatch(x, chosen, along: seq,
+    to: rows)` takes [.., seq, ..] to [.., rows, ..] by expert, without a capacity; `to: (experts,
+    slots)` gives each expert `slots` rows of a sequence, and drops what finds none. `expert_dot`
+    multiplies rows by a weight that has `experts`; `combine` takes them back, added up for a token.
+    """
+
+    code: ClassVar[str] = "E0232"
+    title: ClassVar[str] = "{name} does not fit its experts"
+    label: ClassVar[str] = "{reason}"
+
+    name: str
+    reason: str

@@ -23,6 +23,7 @@ from fllmc.ir.evaluate_parts import (
     Parts,
     all_gather,
     all_reduce,
+    all_to_all,
     as_stored,
     join,
     local_slice,
@@ -148,6 +149,22 @@ def call(attrs: ops.Call | ops.Fused, site: Site, operands: Sequence[Parts]) -> 
     return site.machine.run(site.machine.functions[attrs.function], operands)
 
 
+def coalesced(attrs: ops.Coalesced, site: Site, operands: Sequence[Parts]) -> tuple[Parts, ...]:
+    """What each collective by itself gives."""
+    mesh = site.machine.sizes.mesh
+    found: list[Parts] = []
+    given = zip(attrs.each(len(operands)), site.operands, operands, strict=True)
+    for part, kind, held in given:
+        match part:
+            case ops.AllGather():
+                found.append(all_gather(part, kind, held, mesh))
+            case ops.AllReduce():
+                found.append(all_reduce(part, kind, held, mesh))
+            case _:
+                found.append(reduce_scatter(part, kind, held, mesh))
+    return tuple(found)
+
+
 def scan(attrs: ops.Scan, site: Site, operands: Sequence[Parts]) -> tuple[Parts, ...]:
     """The function once for each position, carries handed on, other results stacked."""
     machine, function = site.machine, site.machine.functions[attrs.function]
@@ -177,7 +194,9 @@ EVALUATE: dict[type[ops.Attrs], Rule] = {
     **{attrs: local(rule) for attrs, rule in LOCAL.items()},
     ops.AllGather: across(all_gather),
     ops.AllReduce: across(all_reduce),
+    ops.AllToAll: across(all_to_all),
     ops.Call: call,
+    ops.Coalesced: coalesced,
     ops.Fused: call,
     ops.LocalSlice: across(local_slice),
     ops.ReduceScatter: across(reduce_scatter),

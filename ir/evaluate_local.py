@@ -15,6 +15,14 @@ import numpy as np
 
 from fllmc.ir import ops, philox
 from fllmc.ir.evaluate_attention import attend, attend_grad, rope
+from fllmc.ir.evaluate_experts import (
+    combine,
+    dispatch,
+    grouped_dot,
+    grouped_outer,
+    tally,
+    top_k,
+)
 from fllmc.ir.evaluate_parts import Array, Here, as_stored
 from fllmc.ir.types import Type
 
@@ -98,7 +106,7 @@ def fill(attrs: ops.Fill, here: Here) -> Array:
 
 def iota(attrs: ops.Iota, here: Here) -> Array:
     """This rank's global positions along the dim."""
-    return here.positions(attrs.dim) + attrs.first
+    return here.positions(attrs.dim) // attrs.each + attrs.first
 
 
 def random(attrs: ops.Random, here: Here, seed: Array, samples: Array, *layer: Array) -> Array:
@@ -195,13 +203,30 @@ def spread(attrs: ops.Spread, here: Here, value: Array, index: Array) -> Array:
     return np.where(at == here.positions(attrs.dim), rows, np.zeros_like(rows))
 
 
+def chunk(attrs: ops.Chunk, here: Here, x: Array) -> Array:
+    """Chunks in front; this rank deals out what it holds."""
+    at = here.operands[0].names.index(attrs.dim)
+    count = here.sizes.size(attrs.over)
+    dealt = x.reshape((*x.shape[:at], x.shape[at] // count, count, *x.shape[at + 1 :]))
+    return np.moveaxis(dealt, at + 1, 0)
+
+
+def unchunk(attrs: ops.Unchunk, here: Here, x: Array) -> Array:
+    """Chunks taken up again."""
+    at = here.results[0].names.index(attrs.dim)
+    return np.moveaxis(x, 0, at + 1).reshape(here.sizes.local_shape(here.results[0]))
+
+
 LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Add: elementwise(np.add),
     ops.AddN: elementwise(add_all),
     ops.Attend: attend,
     ops.AttendGrad: attend_grad,
     ops.Cast: identity,
+    ops.Chunk: chunk,
+    ops.Combine: combine,
     ops.Cos: elementwise(np.cos),
+    ops.Dispatch: dispatch,
     ops.Div: elementwise(np.true_divide),
     ops.Dot: dot,
     ops.DotAdd: dot_add,
@@ -209,6 +234,9 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Erf: elementwise(erf),
     ops.Exp: elementwise(np.exp),
     ops.Fill: fill,
+    ops.FromHost: identity,
+    ops.GroupedDot: grouped_dot,
+    ops.GroupedOuter: grouped_outer,
     ops.Iota: iota,
     ops.Less: elementwise(np.less),
     ops.Log: elementwise(np.log),
@@ -238,7 +266,11 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Stop: identity,
     ops.Sub: elementwise(np.subtract),
     ops.Take: take,
+    ops.Tally: tally,
     ops.Tanh: elementwise(np.tanh),
+    ops.ToHost: identity,
+    ops.TopK: top_k,
     ops.Transpose: transpose,
+    ops.Unchunk: unchunk,
     ops.Where: elementwise(np.where),
 }

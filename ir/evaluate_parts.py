@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import AllGather, AllReduce, LocalSlice, ReduceScatter
+from fllmc.ir.ops import AllGather, AllReduce, AllToAll, LocalSlice, ReduceScatter
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare_axes
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -115,6 +115,12 @@ def all_gather(attrs: AllGather, kind: Type, parts: Parts, mesh: Mesh) -> Parts:
         held = np.concatenate([dealt(extent, attrs.axes, mesh, rank) for rank in group])
         found.update(dict.fromkeys(group, joined.take(np.argsort(held), axis=at)))
     return tuple(found[rank] for rank in range(mesh.size))
+
+
+def all_to_all(attrs: AllToAll, kind: Type, parts: Parts, mesh: Mesh) -> Parts:
+    """Every rank gets one dim whole, and its part of another."""
+    whole = all_gather(AllGather(attrs.gathered, attrs.axes), kind, parts, mesh)
+    return local_slice(LocalSlice(attrs.scattered, attrs.axes), kind, whole, mesh)
 
 
 def reduce_scatter(attrs: ReduceScatter, kind: Type, parts: Parts, mesh: Mesh) -> Parts:

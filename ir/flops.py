@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd
+from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, GroupedDot, GroupedOuter
 from fllmc.ir.program import Function, Op
-from fllmc.ir.types import Sizes
+from fllmc.ir.types import Sizes, Type
 
 
 def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
     """Floating-point operations of a contraction or an attention, zero for any other op.
 
     A multiplication with an addition counts as two. Half of a causal mask is not computed. The
-    gradient of attention has five products (FlashAttention-2) where attention has two.
+    gradient of attention has five products (FlashAttention-2) where attention has two. Experts are
+    taken to be chosen alike.
     """
     match op.attrs:
         case DotAdd(contract=contract) | Dot(contract=contract):
@@ -26,5 +27,23 @@ def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
             keys = sizes.size(along) // sizes.mesh.extent(k.axes_of(along))
             flops = 2 * products * sizes.local_elements(q) * keys
             return flops // 2 if mask == "causal" else flops
+        case GroupedDot(rows=rows):
+            kind, weight, _ = (function.types[value] for value in op.operands)
+            return 2 * chosen_rows(kind, rows, sizes) * matrix_elements(weight, sizes)
+        case GroupedOuter(rows=rows):
+            kind, weight = function.types[op.operands[0]], function.types[op.results[0]]
+            return 2 * chosen_rows(kind, rows, sizes) * matrix_elements(weight, sizes)
         case _:
             return 0
+
+
+def chosen_rows(kind: Type, rows: str, sizes: Sizes) -> int:
+    """How many rows of a value in expert layout are in use, if all experts are chosen alike."""
+    stop = kind.names.index(rows) + 1
+    room = sizes.local_elements(kind.placed(kind.dims[:stop]))
+    return room // sizes.mesh.extent(kind.axes_of(rows))
+
+
+def matrix_elements(weight: Type, sizes: Sizes) -> int:
+    """Elements of one expert's matrix on one rank; experts are the first dim."""
+    return sizes.local_elements(weight.placed(weight.dims[1:]))

@@ -21,10 +21,11 @@ class Place(msgspec.Struct, frozen=True):
 
     `frame`: at byte `number` of the function's frame. `argument`: in the buffer of input `number`,
     in place. `result`: in the buffer that the caller gives for result `number`. `host`: a Python
-    float in host slot `number`. `none`: it has no storage (an alias that nothing reads).
+    float in host slot `number`. `offload`: at byte `number` of the rank's host memory. `none`: it
+    has no storage (an alias that nothing reads).
     """
 
-    kind: Literal["frame", "argument", "result", "host", "none"]
+    kind: Literal["frame", "argument", "result", "host", "offload", "none"]
     number: int = 0
 
 
@@ -62,8 +63,10 @@ class Collective(msgspec.Struct, frozen=True):
     """One collective of the program: `bytes` per call and rank, `calls` per step of its entry.
 
     Bytes are those of the tensor (all_reduce), of the result (all_gather), of the operand
-    (reduce_scatter) or of all that a rank hands on (ring_attend and its gradient). `site` is the
-    number by which the generated code names it; it stands at position `op` of `function`.
+    (reduce_scatter, all_to_all) or of all that a rank hands on (ring_attend and its gradient).
+    `site` is the number by which the generated code names it; it stands at position `op` of
+    `function`. `among` are the positions on the axis of those that take part, if not all do. `send`
+    and `recv` are of a pipeline op; `port` is the value.
     """
 
     site: int
@@ -76,6 +79,8 @@ class Collective(msgspec.Struct, frozen=True):
     dtype: str
     function: str
     op: int
+    among: tuple[int, ...] = ()
+    port: str = ""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -128,8 +133,24 @@ class Frozen(msgspec.Struct, frozen=True):
     full_moved: int
 
 
+class StagePlan(msgspec.Struct, frozen=True):
+    """What differs between the ranks of a pipeline; the fields are those of `Plan`."""
+
+    program: Program
+    frames: tuple[Frame, ...]
+    stored: tuple[Stored, ...]
+    arena_bytes: int
+    frame_base: int
+    collectives: tuple[Collective, ...]
+    host_bytes: int
+
+
 class Plan(msgspec.Struct, frozen=True):
-    """The whole plan of one compiled run."""
+    """The whole plan of one compiled run.
+
+    Where the mesh axis `pipe` is a pipeline's, the fields speak of the ranks at its position 0, and
+    `stages` of those at the positions from 1 on. `host_bytes` is what waits in host memory.
+    """
 
     program: Program
     frames: tuple[Frame, ...]
@@ -143,7 +164,33 @@ class Plan(msgspec.Struct, frozen=True):
     decisions: tuple[Decision, ...] = ()
     mesh_read: str = ""
     frozen: Frozen | None = None
+    pipe: str = ""
+    stages: tuple[StagePlan, ...] = ()
+    host_bytes: int = 0
     schema: str = SCHEMA
+
+    @property
+    def by_stage(self) -> tuple[Plan, ...]:
+        """The plans of the ranks at each position of the pipeline axis; itself without one."""
+        own = msgspec.structs.replace(self, stages=())
+        others = (
+            msgspec.structs.replace(
+                own, **{name: getattr(stage, name) for name in StagePlan.__struct_fields__}
+            )
+            for stage in self.stages
+        )
+        return (own, *others)
+
+    @property
+    def fullest(self) -> Plan:
+        """The plan of the first pipeline stage that needs most memory."""
+        return max(self.by_stage, key=lambda stage: stage.arena_bytes)
+
+    def of_rank(self, rank: int) -> Plan:
+        """The plan of the stage that a rank of the mesh has."""
+        if not self.stages:
+            return self
+        return self.by_stage[self.program.mesh.coordinates(rank)[self.pipe]]
 
     def frame(self, function: str) -> Frame:
         """The frame of a function; KeyError if there is none."""

@@ -124,13 +124,6 @@ class Offload(msgspec.Struct, frozen=True):
     span: Span = NOWHERE
 
 
-class Compress(msgspec.Struct, frozen=True):
-    """`compress SELECTOR`: what is kept under these paths is kept in 8 bits. Changes numbers."""
-
-    selector: str
-    span: Span = NOWHERE
-
-
 class Pipeline(msgspec.Struct, frozen=True):
     """The order in which pipeline stages work; see `passes/schedule`.
 
@@ -204,7 +197,6 @@ class Schedule(msgspec.Struct, frozen=True):
     microbatches: int = 1
     zero: tuple[Zero, ...] = ()
     offload: tuple[Offload, ...] = ()
-    compress: tuple[Compress, ...] = ()
     pipeline: Pipeline | None = None
     context: Context = "gather"
     budget_gib: float = 0.0

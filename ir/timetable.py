@@ -38,3 +38,12 @@ class Timetable(msgspec.Struct, frozen=True):
     micros: int
     homes: tuple[int, ...]
     rows: tuple[tuple[Action, ...], ...]
+
+
+class Timed(msgspec.Struct, frozen=True):
+    """An action on the timeline of a rank, from `begin` to `end` in any unit."""
+
+    rank: int
+    action: Action
+    begin: float
+    end: float

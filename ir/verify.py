@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.legality import objection
-from fllmc.ir.ops import COLLECTIVES, Env, TypeRuleError
+from fllmc.ir.ops import COLLECTIVES, Env, Pipeline, TypeRuleError
 from fllmc.ir.program import Function, Level, Op, Program, callees
 from fllmc.ir.text_print import print_op
 from fllmc.ir.types import DTYPE_BYTES, Dim, Sizes, Type, base_dim, deals_zigzag
+from fllmc.ir.verify_turns import turn_faults
 
 
 class Fault(NamedTuple):
@@ -68,6 +69,7 @@ class _Known:
 
     def __init__(self, program: Program) -> None:
         self.level: Level = program.level
+        self.program = program
         self.sizes: Sizes = program.sizes
         whole = {f.name: f.signature for f in program.functions if _structure(f) is None}
         self.env = Env(self.sizes, whole)
@@ -208,7 +210,10 @@ def _function_faults(function: Function, known: _Known) -> Iterator[Fault]:
         for text in known.type_faults(kind):
             yield Fault(function.name, None, f"input {given.name}: {text}")
     for position, op in enumerate(function.ops):
-        for text in _op_faults(op, function.types, known):
+        found = list(_op_faults(op, function.types, known))
+        if isinstance(op.attrs, Pipeline) and not found:
+            found = list(turn_faults(known.program, function, op))
+        for text in found:
             yield Fault(function.name, position, text)
 
 

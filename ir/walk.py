@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from fllmc.ir.ops import Elementwise, Fill, Scan
+from fllmc.ir.ops import Elementwise, Fill, Pipeline, Scan
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import HOST_SCALAR, Sizes, Type
 
@@ -27,9 +27,12 @@ def host_values(function: Function) -> set[int]:
     return found
 
 
-def runs_of(op: Op, sizes: Sizes) -> Iterator[tuple[str, int]]:
-    """The functions that an op runs, and how often it runs each."""
+def calls_of(op: Op, sizes: Sizes) -> Iterator[tuple[str, int]]:
+    """The functions that an op runs, each with how often."""
     match op.attrs:
+        case Pipeline(functions=functions, actions=actions):
+            for key, name in functions:
+                yield name, sum(action.partition(".")[0] == key for action in actions)
         case Scan(function=name, over=over, final=final):
             turns = sizes.size(over)
             if turns > bool(final):
@@ -37,6 +40,5 @@ def runs_of(op: Op, sizes: Sizes) -> Iterator[tuple[str, int]]:
             if final:
                 yield final, 1
         case _:
-            name = getattr(op.attrs, "function", "")
-            if name:
+            if name := getattr(op.attrs, "function", ""):
                 yield name, 1

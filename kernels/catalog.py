@@ -116,6 +116,27 @@ def random(*, elements: int, width: int) -> Cost:
     return Cost(0, elements * width)
 
 
+def top_k(*, elements: int, chosen: int, width: int) -> Cost:
+    """`elements` scores read, `chosen` values and indices written; comparisons are not counted."""
+    return Cost(0, elements * width + chosen * (width + INDEX))
+
+
+def tally(*, indices: int, counts: int) -> Cost:
+    """An index read for each choice, a number written for each expert."""
+    return Cost(0, (indices + counts) * INDEX)
+
+
+def exchanged(*, indices: int, rows: int, columns: int, width: int) -> Cost:
+    """Of dispatch and combine: a row read and one written for each row that there is room for."""
+    return Cost(0, 2 * rows * columns * width + indices * INDEX)
+
+
+def grouped(*, rows: int, experts: int, columns: int, inner: int, width: int) -> Cost:
+    """Of both grouped products: `rows` are those in use, each with one matrix of its expert."""
+    moved = rows * (columns + inner) + experts * columns * inner
+    return Cost(2 * rows * columns * inner, moved * width)
+
+
 _Q, _K = "[batch, heads, queries, dim]", "[batch, groups, keys, dim]"
 _LSE = "[batch, heads, queries], f32, or f64 for f64"
 _GROUPS = "groups divides heads"
@@ -123,6 +144,12 @@ _MASK = "queries <= keys; a causal mask is aligned bottom right"
 _APART = "out overlaps no operand"
 _POSITIONS = "stretches of positions"
 _START = "start: the global position at which this rank's stretch of the indexed dim begins"
+
+_CHOICES = "i64 [sequences, choices]"
+_SEATS: Final = (
+    ("index", _CHOICES), ("experts", "how many there are"), ("groups", "of experts, if no slots"),
+    ("slots", "of an expert, or 0"), ("start", "number of the first row"),
+)  # fmt: skip
 
 KERNELS: Final[tuple[Kernel, ...]] = (
     Kernel(
@@ -260,6 +287,65 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "uniform numbers in [0, 1) by the counters of fllmc.ir.philox.uniform_at",
         ("a sample has below 2**63 elements", "layer is below 2**16"),
         random,
+    ),
+    Kernel(
+        "top_k",
+        "experts",
+        (("x", "any dims"), ("dim", "dim of x"), ("out", "(values, indices), each [..., k]")),
+        "out",
+        "the largest along dim in falling order, of equal ones the first, and where they are",
+        (_APART,),
+        top_k,
+    ),
+    Kernel(
+        "tally",
+        "experts",
+        (("index", _CHOICES), ("start", "number of the first expert of out"),
+         ("out", "i64 [sequences, experts]")),
+        "out",
+        "how often each expert is chosen",
+        (_APART,),
+        tally,
+    ),
+    Kernel(
+        "dispatch",
+        "experts",
+        (("value", "[sequences, tokens or choices, columns]"), *_SEATS,
+         ("out", "[sequences, rows, columns]")),
+        "out",
+        "the rows of the choices in expert layout, zeros elsewhere",
+        (_APART,),
+        exchanged,
+    ),
+    Kernel(
+        "combine",
+        "experts",
+        (("rows", "[sequences, rows, columns]"), *_SEATS,
+         ("out", "[sequences, tokens or choices, columns]")),
+        "out",
+        "the rows of each choice, zero where there is none, added up for a token",
+        (_APART,),
+        exchanged,
+    ),
+    Kernel(
+        "grouped_dot",
+        "experts",
+        (("rows", "[sequences, rows, inner]"), ("weight", "[experts, inner, columns]"),
+         ("counts", "i64 [sequences, experts]"), ("out", "[sequences, rows, columns]")),
+        "out",
+        "each expert's run of rows times its matrix, zeros behind the last run",
+        ("the counts of a sequence sum to rows at most", _APART),
+        grouped,
+    ),
+    Kernel(
+        "grouped_outer",
+        "experts",
+        (("a", "[sequences, rows, inner]"), ("b", "[sequences, rows, columns]"),
+         ("counts", "i64 [sequences, experts]"), ("out", "[experts, inner, columns]")),
+        "out",
+        "for each expert the sum of the outer products of its rows",
+        ("the counts of a sequence sum to rows at most", _APART),
+        grouped,
     ),
 )  # fmt: skip
 

@@ -1,11 +1,13 @@
 """The namespace that generated code calls: every kernel in plain torch.
 
-Kernels write into given views of any strides, take no part in autograd and never wait for a device.
+Kernels write into given views of any strides, take no part in autograd and never wait for a device,
+but for the grouped products of experts, which read how many rows each expert has.
 """
 
 from fllmc.kernels.attention import attend, attend_grad
 from fllmc.kernels.attention_parts import attend_part, attend_part_grad
 from fllmc.kernels.dropout import random, random_parts
+from fllmc.kernels.experts import combine, dispatch, grouped_dot, grouped_outer, tally, top_k
 from fllmc.kernels.indexing import keep, pick, put_add, spread, take
 from fllmc.kernels.rope import rope, rope_table
 
@@ -14,6 +16,10 @@ __all__ = [
     "attend_grad",
     "attend_part",
     "attend_part_grad",
+    "combine",
+    "dispatch",
+    "grouped_dot",
+    "grouped_outer",
     "keep",
     "pick",
     "put_add",
@@ -23,4 +29,6 @@ __all__ = [
     "rope_table",
     "spread",
     "take",
+    "tally",
+    "top_k",
 ]

@@ -6,9 +6,10 @@
 
 Here `loss` is the mean: the sum over all micro-batches through the count of all, which is known
 before, so `seed` is one over the count and gradients need only be added. They are added, and given,
-in `reduce`. With one micro-batch there is no new dim and no scan. With more, `batch` shrinks to
-what one of them has, for all entries, and the scan's body `micro` carries loss and gradients. The
-gradients of a stack are added up within its backward scan, which gets the sums as further slices.
+in `reduce`. With one micro-batch there is no new dim and no scan, unless `always` asks for them.
+With more, `batch` shrinks to what one of them has, for all entries, and the scan's body `micro`
+carries loss and gradients. The gradients of a stack are added up within its backward scan, which
+gets the sums as further slices.
 
 Where micro-batches make data inputs of the step differ from those of other entries, the others' are
 called `micro.tokens` and so on.
@@ -23,7 +24,7 @@ from msgspec import structs
 
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import DiagnosticError
-from fllmc.ir.ops import Scan
+from fllmc.ir.ops import Cast, Scan
 from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.span import NOWHERE
@@ -31,7 +32,7 @@ from fllmc.ir.types import Type
 from fllmc.passes.apply_loss import BATCH
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.differentiate import GRADIENT
-from fllmc.passes.gradients import zero
+from fllmc.passes.gradient_site import zero
 from fllmc.passes.inline import EQUATIONS, reachable
 from fllmc.passes.naming import unique
 from fllmc.passes.training_errors import DimTaken, UnevenMicrobatches
@@ -50,11 +51,12 @@ class Accumulate(Pass, frozen=True):
 
     microbatches: int = 1
     reduce: str = "f32"
+    always: bool = False
 
     def run(self, program: Program, cx: Context) -> Program:
         """The program with `gradients`."""
-        if self.microbatches == 1:
-            made = (at_once(program, self.reduce),)
+        if self.microbatches == 1 and not self.always:
+            made = at_once(program, self.reduce)
         else:
             program = with_microbatches(program, self.microbatches)
             made = by_parts(program, self.reduce)
@@ -95,10 +97,15 @@ def counted(b: Builder, named: Mapping[str, int]) -> int:
     return b.sum(weights, b.types[weights].names)
 
 
-def at_once(program: Program, reduce: str) -> Function:
-    """`gradients` of a single micro-batch."""
+def at_once(program: Program, reduce: str) -> tuple[Function, ...]:
+    """`gradients` of a single micro-batch, and the bodies of stacks that give them in `reduce`."""
     gradient = program.function(GRADIENT)
-    b = Builder(GRADIENTS, program.sizes, program.signatures)
+    bodies = tuple(
+        in_reduced(program, gradient.ops[at], sums, reduce)
+        for at, sums in sunk_sums(gradient).items()
+    )
+    signatures = {**program.signatures, **{body.name: body.signature for body in bodies}}
+    b = Builder(GRADIENTS, program.sizes, signatures)
     operands, data = step_inputs(b, gradient, {})
     count = counted(b, data)
     operands.append(b.div(b.constant(1.0), count))
@@ -107,8 +114,23 @@ def at_once(program: Program, reduce: str) -> Function:
     del found["count"]
     for name, value in found.items():
         b.path = name.removeprefix("grad.")
-        results.append(b.cast(value, reduce))
-    return b.finish(results, ["loss", *found], gradient.span)
+        results.append(in_precision(b, value, reduce))
+    return (*bodies, b.finish(results, ["loss", *found], gradient.span))
+
+
+def in_reduced(program: Program, op: Op, sums: Sums, reduce: str) -> Function:
+    """The body of a backward scan that gives these results in `reduce`, as ranks sum them."""
+    assert isinstance(op.attrs, Scan)
+    body = program.function(op.attrs.function)
+    b = Builder(body.name, program.sizes, program.signatures)
+    operands = [b.input(g.name, body.types[n], g.role) for n, g in enumerate(body.inputs)]
+    results = list(b.copy(body, operands))
+    makers = {value: made for made in body.ops for value in made.results}
+    for number in sums:
+        maker = makers.get(body.results[number])
+        b.path = maker.path if maker else ""
+        results[number] = in_precision(b, results[number], reduce)
+    return b.finish(results, body.outputs, body.span)
 
 
 def step_inputs(
@@ -194,7 +216,7 @@ def with_sums(program: Program, op: Op, sums: Sums, reduce: str) -> Function:
     for result, total in totals.items():
         maker = makers.get(body.results[result])
         b.path = maker.path if maker else ""
-        results[result] = b.add(total, b.cast(results[result], reduce))
+        results[result] = b.add(total, in_precision(b, results[result], reduce))
     return b.finish(results, body.outputs, body.span)
 
 
@@ -238,9 +260,18 @@ def micro_body(
             results.append(mapping[value])
         elif output in sums:
             b.path = makers[value].path if value in makers else ""
-            share = b.cast(mapping[value], b.types[sums[output]].dtype)
+            share = in_precision(b, mapping[value], b.types[sums[output]].dtype)
             results.append(b.add(sums[output], share))
     return b.finish(results, list(sums), gradient.span)
+
+
+def in_precision(b: Builder, value: int, dtype: str) -> int:
+    """The value cast; what was cast from that dtype before is taken as it was then."""
+    for op in reversed(b.ops):
+        if value in op.results:
+            narrow = isinstance(op.attrs, Cast) and b.types[op.operands[0]].dtype == dtype
+            return op.operands[0] if narrow else b.cast(value, dtype)
+    return b.cast(value, dtype)
 
 
 def in_dtype(kind: Type, dtype: str) -> Type:

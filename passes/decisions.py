@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fllmc.ir.ops import Scan
+from fllmc.ir.ops import Scan, ToHost
 from fllmc.ir.plan import Decision
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.quantities import bytes_text
@@ -26,13 +26,14 @@ def decisions(program: Program, schedule: Schedule) -> tuple[Decision, ...]:
 def placements(program: Program, schedule: Schedule) -> Iterator[Decision]:
     """Where each parameter is stored."""
     sizes = program.sizes
-    for found in summary.decisions(program, schedule.shards):
+    for found in summary.decisions(program, schedule.shards, schedule.zero):
         choice = f"stored as `{found.stored}`"
         if found.compute != found.stored:
-            choice += f", gathered to `{found.compute}` where it is used"
+            choice += f", gathered to `{found.compute}` {found.often}"
         because = [f"`{r.directive}` puts {r.dim} on {r.axis}" for r in found.reasons]
         more = sizes.local_bytes(found.stored.unplaced()) - sizes.local_bytes(found.stored)
         rejected = f"a whole copy on every rank: {bytes_text(more)} more" if more else ""
+        because += [found.left_whole] if found.left_whole else []
         reason = "; ".join(dict.fromkeys(because)) or whole_reason(program)
         yield Decision(found.parameter, choice, reason, rejected)
 
@@ -47,27 +48,32 @@ def whole_reason(program: Program) -> str:
 def kept(program: Program, schedule: Schedule) -> Iterator[Decision]:
     """What each stack's forward pass keeps for the backward pass, of each function once."""
     for name in program.entries:
-        for op in program.function(name).ops:
-            yield from kept_by(program, op, schedule)
+        yield from kept_in(program, program.function(name), schedule)
 
 
-def kept_by(program: Program, op: Op, schedule: Schedule) -> Iterator[Decision]:
-    """What one scan, and the scans inside it, keep."""
-    if not isinstance(op.attrs, Scan):
-        return
-    body = program.function(op.attrs.function)
-    for inner in body.ops:
-        yield from kept_by(program, inner, schedule)
-    if op.attrs.reverse or op.attrs.over == "microbatches":
-        return
-    sizes, turns = program.sizes, program.sizes.size(op.attrs.over)
-    for value in body.results[op.attrs.carries :]:
+def kept_in(program: Program, function: Function, schedule: Schedule) -> Iterator[Decision]:
+    """What the scans of a function, and those inside them, keep."""
+    scans = [(op, op.attrs) for op in function.ops if isinstance(op.attrs, Scan)]
+    back = {attrs.over for _, attrs in scans if attrs.reverse}
+    for op, attrs in scans:
+        yield from kept_in(program, program.function(attrs.function), schedule)
+        if attrs.over in back and not attrs.reverse:
+            yield from kept_by(program, op, attrs, schedule)
+
+
+def kept_by(program: Program, op: Op, attrs: Scan, schedule: Schedule) -> Iterator[Decision]:
+    """What one forward scan keeps."""
+    body = program.function(attrs.function)
+    sizes, turns = program.sizes, program.sizes.size(attrs.over)
+    away = {v for inner in body.ops if isinstance(inner.attrs, ToHost) for v in inner.results}
+    for value in body.results[attrs.carries :]:
         path, kind = source_of(body, value), body.types[value]
         size = sizes.local_bytes(kind) * turns
+        where = " in host memory" if value in away else ""
         full = f"{op.path}.*.{path}" if path else f"{op.path}.* ({own(body, value)})"
         yield Decision(
             full,
-            f"kept for the backward pass: `{kind}` for each of {turns} {op.attrs.over}",
+            f"kept for the backward pass{where}: `{kind}` for each of {turns} {attrs.over}",
             kept_reason(f"{op.path}.0.{path}", path, schedule),
             f"computing it again: {bytes_text(size)} less",
         )
@@ -80,6 +86,8 @@ def kept_reason(full: str, path: str, schedule: Schedule) -> str:
             if any(selects(keep, path) for keep in directive.keep):
                 return f"`recompute {directive.selector}` names it under `keep`"
             return f"`recompute {directive.selector}` starts again from it"
+    if schedule.budget_gib:
+        return "within the budget, keeping it saves more time than keeping others"
     return "of all ways to give the backward pass what it reads, this one keeps fewest bytes"
 
 

@@ -31,7 +31,7 @@ from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.span import NOWHERE
 from fllmc.passes.apply_loss import FORWARD
 from fllmc.passes.base import Context, Pass
-from fllmc.passes.gradients import written_out, zero
+from fllmc.passes.gradient_site import written_out, zero
 from fllmc.passes.inline import EQUATIONS, reachable
 from fllmc.passes.naming import unique
 from fllmc.passes.reverse import Bodies, Body, Cotangent, Draft, Key, Reverse, Saved, Stacked

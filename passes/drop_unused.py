@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import AnyAttrs, Call, Fused, Scan, Signature
+from fllmc.ir.ops import AnyAttrs, Call, Coalesced, Fused, Pipeline, Scan, Signature
 from fllmc.ir.program import Function, Op, Program
 from fllmc.passes.base import AnyLevelPass, Context
 from fllmc.passes.inline import EQUATIONS, callees_first, reachable
@@ -41,7 +41,8 @@ def mark_op(op: Op, wanted: set[int], values: set[int], needed: Mapping[str, Nee
     """Mark what an op with these wanted results needs; whether its callee now needs more."""
     name = runs(op.attrs)
     if not name:
-        values.update(op.operands)
+        parts = wanted if isinstance(op.attrs, Coalesced) else range(len(op.operands))
+        values.update(op.operands[i] for i in parts)
         return False
     inner = needed[name]
     if isinstance(op.attrs, Scan) and op.attrs.final:
@@ -67,7 +68,7 @@ def mark(function: Function, needed: Mapping[str, Needed]) -> bool:
     for op in reversed(function.ops):
         inner = needed[runs(op.attrs)] if runs(op.attrs) else None
         wanted = {i for i, value in enumerate(op.results) if value in own.values}
-        if wanted:
+        if wanted or isinstance(op.attrs, Pipeline):
             grows |= mark_op(op, wanted, own.values, needed)
             if inner is not None and isinstance(op.attrs, Scan):
                 looped = {i for i in inner.results if i < op.attrs.carries}
@@ -79,7 +80,14 @@ def mark(function: Function, needed: Mapping[str, Needed]) -> bool:
 def kept_roots(program: Program) -> tuple[str, ...]:
     """Functions that are run from outside or looked up by later passes."""
     early = program.level in ("model", "training")
-    return (*program.entries, *(EQUATIONS if early else ("optimizer.states",)))
+    turns = [
+        name
+        for function in program.functions
+        for op in function.ops
+        if isinstance(op.attrs, Pipeline)
+        for _, name in op.attrs.functions
+    ]
+    return (*program.entries, *turns, *(EQUATIONS if early else ("optimizer.states",)))
 
 
 def find_needed(program: Program) -> dict[str, Needed]:
@@ -142,7 +150,7 @@ def trimmed(
         if number in own.inputs
     }
     for op in function.ops:
-        if not own.values.intersection(op.results):
+        if not (own.values.intersection(op.results) or isinstance(op.attrs, Pipeline)):
             continue
         b.path, b.span = op.path, op.span
         attrs, operands, results = op.attrs, op.operands, op.results
@@ -150,6 +158,11 @@ def trimmed(
             inner = needed[runs(attrs)]
             attrs = trimmed_attrs(attrs, inner)
             operands, results = _at(operands, inner.inputs), _at(results, inner.results)
+        if isinstance(attrs, Coalesced):
+            parts = {i for i, value in enumerate(results) if value in own.values}
+            operands, results = _at(operands, parts), _at(results, parts)
+            dims = tuple(dim for i, dim in enumerate(attrs.dims) if i in parts)
+            attrs = msgspec.structs.replace(attrs, dims=dims)
         made = b.emit(attrs, *(mapping[value] for value in operands))
         mapping.update(zip(results, made, strict=True))
     positions = sorted(own.results)

@@ -1,6 +1,6 @@
 """What can be wrong with pipelines, adapters and recompute directives, in words.
 
-Codes E0350 to E0379, W0370 to W0379; those of `shard` directives stand in `place_errors.py`.
+Codes E0350 to E0379, W0370 to W0379, E0402; those of `shard` directives stand in `place_errors.py`.
 """
 
 from __future__ import annotations
@@ -169,6 +169,62 @@ class RecomputesNothing(Diagnostic, frozen=True):
         shown = ", ".join(f"`{path}`" for path in self.paths[:3])
         few = (f"paths are {shown} ...",) if shown else ()
         return did_you_mean(self.selector, self.paths) or few
+
+
+class OffloadsNothing(Diagnostic, frozen=True):
+    """An `offload` selector matches no value that a stack keeps for its backward pass.
+
+    Only what is kept can wait in host memory. `fllmc inspect SPEC --decisions` lists what is kept;
+    `keep` in a `recompute` directive keeps more.
+    """
+
+    code: ClassVar[str] = "W0372"
+    severity: ClassVar[Severity] = "warning"
+    title: ClassVar[str] = "nothing that is kept matches `{selector}`"
+    label: ClassVar[str] = "selects no kept value"
+    help: ClassVar[tuple[str, ...]] = ("`fllmc inspect SPEC --decisions` lists what is kept",)
+
+    selector: str
+
+
+class OffloadInPipeline(Diagnostic, frozen=True):
+    """What a pipeline stage keeps for its micro-batches in flight stays on the device.
+
+    It is handed from the forward to the backward turn of a stage, and these turns lie apart.
+    """
+
+    code: ClassVar[str] = "W0373"
+    severity: ClassVar[Severity] = "warning"
+    title: ClassVar[str] = "`offload {selector}` changes nothing in pipeline stages"
+    label: ClassVar[str] = "the schedule has a pipeline"
+    help: ClassVar[tuple[str, ...]] = ("`recompute` or `budget_gib` lets a stage keep less",)
+
+    selector: str
+
+
+class BudgetUnmet(Diagnostic, frozen=True):
+    """A rank needs more than `budget_gib` even with the fewest bytes kept for the backward pass.
+
+    What is left are parameters, gradients, optimizer state, data, and what one layer needs while it
+    is computed. Each way out that is named has been tried and fits.
+    """
+
+    code: ClassVar[str] = "E0402"
+    title: ClassVar[str] = "a rank needs {least}, and the budget is {budget}"
+    note: ClassVar[tuple[str, ...]] = (
+        "it is {over} too small, with all recomputed that can be: {kept} are kept",
+    )
+
+    least: str
+    budget: str
+    over: str
+    kept: str
+    ways: tuple[str, ...] = ()
+
+    def helps(self) -> tuple[str, ...]:
+        """What was tried and fits."""
+        fits = tuple(f"it fits with `{way}`" for way in self.ways)
+        return fits or ("divide more with `--mesh`, or make the batch smaller",)
 
 
 class NothingToRecompute(Diagnostic, frozen=True):

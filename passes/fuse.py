@@ -20,7 +20,7 @@ import msgspec
 from fllmc.ir.build import Builder
 from fllmc.ir.ops import Elementwise, Fused, Pick, ReduceMax, ReduceSum, Spread
 from fllmc.ir.program import Function, Level, Op, Program
-from fllmc.ir.types import Type
+from fllmc.ir.types import Dim, Type
 from fllmc.ir.walk import host_values
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.clusters import Clusters
@@ -30,9 +30,12 @@ MAX_ROW_BYTES = 1 << 20
 
 
 class Group(msgspec.Struct):
-    """A group while it grows: its rows and the row sums that may not be read inside."""
+    """A group while it grows: its rows and the row sums that may not be read inside.
 
-    rows: tuple[str, ...]
+    Rows are dims as they are placed: what an axis divides is not worked through with what is whole.
+    """
+
+    rows: tuple[Dim, ...]
     row_sums: set[int]
 
 
@@ -41,12 +44,17 @@ def fusable(op: Op) -> bool:
     return isinstance(op.attrs, Elementwise | ReduceSum | ReduceMax | Pick | Spread)
 
 
-def prefix(a: Sequence[str], b: Sequence[str]) -> tuple[str, ...]:
+def prefix(a: Sequence[Dim], b: Sequence[Dim]) -> tuple[Dim, ...]:
     """The longest common beginning."""
     count = 0
     while count < min(len(a), len(b)) and a[count] == b[count]:
         count += 1
     return tuple(a[:count])
+
+
+def names_of(rows: Sequence[Dim]) -> set[str]:
+    """The names of the rows."""
+    return {dim.name for dim in rows}
 
 
 class Fuser:
@@ -64,7 +72,7 @@ class Fuser:
         values = (*op.operands, *op.results)
         return [self.function.types[value] for value in values if value not in self.host]
 
-    def rows_with(self, rows: tuple[str, ...], op: Op) -> tuple[tuple[str, ...], bool] | None:
+    def rows_with(self, rows: tuple[Dim, ...], op: Op) -> tuple[tuple[Dim, ...], bool] | None:
         """The rows of a group once the op joins and whether the op is a row sum, or None.
 
         The result must have the rows too, or be their sum: what has none is no work for a tile.
@@ -74,18 +82,18 @@ class Fuser:
         if isinstance(op.attrs, Pick | Spread) and not self.row_index(op):
             return None
         for kind in operands:
-            if kind.names[:1] == rows[:1]:
-                rows = prefix(rows, kind.names)
+            if kind.dims[:1] == rows[:1]:
+                rows = prefix(rows, kind.dims)
         row_sum = False
         if isinstance(op.attrs, ReduceSum | ReduceMax):
             dims = op.attrs.dims
-            row_sum = rows[0] in dims
+            row_sum = rows[0].name in dims
             if row_sum and isinstance(op.attrs, ReduceMax):
                 return None
-            rows = tuple(takewhile(lambda name: (name in dims) == row_sum, rows))
+            rows = tuple(takewhile(lambda dim: (dim.name in dims) == row_sum, rows))
         if not row_sum:
-            rows = prefix(rows, result.names)
-        if not rows or (row_sum and set(result.names) & set(rows)):
+            rows = prefix(rows, result.dims)
+        if not rows or (row_sum and set(result.names) & names_of(rows)):
             return None
         kinds = [*operands, result]
         good = all(self.fits(kind, rows) for kind in kinds)
@@ -103,13 +111,14 @@ class Fuser:
                 return False
         return wide.names[-1:] == (inner,) and index.names == wide.names[:-1]
 
-    def fits(self, kind: Type, rows: tuple[str, ...]) -> bool:
+    def fits(self, kind: Type, rows: tuple[Dim, ...]) -> bool:
         """Whether a value begins with the rows or has none of their dims."""
-        return kind.names[: len(rows)] == rows or not set(kind.names) & set(rows)
+        return kind.dims[: len(rows)] == rows or not set(kind.names) & names_of(rows)
 
-    def enough(self, kinds: Sequence[Type], rows: tuple[str, ...]) -> bool:
+    def enough(self, kinds: Sequence[Type], rows: tuple[Dim, ...]) -> bool:
         """Whether a row is small enough for tiles to stay in cache."""
-        widest = max((self.sizes.local_bytes(kind.without(rows)) for kind in kinds), default=0)
+        inner = (self.sizes.local_bytes(kind.without(names_of(rows))) for kind in kinds)
+        widest = max(inner, default=0)
         return widest <= MAX_ROW_BYTES
 
     def place(self, at: int) -> None:
@@ -135,9 +144,9 @@ class Fuser:
                         self.unite(cluster, other)
                 return
         cluster = self.clusters.start(at)
-        names = max(self.tensors(op), key=lambda kind: len(kind.dims)).names
+        dims = max(self.tensors(op), key=lambda kind: len(kind.dims)).dims
         # The most rows that all its tensors can share: a bias has none of a token's dims.
-        tried = (self.rows_with(names[:count], op) for count in range(len(names), 0, -1))
+        tried = (self.rows_with(dims[:count], op) for count in range(len(dims), 0, -1))
         found = next((rows for rows in tried if rows is not None), None)
         if found is not None:
             sums = {op.results[0]} if found[1] else set[int]()
@@ -157,7 +166,7 @@ class Fuser:
             a.rows, a.row_sums = rows, sums
             del self.groups[other]
 
-    def still_fits(self, cluster: int, rows: tuple[str, ...]) -> bool:
+    def still_fits(self, cluster: int, rows: tuple[Dim, ...]) -> bool:
         """Whether all members still fit when the rows shrink to `rows`."""
         ops = [self.function.ops[at] for at in self.clusters.members[cluster]]
         kinds = [kind for op in ops for kind in self.tensors(op)]
@@ -177,7 +186,7 @@ class Fuser:
 
 
 def outline(
-    fuser: Fuser, members: list[int], rows: tuple[str, ...], name: str, program: Program
+    fuser: Fuser, members: list[int], name: str, program: Program
 ) -> tuple[Function, list[int], list[int]]:
     """The group as a function, with the values that it reads and those that others read."""
     function = fuser.function
@@ -221,12 +230,13 @@ def fused_function(function: Function, program: Program) -> tuple[Function, list
             mapping.update(zip(first.results, results, strict=True))
             continue
         name = f"{function.name}.fused{len(bodies)}"
-        body, reads, writes = outline(fuser, members, group.rows, name, program)
+        body, reads, writes = outline(fuser, members, name, program)
         if not writes:
             continue
         bodies.append(body)
         b.functions[name] = body.signature
-        results = b.emit(Fused(name, group.rows), *(mapping[value] for value in reads))
+        rows = tuple(dim.name for dim in group.rows)
+        results = b.emit(Fused(name, rows), *(mapping[value] for value in reads))
         mapping.update(zip(writes, results, strict=True))
     done = b.finish([mapping[v] for v in function.results], function.outputs, function.span)
     return done, bodies

@@ -9,7 +9,7 @@ only where an op needs a dim is it written out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -19,86 +19,8 @@ from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Op
 from fllmc.ir.types import Dim, Type
-
-
-def widened(b: Builder, value: int, kind: Type, wanted: Collection[str]) -> int:
-    """The value written out along those of the wanted dims of `kind` that it lacks."""
-    have = b.types[value].names
-    missing = tuple(dim for dim in kind.dims if dim.name in wanted and dim.name not in have)
-    if not missing:
-        return value
-    return b.mul(b.one(ops.Fill(1.0, b.types[value].dtype, missing)), value)
-
-
-def ordered(b: Builder, value: int, kind: Type) -> int:
-    """The value with its dims in the order in which `kind` has them."""
-    have = b.types[value].names
-    order = tuple(name for name in kind.names if name in have)
-    return value if order == have else b.one(ops.Transpose(order), value)
-
-
-def written_out(b: Builder, value: int, kind: Type) -> int:
-    """The value with all dims of `kind`, laid out as it is."""
-    return ordered(b, widened(b, value, kind, kind.names), kind)
-
-
-def zero(b: Builder, kind: Type) -> int:
-    """Zeros as a tensor, also of type `f64[]`, where a fill would be a host scalar."""
-    if kind.dims or kind.dtype != "f64":
-        return b.zeros(kind)
-    over = min(b.sizes.dims, key=lambda name: (b.sizes.dims[name], name))
-    return b.sum(b.one(ops.Fill(0.0, kind.dtype, (Dim(over),))), (over,))
-
-
-class Site:
-    """One op as its rule sees it. `b` builds the backward function, where `saved` finds values.
-
-    `cotangents` stand for the results of the op, None for those that the loss does not depend on.
-    """
-
-    def __init__(
-        self,
-        b: Builder,
-        op: Op,
-        types: Sequence[Type],
-        saved: Callable[[int], int],
-        cotangents: Sequence[int | None],
-    ) -> None:
-        self.b = b
-        self.op = op
-        self.cotangents = cotangents
-        self.shared: tuple[int, ...] = ()
-        self._types = types
-        self._saved = saved
-
-    @property
-    def dy(self) -> int:
-        """The cotangent of the first result, which must have one."""
-        found = self.cotangents[0]
-        if found is None:
-            raise InternalError(f"{self.op.kind} at {self.op.path} is used for a second result")
-        return found
-
-    def x(self, position: int) -> int:
-        """An operand's value."""
-        return self._saved(self.op.operands[position])
-
-    def y(self, position: int = 0) -> int:
-        """A result's value."""
-        return self._saved(self.op.results[position])
-
-    def kind(self, position: int) -> Type:
-        """An operand's type."""
-        return self._types[self.op.operands[position]]
-
-    def result(self, position: int = 0) -> Type:
-        """A result's type."""
-        return self._types[self.op.results[position]]
-
-    def dy_with(self, names: Collection[str]) -> int:
-        """The cotangent of the first result, written out along these dims."""
-        return ordered(self.b, widened(self.b, self.dy, self.result(), names), self.result())
-
+from fllmc.passes import gradient_experts as experts
+from fllmc.passes.gradient_site import Site, widened, written_out
 
 Rule: TypeAlias = Callable[[Site, Any, int], "int | None"]
 """Takes the site, the op's attributes and an operand's position; gives the cotangent, if any."""
@@ -298,6 +220,18 @@ def spread(s: Site, attrs: ops.Spread, position: int) -> int | None:
     return s.b.one(ops.Pick(attrs.dim.name), s.dy_with(names), s.x(1))
 
 
+def chunk(s: Site, attrs: ops.Chunk, position: int) -> int | None:
+    """Taken up again."""
+    back = ops.Unchunk(attrs.dim, attrs.part, attrs.over)
+    return s.b.one(back, written_out(s.b, s.dy, s.result()))
+
+
+def unchunk(s: Site, attrs: ops.Unchunk, position: int) -> int | None:
+    """Dealt out again."""
+    back = ops.Chunk(attrs.dim, attrs.part, attrs.over)
+    return s.b.one(back, written_out(s.b, s.dy, s.result()))
+
+
 def rope(s: Site, attrs: ops.Rope, position: int) -> int | None:
     """Turned back."""
     back = msgspec.structs.replace(attrs, inverse=not attrs.inverse)
@@ -316,16 +250,21 @@ def attend(s: Site, attrs: ops.Attend, position: int) -> int | None:
 
 
 GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
-    **dict.fromkeys((ops.Fill, ops.Iota, ops.Less, ops.Random, ops.Stop), nothing),
+    **dict.fromkeys((ops.Fill, ops.Iota, ops.Less, ops.Random, ops.Stop, ops.Tally), nothing),
     ops.Add: elementwise(passed),
     ops.AddN: elementwise(passed),
     ops.Attend: attend,
     ops.Cast: elementwise(cast),
+    ops.Chunk: chunk,
+    ops.Combine: experts.combine,
     ops.Cos: unary(lambda s: s.b.neg(s.b.one(ops.Sin(), s.x(0)))),
+    ops.Dispatch: experts.dispatch,
     ops.Div: elementwise(div),
     ops.Dot: dot,
     ops.Erf: unary(erf_slope),
     ops.Exp: unary(lambda s: s.y()),
+    ops.GroupedDot: experts.grouped_dot,
+    ops.GroupedOuter: experts.grouped_outer,
     ops.Log: elementwise(log),
     ops.Maximum: elementwise(maximum),
     ops.Minimum: elementwise(minimum),
@@ -347,7 +286,9 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Sub: elementwise(sub),
     ops.Take: take,
     ops.Tanh: unary(tanh_slope),
+    ops.TopK: experts.top_k,
     ops.Transpose: as_it_is,
+    ops.Unchunk: unchunk,
     ops.Where: elementwise(where),
 }
 """Every op that may stand in a program before it is differentiated, but `scan`."""

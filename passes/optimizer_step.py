@@ -31,7 +31,7 @@ from fllmc.ir.types import HOST_SCALAR
 from fllmc.passes.accumulate import GRADIENTS
 from fllmc.passes.apply_loss import FORWARD, widest
 from fllmc.passes.base import Context, Pass
-from fllmc.passes.gradients import written_out
+from fllmc.passes.gradient_site import written_out
 from fllmc.passes.inline import reachable
 
 TRAIN, EVALUATE, STATES = "train", "evaluate", "optimizer.states"

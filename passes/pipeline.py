@@ -11,16 +11,22 @@ from fllmc.passes.accumulate import Accumulate
 from fllmc.passes.apply_adapter import ApplyAdapter
 from fllmc.passes.apply_loss import ApplyLoss
 from fllmc.passes.base import Pass
+from fllmc.passes.chunk_backward import ChunkBackward
+from fllmc.passes.chunk_loss import ChunkLoss
+from fllmc.passes.coalesce import Coalesce
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
 from fllmc.passes.layout import Layout
+from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
+from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
+from fllmc.passes.stages.directives import pipeline_shards, placing_shards
 from fllmc.passes.store_frozen import StoreFrozen
 from fllmc.passes.trim_last import TrimLast
 
@@ -29,13 +35,18 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     ApplyAdapter,
     StoreFrozen,
     ApplyLoss,
+    PickEarly,
     DropUnused,
     ShareEqual,
     Differentiate,
     Accumulate,
     OptimizerStep,
+    ChunkLoss,
     Recompute,
+    ChunkBackward,
     Place,
+    Offload,
+    Coalesce,
     Layout,
     SinkSums,
     Fuse,
@@ -54,8 +65,12 @@ def print_pipeline(passes: Sequence[Pass]) -> str:
     return pipeline_text.print_pipeline(passes)
 
 
-def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
-    """The passes that compile a spec, with the options that its sections ask for."""
+def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass, ...]:
+    """The passes that compile a spec, with the options that its sections ask for.
+
+    `within` chooses what is kept under a budget, once it is known what a rank holds; before it only
+    what directives select is recomputed.
+    """
     train, schedule, adapter = spec.train, spec.schedule, spec.adapter
     adapt: tuple[Pass, ...] = ()
     if adapter is not None:
@@ -68,18 +83,39 @@ def standard_pipeline(spec: Spec) -> tuple[Pass, ...]:
         *adapt,
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
+        PickEarly(),
         Differentiate(),
-        Accumulate(microbatches=schedule.microbatches, reduce=train.precision.reduce),
+        Accumulate(
+            microbatches=schedule.microbatches,
+            reduce=train.precision.reduce,
+            always=bool(pipeline_shards(schedule, spec.program)),
+        ),
         OptimizerStep(clip=train.clip, steps=train.steps),
         ShareEqual(),
-        Recompute(selectors=schedule.recompute),
+        ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
+        Recompute(selectors=schedule.recompute, cheap=within is None),
         DropUnused(),
-        Place(shards=schedule.shards, context=schedule.context),
+        ChunkBackward(chunks=schedule.backward_chunks, reduce=train.precision.reduce),
+        Place(
+            shards=placing_shards(schedule, spec.program),
+            context=schedule.context,
+            zero=schedule.zero,
+            reduce=train.precision.reduce,
+        ),
         ShareEqual(),
         DropUnused(),
+        *((within, ShareEqual(), DropUnused()) if within is not None else ()),
+        Offload(schedule.offload, pipelined=bool(pipeline_shards(schedule, spec.program))),
+        Coalesce(),
         Layout(),
         SinkSums(),
         Fuse(),
         DropUnused(),
         TrimLast(),
     )
+
+
+def cut_pipeline(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """The passes for the whole program, and those for the program of each pipeline stage."""
+    at = next((at for at, each in enumerate(passes) if each.name == Coalesce.name), len(passes))
+    return tuple(passes[:at]), tuple(passes[at:])

@@ -108,6 +108,26 @@ class MustBeWhole(Diagnostic, frozen=True):
         return (Label(self.where, f"this {self.kind} needs all of `{self.dim}`"),)
 
 
+class KeyHeadsCopied(Diagnostic, frozen=True):
+    """Key heads are too few to be divided as query heads are.
+
+    With grouped heads, as many query heads share a key head as there are of them for each. On an
+    axis that does not divide the key heads, every rank computes them all, and has copies of those
+    that its query heads use. Their gradient is summed over the axis.
+    """
+
+    code = "W0327"
+    severity = "warning"
+    title = "`{dim}` of size {size} stays whole: axis `{axis}` of size {extent} does not divide it"
+    label = "`{heads}` is divided here; each rank copies the `{dim}` that its own use"
+
+    dim: str
+    size: int
+    axis: str
+    extent: int
+    heads: str
+
+
 class UnevenSequence(Diagnostic, frozen=True):
     """A sequence has no two equal stretches for each rank.
 
@@ -151,7 +171,8 @@ class TooFewHeads(Diagnostic, frozen=True):
     """There are too few heads to exchange for the sequence.
 
     With `context: exchange` each rank attends to whole sequences for a part of the heads, so the
-    axes of the sequence divide the heads, and the key heads, further than their own axes do.
+    axes of the sequence divide the heads further than their own axes do. Key heads may be fewer:
+    each rank then gets copies of those that its query heads use.
     """
 
     code = "E0326"
@@ -174,7 +195,7 @@ class TooFewHeads(Diagnostic, frozen=True):
 
 
 class SelectsNothing(Diagnostic, frozen=True):
-    """A `shard ... in SELECTOR` directive matches no parameter.
+    """A `shard ... in SELECTOR` or `zero ... in SELECTOR` directive matches no parameter.
 
     A selector is a dotted path with `*` for one or more parts; it speaks of all layers of a stack
     or of none. `fllmc inspect SPEC` lists the paths.
@@ -198,7 +219,7 @@ class HeadsApart(Diagnostic, frozen=True):
     """Query heads and the key/value heads that they use would lie on different ranks.
 
     With grouped heads, a rank that holds some query heads needs the key/value heads of these, so
-    `heads` and `kv_heads` are placed on the same axes, and the axes' size divides both.
+    `heads` and `kv_heads` are placed on the same axes.
     """
 
     code = "E0314"

@@ -7,6 +7,10 @@ pass keeps the values that take the fewest bytes in all: `cheap` lets it run ele
 and reductions again for it, and a directive forbids to keep anything under its selector but what
 its `keep` names. The ops that are run again keep their paths, and random numbers are drawn by
 counter, so the numbers stay the same to the last bit.
+
+With a `budget` in bytes for what a rank keeps, values are chosen so that getting back the others
+takes least time on the `target`; `in_flight` micro-batches are kept at once. See
+`passes/recompute_budget.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +21,12 @@ from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.program import Function, Level, Program
 from fllmc.ir.settings import Recompute as Directive
+from fllmc.ir.target import Target
 from fllmc.ir.walk import host_values
 from fllmc.passes.base import AnyLevelPass, Context
 from fllmc.passes.cut import Choices, values_to_keep
 from fllmc.passes.errors import NothingToRecompute
+from fllmc.passes.recompute_budget import Room, kept_within
 from fllmc.passes.recompute_policy import Place, Policy, all_places, matches, mistakes
 from fllmc.passes.recompute_rewrite import emit_op, rewritten, run_again
 from fllmc.passes.recompute_stacks import decide, residuals, scan_of, stacks
@@ -35,10 +41,16 @@ class Recompute(AnyLevelPass, frozen=True):
 
     selectors: tuple[Directive, ...] = ()
     cheap: bool = True
+    budget: int = -1
+    in_flight: int = 1
+    target: Target | None = None
 
     def run(self, program: Program, cx: Context) -> Program:
         """Rewrite every pair of scans, then what is kept over them outside of stacks."""
         policy = Policy(self.selectors, self.cheap)
+        if self.target is not None and self.budget >= 0:
+            room = Room(self.budget, self.in_flight, self.target)
+            return kept_within(program, policy, room)
         wrong = mistakes(policy, program)
         if wrong:
             raise DiagnosticError(*wrong)

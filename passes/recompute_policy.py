@@ -23,6 +23,7 @@ from fllmc.ir.ops import (
     Rope,
     Scan,
     Spread,
+    TopK,
     Transpose,
 )
 from fllmc.ir.program import Op, Program
@@ -77,6 +78,8 @@ class Policy(msgspec.Struct, frozen=True):
         What a directive names under `keep` is kept, however cheap it is; a cast, which makes no
         value of its own, may still be run again.
         """
+        if isinstance(op.attrs, TopK):
+            return False  # the backward pass must see the choice that was made, to the bit
         if self.selected(op, place) or (self.cheap and isinstance(op.attrs, Cast)):
             return True
         return self.cheap and isinstance(op.attrs, CHEAP) and not self.named(op, place)

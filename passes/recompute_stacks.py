@@ -9,7 +9,7 @@ is found; the forward body gives these instead, and the backward body runs the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -106,6 +106,11 @@ def decide(
             tuple(sorted({body.results[at] for at in stack.moved.values()})),
         )
     )
+    return decision_of(kept, scan, body)
+
+
+def decision_of(kept: Collection[int], scan: Scan, body: Function) -> Decision:
+    """Kept values of the forward body by how the backward scan gets them."""
     stop = scan.carries + scan.slices
     return Decision(
         tuple(v for v in sorted(kept) if v < scan.carries or v >= len(body.inputs)),

@@ -16,7 +16,8 @@ from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Op, Role
 from fllmc.ir.types import Sizes, Type
 from fllmc.ir.walk import host_values
-from fllmc.passes.gradients import Site, nothing, ordered, rule_of, written_out, zero
+from fllmc.passes.gradient_site import Site, ordered, written_out, zero
+from fllmc.passes.gradients import nothing, rule_of
 
 
 class Saved(NamedTuple):

@@ -51,3 +51,51 @@ class DimTaken(Diagnostic, frozen=True):
     help: ClassVar[tuple[str, ...]] = ("call the model's dim something else",)
 
     dim: str
+
+
+class UnevenChunks(Diagnostic, frozen=True):
+    """Chunks are equal parts of the sequence, so their number must divide its length."""
+
+    code: ClassVar[str] = "E0503"
+    title: ClassVar[str] = "`{dim}` of size {size} can't be cut into {count} chunks"
+    label: ClassVar[str] = "does not divide {size}"
+
+    dim: str
+    size: int
+    count: int
+    field: str = "loss_chunks"
+
+    def helps(self) -> tuple[str, ...]:
+        """The numbers that work, nearest first."""
+        works = [n for n in range(1, self.size + 1) if self.size % n == 0]
+        near = sorted(sorted(works, key=lambda n: (abs(n - self.count), n))[:4])
+        return (f"`{self.field}` can be {', '.join(map(str, near))}",)
+
+
+class NothingToChunk(Diagnostic, frozen=True):
+    """No layer's backward pass has values wide enough that cutting it would save memory.
+
+    What is cut lies between what mixes positions, such as attention, and has more bytes within it
+    than are copied in and out.
+    """
+
+    code: ClassVar[str] = "W0505"
+    severity: ClassVar[Severity] = "warning"
+    title: ClassVar[str] = "`backward_chunks` changes nothing"
+    label: ClassVar[str] = "no layer has such values"
+
+
+class NoChunks(Diagnostic, frozen=True):
+    """What is to be cut into chunks can't be computed for some positions of the sequence at a time.
+
+    For `loss_chunks` it is what a model does with its logits, for `backward_chunks` what a layer
+    does with values that are wider than its input: both must be done for each position alone.
+    """
+
+    code: ClassVar[str] = "E0504"
+    title: ClassVar[str] = "`{field}` can't be done: {why}"
+    label: ClassVar[str] = "asks for chunks"
+    help: ClassVar[tuple[str, ...]] = ("leave `{field}` out",)
+
+    why: str
+    field: str = "loss_chunks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fllmc.ir.types import Mesh
+from fllmc.runtime.pipelining import Handle
 from fllmc.runtime.ring import Ring
 
 # Their names since torch 2.13, and before.
@@ -18,6 +20,27 @@ reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.red
 OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
+class Line:
+    """The ranks along a pipeline axis, for messages in one direction."""
+
+    def __init__(self, group: dist.ProcessGroup, ranks: Sequence[int], position: int) -> None:
+        self.group, self.ranks, self.position = group, ranks, position
+
+    def send(self, to: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to send."""
+        return begun(dist.isend(tensor, self.ranks[to], self.group, tag))
+
+    def receive(self, giver: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to receive."""
+        return begun(dist.irecv(tensor, self.ranks[giver], self.group, tag))
+
+
+def begun(work: dist.Work | None) -> Handle:
+    """The handle of a transfer that this rank takes part in."""
+    assert work is not None
+    return work
+
+
 class Communicator:
     """Process groups for the axes of a mesh. torch.distributed must be initialised.
 
@@ -25,7 +48,14 @@ class Communicator:
     the start.
     """
 
-    def __init__(self, mesh: Mesh, rank: int, axes: tuple[tuple[str, ...], ...]):
+    def __init__(
+        self,
+        mesh: Mesh,
+        rank: int,
+        axes: tuple[tuple[str, ...], ...],
+        some: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (),
+        pipes: tuple[str, ...] = (),
+    ):
         self.groups: dict[tuple[str, ...], dist.ProcessGroup] = {}
         self.sizes: dict[tuple[str, ...], int] = {}
         self.positions: dict[tuple[str, ...], int] = {}
@@ -39,6 +69,20 @@ class Communicator:
                 if rank in ranks and isinstance(group, dist.ProcessGroup):
                     self.groups[names] = group
                     self.ranks[names] = ranks
+        self.some: dict[tuple[tuple[str, ...], tuple[int, ...]], dist.ProcessGroup] = {}
+        for names, among in sorted(set(some)):
+            for ranks in mesh.groups(names):
+                chosen = [ranks[position] for position in among]
+                group = dist.new_group(chosen)
+                if rank in chosen and isinstance(group, dist.ProcessGroup):
+                    self.some[names, among] = group
+        self.lines: dict[tuple[str, int], Line] = {}
+        for name in sorted(set(pipes)):
+            for ranks in mesh.groups((name,)):
+                for direction in (1, -1):
+                    group = dist.new_group(list(ranks))
+                    if rank in ranks and isinstance(group, dist.ProcessGroup):
+                        self.lines[name, direction] = Line(group, ranks, ranks.index(rank))
 
     def ring(self, axes: tuple[str, ...]) -> Ring:
         """The axes' group as a ring."""
@@ -63,9 +107,30 @@ class Communicator:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found.item())
 
-    def all_reduce(self, axes: tuple[str, ...], tensor: torch.Tensor, combine: str) -> None:
-        """Combine over the axes' group, in place."""
-        dist.all_reduce(tensor, OPERATIONS[combine], group=self.groups[axes])
+    def all_reduce(
+        self,
+        axes: tuple[str, ...],
+        tensor: torch.Tensor,
+        combine: str,
+        among: tuple[int, ...] = (),
+    ) -> None:
+        """Combine over the axes' group, or the ranks at some positions of it, in place."""
+        group = self.some[axes, among] if among else self.groups[axes]
+        dist.all_reduce(tensor, OPERATIONS[combine], group=group)
+
+    def send(self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to send to the rank at a position of a pipeline axis."""
+        return self._line(axes, to, sends=True).send(to, tensor, tag)
+
+    def receive(self, axes: tuple[str, ...], giver: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to receive from the rank at a position of a pipeline axis."""
+        return self._line(axes, giver, sends=False).receive(giver, tensor, tag)
+
+    def _line(self, axes: tuple[str, ...], other: int, sends: bool) -> Line:
+        """Messages down the pipeline and up it have a group each, so that neither waits."""
+        (name,) = axes
+        up = other > self.lines[name, 1].position
+        return self.lines[name, 1 if up == sends else -1]
 
     def all_gather(
         self,
@@ -93,6 +158,75 @@ class Communicator:
             return
         split = out.unflatten(dim, (self.sizes[axes], source.shape[dim]))
         split.copy_(parts.movedim(0, dim))
+
+    def coalesced(
+        self,
+        axes: tuple[str, ...],
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        dims: Sequence[int],
+        scratch: torch.Tensor,
+    ) -> None:
+        """Several gathers or scatters along dims, or reductions (sum, max), as one.
+
+        In `scratch` lie all values for a reduction; else this rank's parts, then all ranks' parts.
+        """
+        group, ranks = self.groups[axes], self.sizes[axes]
+        if kind in OPERATIONS:
+            for flat, source in zip(laid_flat(scratch, sources), sources, strict=True):
+                flat.copy_(source)
+            dist.all_reduce(scratch, OPERATIONS[kind], group=group)
+            for flat, out in zip(laid_flat(scratch, outs), outs, strict=True):
+                out.copy_(flat)
+            return
+        parts = sources if kind == "all_gather" else outs
+        count = sum(part.numel() for part in parts)
+        mine, joined = scratch[:count], scratch[count:]
+        rows = joined.view(ranks, count)
+        wholes = outs if kind == "all_gather" else sources
+        split = [
+            whole.unflatten(dim, (ranks, whole.shape[dim] // ranks)).movedim(dim, 0)
+            for whole, dim in zip(wholes, dims, strict=True)
+        ]
+        if kind == "all_gather":
+            for flat, source in zip(laid_flat(mine, sources), sources, strict=True):
+                flat.copy_(source)
+            all_gather_single(joined, mine, group=group)
+            for flat, whole in zip(laid_flat(rows, sources), split, strict=True):
+                whole.copy_(flat)
+            return
+        for flat, whole in zip(laid_flat(rows, outs), split, strict=True):
+            flat.copy_(whole)
+        if scratch.device.type == "cpu":  # gloo has no reduce_scatter
+            dist.all_reduce(joined, group=group)
+            mine = rows[self.positions[axes]]
+        else:
+            reduce_scatter_single(mine, joined, group=group)
+        for flat, out in zip(laid_flat(mine, outs), outs, strict=True):
+            out.copy_(flat)
+
+    def all_to_all(
+        self,
+        axes: tuple[str, ...],
+        source: torch.Tensor,
+        out: torch.Tensor,
+        gathered: int,
+        scattered: int,
+        scratch: torch.Tensor,
+    ) -> None:
+        """Put the group's parts of dim `gathered` together, of this rank's part of `scattered`.
+
+        `scratch` holds what is sent and what is received, each as large as `source`.
+        """
+        ranks = self.sizes[axes]
+        parts = source.unflatten(scattered, (ranks, source.shape[scattered] // ranks))
+        parts = parts.movedim(scattered, 0)
+        send, receive = scratch[0].view(parts.shape), scratch[1].view(parts.shape)
+        send.copy_(parts)
+        dist.all_to_all_single(receive, send, group=self.groups[axes])
+        split = out.unflatten(gathered, (ranks, source.shape[gathered]))
+        split.copy_(receive.movedim(0, gathered))
 
     def reduce_scatter(
         self,
@@ -126,6 +260,15 @@ class Communicator:
             split = source.unflatten(dim, (self.sizes[axes], out.shape[dim]))
             parts.copy_(split.movedim(dim, 0))
         reduce_scatter_single(out, joined, group=group)
+
+
+def laid_flat(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Stretches of the last dim of `flat`, one after another, with the shapes of these tensors."""
+    start = 0
+    for tensor in like:
+        stop = start + tensor.numel()
+        yield flat[..., start:stop].view((*flat.shape[:-1], *tensor.shape))
+        start = stop
 
 
 def dealt(whole: torch.Tensor, dim: int, ranks: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import ALIGNMENT, Plan, Stored
 from fllmc.ir.types import Dim, Sizes
 from fllmc.kernels import ring_attention, torch_ops
+from fllmc.runtime.pipelining import Handle, Turn, take_turns
 from fllmc.runtime.ring import Ring
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -27,8 +29,22 @@ DTYPES: Mapping[str, torch.dtype] = {
 class Collectives(Protocol):
     """What the executor needs of a communicator; see runtime/communicator.py."""
 
-    def all_reduce(self, axes: tuple[str, ...], tensor: torch.Tensor, combine: str) -> None:
-        """Combine over the axes' group, in place."""
+    def all_reduce(
+        self,
+        axes: tuple[str, ...],
+        tensor: torch.Tensor,
+        combine: str,
+        among: tuple[int, ...] = (),
+    ) -> None:
+        """Combine over the axes' group, or the ranks at some positions of it, in place."""
+
+    def send(self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to send to the rank at a position of a pipeline axis."""
+        ...
+
+    def receive(self, axes: tuple[str, ...], giver: int, tensor: torch.Tensor, tag: int) -> Handle:
+        """Begin to receive from the rank at a position of a pipeline axis."""
+        ...
 
     def all_gather(
         self,
@@ -41,6 +57,17 @@ class Collectives(Protocol):
     ) -> None:
         """Put the group's parts together along a dim."""
 
+    def coalesced(
+        self,
+        axes: tuple[str, ...],
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        dims: Sequence[int],
+        scratch: torch.Tensor,
+    ) -> None:
+        """Several collectives of a kind as one."""
+
     def reduce_scatter(
         self,
         axes: tuple[str, ...],
@@ -52,6 +79,17 @@ class Collectives(Protocol):
     ) -> None:
         """Sum over the group and keep this rank's part of a dim."""
 
+    def all_to_all(
+        self,
+        axes: tuple[str, ...],
+        source: torch.Tensor,
+        out: torch.Tensor,
+        gathered: int,
+        scattered: int,
+        scratch: torch.Tensor,
+    ) -> None:
+        """Put the group's parts of one dim together, of a part of another dim."""
+
     def ring(self, axes: tuple[str, ...]) -> Ring:
         """The axes' group as a ring."""
         ...
@@ -62,7 +100,9 @@ class Executor:
 
     `source` is the generated schedule, which the caller has checked against the plan. `counted`
     holds, for each collective site, the calls made and the bytes of the last one; `runs` how often
-    each entry ran. `allocated_bytes` is the arena with what it takes to align it.
+    each entry ran. `allocated_bytes` is the arena with what it takes to align it. `host_arena` is
+    what waits in host memory, pinned for a GPU; `copied` holds calls and bytes of all copies there
+    and back.
     """
 
     def __init__(
@@ -75,6 +115,7 @@ class Executor:
     ):
         if plan.program.mesh.size > 1 and comm is None:
             raise InternalError("a plan for several ranks needs a communicator")
+        plan = plan.of_rank(rank)
         self.plan = plan
         self.sizes = plan.program.sizes
         self.rank = rank
@@ -85,12 +126,17 @@ class Executor:
         skip = -raw.data_ptr() % ALIGNMENT
         self.allocated_bytes = raw.numel()
         self.arena = raw[skip : skip + plan.arena_bytes]
+        pinned = self.device.type == "cuda"
+        waits = torch.zeros(plan.host_bytes + ALIGNMENT, dtype=torch.uint8, pin_memory=pinned)
+        self.host_arena = waits[-waits.data_ptr() % ALIGNMENT :][: plan.host_bytes]
+        self.copied: dict[str, tuple[int, int]] = {"to_host": (0, 0), "from_host": (0, 0)}
         self.host: list[float] = []
         self.slots: dict[str, int] = {}
         self.counted: dict[int, tuple[int, int]] = {}
         self.runs: dict[str, int] = dict.fromkeys(plan.program.entries, 0)
         self.tables: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self._sites = {c.site: c.axes for c in plan.collectives}
+        self._among = {c.site: c.among for c in plan.collectives}
         self._stored = {stored.name: stored for stored in plan.stored}
         self._views: dict[str, torch.Tensor] = {}
         namespace: dict[str, Any] = {"__name__": "fllmc_schedule"}
@@ -125,6 +171,25 @@ class Executor:
         for extent in shape:
             count *= extent
         return self.arena[offset : offset + count * kind.itemsize].view(kind).view(tuple(shape))
+
+    def waiting(self, dtype: str, offset: int, shape: Sequence[int]) -> torch.Tensor:
+        """A tensor at a byte offset of the host memory."""
+        kind = DTYPES[dtype]
+        stretch = self.host_arena[offset : offset + math.prod(shape) * kind.itemsize]
+        return stretch.view(kind).view(tuple(shape))
+
+    def to_host(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy to host memory, in the order of the device's work."""
+        self._copy("to_host", source, target)
+
+    def from_host(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy back from host memory, in the order of the device's work."""
+        self._copy("from_host", source, target)
+
+    def _copy(self, way: str, source: torch.Tensor, target: torch.Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+        calls, moved = self.copied[way]
+        self.copied[way] = calls + 1, moved + source.numel() * source.element_size()
 
     def stored(self, name: str) -> torch.Tensor:
         """The view of a stored tensor."""
@@ -173,9 +238,10 @@ class Executor:
         """The positions, so much further on."""
         return tuple(range(stretch.start + by, stretch.stop + by) for stretch in stretches)
 
-    def positions(self, stretches: tuple[range, ...]) -> torch.Tensor:
-        """The positions as a tensor."""
-        return torch.tensor([at for stretch in stretches for at in stretch], device=self.device)
+    def positions(self, stretches: tuple[range, ...], each: int, first: int) -> torch.Tensor:
+        """The positions as a tensor: of groups of so many, counted from `first`."""
+        held = [at // each + first for stretch in stretches for at in stretch]
+        return torch.tensor(held, device=self.device)
 
     def rope_table(
         self, stretches: tuple[range, ...], dim: int, theta: float, dtype: str
@@ -210,7 +276,7 @@ class Executor:
         """Combine a tensor over a site's axes, in place."""
         self._count(site, tensor)
         assert self.comm is not None
-        self.comm.all_reduce(self._sites[site], tensor, combine)
+        self.comm.all_reduce(self._sites[site], tensor, combine, self._among[site])
 
     def all_gather(
         self,
@@ -239,6 +305,51 @@ class Executor:
         self._count(site, source)
         assert self.comm is not None
         self.comm.reduce_scatter(self._sites[site], source, out, dim, scratch, zigzag)
+
+    turn = Turn
+
+    def take_turns(self, turns: Sequence[Turn]) -> None:
+        """Carry out a pipeline stage's turns."""
+        take_turns(turns, self._send, self._receive)
+
+    def _send(self, site: int, tensor: torch.Tensor, rank: int, tag: int) -> Handle:
+        self._count(site, tensor)
+        assert self.comm is not None
+        return self.comm.send(self._sites[site], rank, tensor, tag)
+
+    def _receive(self, site: int, tensor: torch.Tensor, rank: int, tag: int) -> Handle:
+        self._count(site, tensor)
+        assert self.comm is not None
+        return self.comm.receive(self._sites[site], rank, tensor, tag)
+
+    def coalesced(
+        self,
+        site: int,
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        dims: Sequence[int],
+        scratch: torch.Tensor,
+    ) -> None:
+        """Several gathers or scatters, or reductions by sum or maximum, over a site's axes."""
+        moved = outs if kind == "all_gather" else sources
+        self._count_bytes(site, sum(each.numel() * each.element_size() for each in moved))
+        assert self.comm is not None
+        self.comm.coalesced(self._sites[site], kind, sources, outs, dims, scratch)
+
+    def all_to_all(
+        self,
+        site: int,
+        source: torch.Tensor,
+        out: torch.Tensor,
+        gathered: int,
+        scattered: int,
+        scratch: torch.Tensor,
+    ) -> None:
+        """Gather a dim over a site's axes and scatter another."""
+        self._count(site, source)
+        assert self.comm is not None
+        self.comm.all_to_all(self._sites[site], source, out, gathered, scattered, scratch)
 
     def ring_attend(self, site: int, *given: Any, **options: Any) -> None:
         """Attention whose keys and values go round a site's axes; see kernels/ring_attention.py."""

@@ -43,10 +43,11 @@ class Feeder:
     """The data inputs of one entry on one rank. Inputs are told apart by the end of their name."""
 
     def __init__(self, plan: Plan, executor: Executor, entry: str, rank: int) -> None:
+        plan, whole = plan.of_rank(rank), plan
         function = plan.program.function(entry)
         sizes = plan.program.sizes
         self.tensors: dict[str, torch.Tensor] = {}
-        self.layout = Layout(1, 0, 0, range(1), range(0), ())
+        self.layout = _layout(plan, tokens_type(whole, entry), rank)
         for number, given in enumerate(function.inputs):
             if given.role in ("param", "state", "host"):
                 continue
@@ -57,8 +58,6 @@ class Feeder:
             if tuple(tensor.shape) != sizes.local_shape(kind):
                 raise InternalError(f"`{given.name}` of {entry} shares its name with another")
             self.tensors[field] = tensor
-            if field == "tokens":
-                self.layout = _layout(plan, kind, rank)
 
     def fill(self, first: int, read: Read) -> None:
         """Give the entry the global batch that begins with sample `first`."""
@@ -75,6 +74,16 @@ class Feeder:
                 whole = torch.from_numpy(getattr(batch, field))
                 parts = [whole[:, stretch.start : stretch.stop] for stretch in own.columns]
                 torch.cat(parts, dim=1, out=target) if len(parts) > 1 else target.copy_(parts[0])
+
+
+def tokens_type(plan: Plan, entry: str) -> Type:
+    """The type of an entry's tokens, on the pipeline stage that reads them."""
+    for stage in plan.by_stage:
+        function = stage.program.function(entry)
+        for given, kind in zip(function.inputs, function.types, strict=False):
+            if given.role == "data" and given.name.rpartition(".")[2] == "tokens":
+                return kind
+    raise InternalError(f"{entry} reads no tokens")
 
 
 def _has_micro(tensor: torch.Tensor, field: str) -> bool:

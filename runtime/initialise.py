@@ -25,6 +25,6 @@ def initialise(plan: Plan, executor: Executor, parts: Sequence[Part]) -> None:
         if part.stored.role == "state":
             out.fill_(part.stored.initial)
             continue
-        init = plan.program.parameter(part.stored.name).init
+        init = executor.plan.program.parameter(part.stored.name).init
         seed = plan.train.seed
         randomness.fill_(out, init.kind, seed, part.name, part.shape, part.offsets, std=init.std)

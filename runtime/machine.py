@@ -106,7 +106,7 @@ def require_local(plan: Plan, device: str) -> None:
         raise DiagnosticError(
             run_errors.MeshTooLarge(NOWHERE, str(mesh), mesh.size, most, cores(), found, fitting)
         )
-    each = plan.arena_bytes + ALIGNMENT
+    each = max(stage.arena_bytes for stage in plan.by_stage) + ALIGNMENT
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if each * mesh.size > available:
         needed, has = bytes_text(each * mesh.size), bytes_text(available)

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.plan import Plan
 from fllmc.runtime.executor import Executor
 
 
@@ -50,8 +49,9 @@ class Stopwatch:
         return mean
 
 
-def check_collectives(plan: Plan, executor: Executor) -> int:
+def check_collectives(executor: Executor) -> int:
     """Bytes that this rank passed to collectives. InternalError where they are not as planned."""
+    plan = executor.plan
     wanted: dict[int, int] = {}
     sizes: dict[int, int] = {}
     for each in plan.collectives:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import msgspec
+from msgspec import structs
 
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import Plan, Stored
@@ -48,8 +49,27 @@ def offsets_of(kind: Type, sizes: Sizes, rank: int) -> tuple[int, ...]:
 
 def lasting_parts(plan: Plan, rank: int) -> tuple[Part, ...]:
     """The parts of all parameters and states that a rank holds, in the plan's order."""
-    lasting = [stored for stored in plan.stored if stored.role in ("param", "state")]
-    return tuple(part for stored in lasting for part in _parts(plan, stored, rank))
+    own, earlier = plan.of_rank(rank), _earlier_names(plan, rank)
+    lasting = [stored for stored in own.stored if stored.role in ("param", "state")]
+    return tuple(
+        structs.replace(part, owned=False) if part.name in earlier else part
+        for stored in lasting
+        for part in _parts(own, stored, rank)
+    )
+
+
+def _earlier_names(plan: Plan, rank: int) -> set[str]:
+    """What the pipeline stages before this rank's hold too."""
+    if not plan.stages:
+        return set()
+    stages = plan.by_stage[: plan.program.mesh.coordinates(rank)[plan.pipe]]
+    return {
+        part.name
+        for stage in stages
+        for stored in stage.stored
+        if stored.role in ("param", "state")
+        for part in _parts(stage, stored, 0)
+    }
 
 
 def _parts(plan: Plan, stored: Stored, rank: int) -> list[Part]:
@@ -60,7 +80,7 @@ def _parts(plan: Plan, stored: Stored, rank: int) -> list[Part]:
     parameter = plan.program.parameter(path)
     shape, local = sizes.shape(kind), sizes.local_shape(kind)
     offsets = offsets_of(kind, sizes, rank)
-    owned = _is_owner(kind, sizes, rank)
+    owned = _is_owner(kind, sizes, rank, plan.pipe)
     if not _is_stacked(parameter, kind):
         name = parameter.name + mark + state
         return [Part(name, stored, None, shape, offsets, local, owned)]
@@ -82,12 +102,12 @@ def _is_stacked(parameter: Parameter, kind: Type) -> bool:
     return bool(parameter.stack) and kind.names[:1] == (parameter.stack,)
 
 
-def _is_owner(kind: Type, sizes: Sizes, rank: int) -> bool:
-    """Whether this rank is the first of those that hold the same part."""
+def _is_owner(kind: Type, sizes: Sizes, rank: int, pipe: str) -> bool:
+    """Whether this rank is the first of those of its pipeline stage that hold the same part."""
     return all(
         position == 0
         for axis, position in sizes.mesh.coordinates(rank).items()
-        if axis not in kind.axes
+        if axis not in kind.axes and axis != pipe
     )
 
 
@@ -95,8 +115,11 @@ def expected(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The dtype and whole shape of everything that a checkpoint of this plan holds."""
     found = {
         part.name: (part.stored.type.dtype, part.shape)
-        for rank in range(plan.program.mesh.size if _splits_stacks(plan) else 1)
-        for part in lasting_parts(plan, rank)
+        for stage in plan.by_stage
+        for rank in range(plan.program.mesh.size if _splits_stacks(stage) else 1)
+        for stored in stage.stored
+        if stored.role in ("param", "state")
+        for part in _parts(stage, stored, rank)
     }
     return dict(sorted(found.items()))
 
@@ -110,5 +133,5 @@ def _splits_stacks(plan: Plan) -> bool:
 
 def parameter_count(plan: Plan) -> int:
     """The number of elements of all parameters."""
-    sizes = plan.program.sizes
-    return sum(prod(sizes.shape(s.type)) for s in plan.stored if s.role == "param")
+    whole = expected(plan)
+    return sum(prod(shape) for name, (_, shape) in whole.items() if STATE_MARK not in name)

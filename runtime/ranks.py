@@ -38,9 +38,22 @@ class Job(msgspec.Struct, frozen=True):
     threads: int
 
 
+def communicator(plan: Plan, rank: int) -> Communicator:
+    """The groups of all stages' collectives; every rank makes all of them, in one order."""
+    every = [collective for stage in plan.by_stage for collective in stage.collectives]
+    some = tuple((each.axes, each.among) for each in every if each.among)
+    pipes = (plan.pipe,) if plan.stages else ()
+    return Communicator(plan.program.mesh, rank, axes_used(plan), some, pipes)
+
+
 def axes_used(plan: Plan) -> tuple[tuple[str, ...], ...]:
     """All sets of axes that a run of the plan needs a group for."""
-    found = {collective.axes for collective in plan.collectives}
+    found = {
+        collective.axes
+        for stage in plan.by_stage
+        for collective in stage.collectives
+        if collective.kind not in ("send", "recv") and not collective.among
+    }
     for entry in plan.program.entries:
         for kind in plan.program.function(entry).signature.results:
             found |= {kind.partial, *(bare_axes(dim.axes) for dim in kind.dims)}
@@ -64,7 +77,7 @@ def run_joined(job: Job, place: Place) -> Outcome:
         torch.cuda.set_device(place.local)
         device, backend = f"cuda:{place.local}", "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE)
-    comm = Communicator(job.plan.program.mesh, place.rank, axes_used(job.plan))
+    comm = communicator(job.plan, place.rank)
     options = structs.replace(job.options, folder=comm.gather(job.options.folder)[0])
     outcome = train(job.plan, job.source, options, comm, place.rank, device)
     dist.barrier()  # nobody leaves while another still reads from it

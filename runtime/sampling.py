@@ -14,6 +14,7 @@ from fllmc.ir.types import Type
 from fllmc.runtime.communicator import Communicator
 from fllmc.runtime.data.tokenizers import Tokenizer
 from fllmc.runtime.executor import Executor
+from fllmc.runtime.feeding import tokens_type
 
 Logits = npt.NDArray[np.float64]
 ENTRY = "predict"
@@ -54,18 +55,20 @@ def next_logits(
     plan: Plan, executor: Executor, tokens: Sequence[int], comm: Communicator | None
 ) -> Logits:
     """The logits `[vocab]` of the token behind these, on every rank."""
-    function = plan.program.function(ENTRY)
+    function = executor.plan.program.function(ENTRY)
     data = {i.name.rpartition(".")[2]: i.name for i in function.inputs if i.role == "data"}
-    kind = function.types[function.input_number(data["tokens"])]
+    kind = tokens_type(plan, ENTRY)
     seq = plan.program.sizes.size(kind.dims[-1].name)
     window = list(tokens)[-seq:]
     place = len(window) - 1
     whole = torch.zeros(seq, dtype=torch.int64)
     whole[: len(window)] = torch.tensor(window)
-    target = executor.tensor(data["tokens"])
-    # Every row of the batch is the same text, so any rank's first row will do.
-    target.copy_(_own(whole, kind, plan, executor).expand(target.shape))
-    executor.tensor(data["position"]).fill_(place)
+    if "tokens" in data:
+        target = executor.tensor(data["tokens"])
+        # Every row of the batch is the same text, so any rank's first row will do.
+        target.copy_(_own(whole, kind, plan, executor).expand(target.shape))
+    if "position" in data:
+        executor.tensor(data["position"]).fill_(place)
     executor.run(ENTRY, seed=plan.train.seed)
     result = function.types[function.results[function.outputs.index("logits")]]
     return _gathered(executor.tensor("logits"), result, comm)

@@ -156,7 +156,7 @@ class Run:
 
     def output(self, name: str) -> float | None:
         """An output of the step without dims, or None where the plan has none such."""
-        known = any(stored.name == name for stored in self.plan.stored)
+        known = any(stored.name == name for stored in self.executor.plan.stored)
         return float(self.executor.tensor(name).item()) if known else None
 
     def report(self, display: Display, metrics: MetricsWriter | None, seconds: float) -> None:
@@ -254,8 +254,8 @@ def conclude(run: Run, display: Display) -> None:
     for line in valid_lines(run.dataset, run.valid, run.options.baseline and run.rank == 0):
         display.say(line)
     text = sampled(run.plan, run.executor, run.dataset.tokenizer, run.comm)
-    moved = check_collectives(run.plan, run.executor)
-    if line := moved_line(run.plan, moved):
+    moved = check_collectives(run.executor)
+    if line := moved_line(run.executor.plan, moved):
         display.say(line)
     if text is not None and run.rank == 0:
         display.say("")

@@ -10,9 +10,12 @@ from msgspec import structs
 from fllmc.frontend.semantics.typed import (
     Apply,
     Attend,
+    Combine,
     Composite,
     Constant,
     Contract,
+    Dispatch,
+    ExpertDot,
     Local,
     Param,
     Plain,
@@ -22,6 +25,7 @@ from fllmc.frontend.semantics.typed import (
     Renamed,
     Rope,
     Size,
+    TopK,
     Typed,
     Use,
     primed,
@@ -130,6 +134,11 @@ class Emitter:
                 return b.one(ops.Rope(along, dim, theta, layout), *args)
             case Attend():
                 return self._attend(typed.op, args)
+            case TopK(over=over, to=to, indices=indices):
+                b.path = "top_k"
+                return b.emit(ops.TopK(over, to), *args)[indices]
+            case Dispatch() | Combine() | ExpertDot():
+                return self._experts(typed.op, args)
             case Positions(dim=dim):
                 b.path = "positions"
                 return b.one(ops.Iota(Dim(dim)))
@@ -179,6 +188,27 @@ class Emitter:
         v = arranged(b, v, b.types[k].names)
         attrs = ops.Attend(op.along, op.heads, op.kv_heads, op.dim, scale, op.mask)
         return b.emit(attrs, q, k, v)[0]
+
+    def _experts(self, op: Dispatch | Combine | ExpertDot, args: tuple[int, ...]) -> int:
+        b = self.b
+        match op:
+            case Dispatch(along, choices, to, order):
+                b.path = "dispatch"
+                attrs = ops.Dispatch(along, choices, tuple(map(Dim, to)))
+                return b.one(attrs, arranged(b, args[0], order), args[1])
+            case Combine(along, choices, of, order):
+                b.path = "combine"
+                rows = arranged(b, args[0], order)
+                return b.one(ops.Combine(along, choices, of), rows, args[1])
+            case ExpertDot(along, choices, experts, rows, contract, lead):
+                b.path = "expert_dot"
+                x, weight, chosen = args
+                kept = (experts, *contract)
+                own = (name for name in b.types[weight].names if name not in kept)
+                x = arranged(b, x, (*lead, rows, *contract))
+                weight = arranged(b, weight, (*kept, *own))
+                counts = b.one(ops.Tally(along, choices, Dim(experts)), chosen)
+                return b.one(ops.GroupedDot(experts, rows, contract), x, weight, counts)
 
 
 def square(typed: Typed) -> Typed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 
 from msgspec import Struct
 
@@ -13,6 +14,7 @@ from fllmc.frontend.library import Module
 from fllmc.frontend.section_errors import LossDoesNotFit, VocabTooSmall
 from fllmc.frontend.sections.data import DataSection
 from fllmc.frontend.sections.overrides import Overrides
+from fllmc.frontend.semantics.expert_rows import along_rows
 from fllmc.frontend.semantics.sizes import SizeTable
 from fllmc.frontend.semantics.typed import Block, Key, Requirement
 from fllmc.ir.diagnostics import Diagnostic
@@ -76,6 +78,7 @@ def sized(
     if not found:
         for block in blocks:
             found += _checked(block.requirements, known)
+        found += along_rows(blocks)
         found += _vocab(table, vocab, known.get(vocab, 0), data)
     return Sized(table, Sizes(known), tokens or known.get(vocab, 0), tuple(found))
 
@@ -126,6 +129,7 @@ def _checked(
 ) -> Iterator[Diagnostic]:
     for need in requirements:
         a, b = sizes[need.a], sizes.get(need.b, 0)
+        factors = need.b.split() if need.rule == "product" else []
         if need.rule == "divides" and b % a:
             what = f"`{need.a}` must divide `{need.b}`"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
@@ -135,6 +139,13 @@ def _checked(
         elif need.rule == "same" and a != b:
             what = f"`{need.a}` and `{need.b}` must have one size"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
+        elif need.rule == "at_most" and a > b:
+            what = f"no more than all of `{need.b}` can be chosen"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
+        elif factors and a != prod(sizes[name] for name in factors):
+            what = f"`{need.a}` must have a row for each choice, {' * '.join(factors)}"
+            shown = ", ".join(f"`{name}` is {sizes[name]}" for name in factors)
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, {shown}")
 
 
 def _vocab(table: SizeTable, vocab: str, size: int, data: DataSection) -> Iterator[Diagnostic]:

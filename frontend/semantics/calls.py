@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 
 from fllmc.frontend import ast
-from fllmc.frontend.semantics.forms import FORMS, MAX_REDUCE, UNARY, Form, Option
+from fllmc.frontend.semantics.experts import EXPERT_CALLS, Call, expert_call
+from fllmc.frontend.semantics.forms import FORMS, MAX_REDUCE, UNARY, Form, Option, Wanted
 from fllmc.frontend.semantics.infer import Body
 from fllmc.frontend.semantics.sizes import evaluate
 from fllmc.frontend.semantics.typed import (
@@ -45,6 +46,7 @@ class Given(Struct, frozen=True):
     numbers: Mapping[str, float]
     over: tuple[str, ...]
     places: Mapping[str, Span]
+    named: Mapping[str, tuple[str, ...]]
 
 
 def call(body: Body, node: ast.Call, name: str) -> Typed:
@@ -89,7 +91,7 @@ class _Matcher:
         places = {key: value.span for key, value in self.options.items()}
         over = chosen.get("over", ())
         span = self.node.span
-        return Given(self.form, span, tuple(whole), dims, words, numbers, over, places)
+        return Given(self.form, span, tuple(whole), dims, words, numbers, over, places, chosen)
 
     def report(self, found: Diagnostic) -> None:
         self.body.found.append(found)
@@ -111,7 +113,7 @@ class _Matcher:
             return
         value = (
             self.body.numbers(argument.value, f"`{form.name}`")
-            if (key or self.wanted()) != "condition"
+            if (key or self.wanted()) not in form.free
             else self.body.expr(argument.value)
         )
         name = key or self.wanted()
@@ -140,7 +142,8 @@ class _Matcher:
             return ()
         names = self.body.distinct(node.dims)
         self.good = self.good and names is not None
-        for value in self.values.values() if names else ():
+        given = [value for key, value in self.values.items() if key not in form.free]
+        for value in given if names else ():
             for name in node.dims:
                 self.has(value, name.text, name.span)
         return names or ()
@@ -175,7 +178,7 @@ class _Matcher:
         elif option.wanted == "word":
             words[key] = self.word(node, where, option.words)
         else:
-            chosen[key] = self.dims(node, where, option.wanted == "dims")
+            chosen[key] = self.dims(node, where, option.wanted)
 
     def number(self, node: ast.Expr, where: str) -> float:
         """A number made of literals."""
@@ -199,9 +202,9 @@ class _Matcher:
         self.report(WrongValue(node.span, where, wanted, shown(node), words, word))
         return ""
 
-    def dims(self, node: ast.Expr, where: str, several: bool) -> tuple[str, ...]:
-        """A dim, or several in parentheses, that the first tensor has."""
-        refs = node.items if several and isinstance(node, ast.Tuple) else (node,)
+    def dims(self, node: ast.Expr, where: str, wanted: Wanted) -> tuple[str, ...]:
+        """A dim, or several in parentheses, that the first tensor has unless they are new."""
+        refs = node.items if wanted != "dim" and isinstance(node, ast.Tuple) else (node,)
         names: list[ast.Name] = []
         for ref in refs:
             if not isinstance(ref, ast.Ref):
@@ -211,7 +214,7 @@ class _Matcher:
         found = self.body.distinct(tuple(names))
         self.good = self.good and found is not None
         first = next(iter(self.values.values()), None)
-        for name in names if found and first else ():
+        for name in names if found and first and wanted != "new" else ():
             assert first is not None
             self.has(first, name.text, name.span)
         return found or ()
@@ -362,6 +365,11 @@ def _positions(body: Body, given: Given) -> Typed:
     return Typed(Kind((along,), along, "index"), Positions(along), (), given.span)
 
 
+def _experts(body: Body, given: Given) -> Typed:
+    name, span = given.form.name, given.span
+    return expert_call(body, Call(name, span, given.tensors, given.dims, given.named))
+
+
 def _less_dims(x: Typed, dims: tuple[str, ...]) -> Kind:
     return Kind(tuple(name for name in x.kind.dims if name not in dims))
 
@@ -373,6 +381,7 @@ COMPOSITES = (
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys((*UNARY, "min"), _prim),
     **dict.fromkeys(COMPOSITES, _composite),
+    **dict.fromkeys(EXPERT_CALLS, _experts),
     "attend": _attend,
     "dot": _dot,
     "less": _less,

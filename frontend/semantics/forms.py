@@ -7,11 +7,14 @@ from typing import Literal
 
 from msgspec import Struct
 
-Wanted = Literal["dim", "dims", "number", "word"]
+Wanted = Literal["dim", "dims", "new", "number", "word"]
 
 
 class Option(Struct, frozen=True):
-    """A named argument that is not a tensor. `default` is the text of the default, if any."""
+    """A named argument that is not a tensor. `default` is the text of the default, if any.
+
+    `new` wants dims that the first tensor need not have.
+    """
 
     wanted: Wanted
     default: str | None = None
@@ -19,12 +22,16 @@ class Option(Struct, frozen=True):
 
 
 class Form(Struct, frozen=True):
-    """How a function is called: dims in brackets, tensors in order, then options by name."""
+    """How a function is called: dims in brackets, tensors in order, then options by name.
+
+    `free` are the tensors that may hold other things than numbers.
+    """
 
     name: str
     tensors: tuple[str, ...]
     options: Mapping[str, Option] = {}
     brackets: bool = False
+    free: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = list(self.tensors)
@@ -40,6 +47,10 @@ UNARY = ("abs", "cos", "erf", "exp", "log", "rsqrt", "sigmoid", "sign", "sin", "
 _OVER = {"over": Option("dims")}
 _EPS = {**_OVER, "eps": Option("number", "1e-5")}
 
+_TO = {"over": Option("dim"), "to": Option("new")}
+_ALONG = {"along": Option("new")}
+_CHOSEN = ("chosen",)
+
 FORMS: Mapping[str, Form] = {
     form.name: form
     for form in (
@@ -47,7 +58,7 @@ FORMS: Mapping[str, Form] = {
         Form("stop", ("x",)),
         Form("min", ("a", "b")),
         Form("less", ("a", "b")),
-        Form("where", ("condition", "a", "b")),
+        Form("where", ("condition", "a", "b"), free=("condition",)),
         Form("relu", ("x",)),
         Form("silu", ("x",)),
         Form("gelu", ("x",), {"approximate": Option("word", "none", ("none", "tanh"))}),
@@ -81,6 +92,11 @@ FORMS: Mapping[str, Form] = {
                 "heads": Option("dim", ""),
             },
         ),
+        Form("top_k", ("x",), _TO),
+        Form("top_k_indices", ("x",), _TO),
+        Form("dispatch", ("x", "chosen"), {**_ALONG, "to": Option("new")}, free=_CHOSEN),
+        Form("combine", ("x", "chosen"), {**_ALONG, "of": Option("dims")}, free=_CHOSEN),
+        Form("expert_dot", ("x", "weight", "chosen"), _ALONG, brackets=True, free=_CHOSEN),
         Form("positions", (), {"along": Option("dim")}),
         Form("max", ("a", "b")),
     )

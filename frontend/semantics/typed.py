@@ -138,9 +138,46 @@ class Positions(Struct, frozen=True):
     dim: str
 
 
+class TopK(Struct, frozen=True):
+    """The largest along a dim, or where they are."""
+
+    over: str
+    to: str
+    indices: bool
+
+
+class Dispatch(Struct, frozen=True):
+    """Tokens to expert layout, from a value laid out as `order`."""
+
+    along: str
+    choices: str
+    to: tuple[str, ...]
+    order: tuple[str, ...]
+
+
+class Combine(Struct, frozen=True):
+    """Rows laid out as `order` back to tokens, those of a token added up."""
+
+    along: str
+    choices: str
+    of: tuple[str, ...]
+    order: tuple[str, ...]
+
+
+class ExpertDot(Struct, frozen=True):
+    """Rows by the matrices of their experts; `lead` are the dims of sequences."""
+
+    along: str
+    choices: str
+    experts: str
+    rows: str
+    contract: tuple[str, ...]
+    lead: tuple[str, ...]
+
+
 Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Plain | Apply | Use | Composite
-    | Rope | Attend | Positions
+    | Rope | Attend | Positions | TopK | Dispatch | Combine | ExpertDot
 )  # fmt: skip
 
 
@@ -215,9 +252,10 @@ class Signature(Struct, frozen=True):
 
 
 class Requirement(Struct, frozen=True):
-    """What sizes must obey: `divides` (a divides b), `even` (a) or `same` (a and b)."""
+    """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
+    no larger than b) or `product` (a is the product of the dims in b, parted by blanks)."""
 
-    rule: Literal["divides", "even", "same"]
+    rule: Literal["divides", "even", "same", "at_most", "product"]
     a: str
     b: str
     span: Span

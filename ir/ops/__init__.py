@@ -10,6 +10,8 @@ from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
     AllReduce,
+    AllToAll,
+    Coalesced,
     LocalSlice,
     ReduceScatter,
     Share,
@@ -60,26 +62,35 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
+from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
 from fllmc.ir.ops.pipeline import Pipeline
-from fllmc.ir.ops.structure import Call, Fused, Scan
+from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
 AnyAttrs = (
     Add
     | AddN
     | AllGather
     | AllReduce
+    | AllToAll
     | Attend
     | AttendGrad
     | Call
     | Cast
+    | Chunk
+    | Coalesced
+    | Combine
     | Cos
+    | Dispatch
     | Div
     | Dot
     | DotAdd
     | Erf
     | Exp
     | Fill
+    | FromHost
     | Fused
+    | GroupedDot
+    | GroupedOuter
     | Iota
     | Less
     | LocalSlice
@@ -115,8 +126,12 @@ AnyAttrs = (
     | Stop
     | Sub
     | Take
+    | Tally
     | Tanh
+    | ToHost
+    | TopK
     | Transpose
+    | Unchunk
     | Where
 )
 
@@ -131,13 +146,18 @@ __all__ = [
     "AddN",
     "AllGather",
     "AllReduce",
+    "AllToAll",
     "AnyAttrs",
     "Attend",
     "AttendGrad",
     "Attrs",
     "Call",
     "Cast",
+    "Chunk",
+    "Coalesced",
+    "Combine",
     "Cos",
+    "Dispatch",
     "Div",
     "Dot",
     "DotAdd",
@@ -146,7 +166,10 @@ __all__ = [
     "Erf",
     "Exp",
     "Fill",
+    "FromHost",
     "Fused",
+    "GroupedDot",
+    "GroupedOuter",
     "Iota",
     "Less",
     "LocalSlice",
@@ -184,8 +207,12 @@ __all__ = [
     "Stop",
     "Sub",
     "Take",
+    "Tally",
     "Tanh",
+    "ToHost",
+    "TopK",
     "Transpose",
     "TypeRuleError",
+    "Unchunk",
     "Where",
 ]

@@ -71,6 +71,23 @@ class ReduceScatter(Attrs, frozen=True, tag="reduce_scatter"):
         return (replace_dim(closed, Dim(self.dim, (*kind.axes_of(self.dim), *self.axes))),)
 
 
+class AllToAll(Attrs, frozen=True, tag="all_to_all"):
+    """Move axes from one dim to another: `gathered` is whole over them, `scattered` is divided.
+
+    They are the innermost axes of either. Each rank keeps a part of what it has, and sends others
+    theirs.
+    """
+
+    gathered: str
+    scattered: str
+    axes: tuple[str, ...]
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        require(not deals_zigzag(self.axes), f"{self.axes} deal in zig-zag")
+        whole = AllGather(self.gathered, self.axes).infer(operands, env)
+        return LocalSlice(self.scattered, self.axes).infer(whole, env)
+
+
 class LocalSlice(Attrs, frozen=True, tag="local_slice"):
     """Keep this rank's part of a dim over further axes. No communication."""
 
@@ -99,4 +116,43 @@ class Share(Attrs, frozen=True, tag="share"):
         return (msgspec.structs.replace(kind, partial=merged(kind.partial, self.axes)),)
 
 
-COLLECTIVES = (AllReduce, AllGather, ReduceScatter, RingAttend, RingAttendGrad)
+class Coalesced(Attrs, frozen=True, tag="coalesced"):
+    """Several collectives of one kind over the same axes as one call, on values of one dtype.
+
+    `collective` is `all_gather`, `all_reduce` or `reduce_scatter`. `dims` has the dim of each
+    gather or scatter, and is empty for reductions.
+    """
+
+    collective: str
+    axes: tuple[str, ...]
+    dims: tuple[str, ...] = ()
+    arity = -1
+
+    def each(self, count: int) -> tuple[AllGather | AllReduce | ReduceScatter, ...]:
+        """The collective that each operand has."""
+        if self.collective == "all_reduce":
+            return (AllReduce(self.axes),) * count
+        cls = AllGather if self.collective == "all_gather" else ReduceScatter
+        return tuple(cls(dim, self.axes) for dim in self.dims)
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        known = ("all_gather", "all_reduce", "reduce_scatter")
+        require(self.collective in known, f"no collective is called {self.collective}")
+        require(len(operands) > 0, "nothing to move")
+        parts = self.each(len(operands))
+        require(len(parts) == len(operands), f"{len(operands)} operands for {len(parts)} dims")
+        require(len({(k.dtype, k.combine) for k in operands}) == 1, "operands differ in dtype")
+        require(not deals_zigzag(self.axes), "what is dealt in zig-zag is moved by itself")
+        pairs = zip(parts, operands, strict=True)
+        return tuple(kind for part, given in pairs for kind in part.infer([given], env))
+
+
+COLLECTIVES = (
+    AllReduce,
+    AllGather,
+    AllToAll,
+    ReduceScatter,
+    RingAttend,
+    RingAttendGrad,
+    Coalesced,
+)

@@ -245,11 +245,15 @@ class Fill(Attrs, frozen=True, tag="fill"):
 
 
 class Iota(Attrs, frozen=True, tag="iota"):
-    """The global positions along a dim, from `first`; where it is a part of dim `of`, as such."""
+    """The global positions along a dim, from `first`; where it is a part of dim `of`, as such.
+
+    With `each`, position i stands for i // each, as where that many heads share one of `of`.
+    """
 
     dim: Dim
     first: int = 0
     of: str = ""
+    each: int = 1
     arity = 0
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:

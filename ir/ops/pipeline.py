@@ -20,8 +20,9 @@ class Pipeline(Attrs, frozen=True, tag="pipeline"):
     gets its position, then values that all share. Every other name is a value of one micro-batch
     and stage: `in0`, taken from another stage by `takes` (`in0.2=m5.1`: stage 2 takes message 5,
     from stage 1), or given by a function that ran earlier. `gives` (`out0.1=m5.2`) is the other
-    end of a message. An operand that begins with a whole dim `wholes[i]` enters a function as its
-    stretch `parts[i]` from position `starts[i]`. Results: the last carries.
+    end of a message, sent from as many `buffers` in turn. An operand that begins with a whole
+    dim `wholes[i]` enters a function as its stretch `parts[i]` from position `starts[i]`. Results:
+    the last carries.
     """
 
     axis: str
@@ -35,6 +36,7 @@ class Pipeline(Attrs, frozen=True, tag="pipeline"):
     actions: tuple[str, ...] = ()
     takes: tuple[tuple[str, str], ...] = ()
     gives: tuple[tuple[str, str], ...] = ()
+    buffers: tuple[int, ...] = ()
     parts: tuple[str, ...] = ()
     wholes: tuple[str, ...] = ()
     starts: tuple[int, ...] = ()
@@ -45,6 +47,7 @@ class Pipeline(Attrs, frozen=True, tag="pipeline"):
         require(len(set(self.names)) == len(self.names), "an operand's name stands twice")
         for kind in operands[self.carries : self.carries + self.slices]:
             require(kind.names[:1] == (self.over,), f"{kind} does not begin with {self.over}")
+        require(len(self.buffers) == len(self.gives), "not every message has its buffers")
         for _, name in self.functions:
             require(name in env.functions, f"no function {name}")
         return tuple(operands[: self.carries])

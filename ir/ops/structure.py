@@ -79,6 +79,65 @@ class Scan(Attrs, frozen=True, tag="scan"):
         return (self.over,)
 
 
+class Chunk(Attrs, frozen=True, tag="chunk"):
+    """Deal the positions of a dim to the positions of a new first dim `over`.
+
+    Position i of `dim` becomes position i // n of `part` in chunk i mod n, where n is the size of
+    `over`. So each rank deals out the stretch that it holds, and `part` is placed as `dim` was.
+    """
+
+    dim: str
+    part: str
+    over: str
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (kind,) = operands
+        require(self.dim in kind.names, f"{kind} has no dim {self.dim}")
+        require(not {self.part, self.over} & set(kind.names), f"{kind} has {self.part} already")
+        sizes_fit(self, env)
+        dims = (Dim(self.part, d.axes) if d.name == self.dim else d for d in kind.dims)
+        return (kind.placed((Dim(self.over), *dims)),)
+
+
+class Unchunk(Attrs, frozen=True, tag="unchunk"):
+    """The inverse of chunk: [over, ..., part, ...] -> [..., dim, ...]."""
+
+    dim: str
+    part: str
+    over: str
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (kind,) = operands
+        require(kind.names[:1] == (self.over,), f"{kind} does not begin with {self.over}")
+        require(not kind.dims[0].axes, f"{self.over} is divided in {kind}")
+        require(self.part in kind.names, f"{kind} has no dim {self.part}")
+        require(self.dim not in kind.names, f"{kind} has {self.dim} already")
+        sizes_fit(self, env)
+        dims = (Dim(self.dim, d.axes) if d.name == self.part else d for d in kind.dims[1:])
+        return (kind.placed(dims),)
+
+
+class ToHost(Attrs, frozen=True, tag="to_host"):
+    """The same value, copied to host memory: a result of a scan's body that waits there."""
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        require(not operands[0].partial, "an open sum does not go to the host")
+        return (operands[0],)
+
+
+class FromHost(Attrs, frozen=True, tag="from_host"):
+    """The same value, copied back from host memory: the only use of a slice that waited there."""
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        return (operands[0],)
+
+
+def sizes_fit(attrs: Chunk | Unchunk, env: Env) -> None:
+    """Check that the chunks make up the dim."""
+    whole, part, over = (env.sizes.size(name) for name in (attrs.dim, attrs.part, attrs.over))
+    require(whole == part * over, f"{attrs.dim}={whole} is not {over} times {part}")
+
+
 class Fused(Attrs, frozen=True, tag="fused"):
     """Run a function of elementwise ops and reductions as one kernel over tiles of `rows`.
 
@@ -93,9 +152,12 @@ class Fused(Attrs, frozen=True, tag="fused"):
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         found = signature(env, self.function)
         matches(operands, found.inputs, f"{self.function}: input")
+        placed: set[tuple[Dim, ...]] = set()
         for kind in (*found.inputs, *found.results):
             inside = [name for name in kind.names if name in self.rows]
             require(not inside or kind.names[: len(self.rows)] == self.rows, f"{kind}: rows apart")
+            placed |= {kind.dims[: len(self.rows)]} if inside else set()
+        require(len(placed) <= 1, f"{self.function}: rows are placed in several ways")
         return found.results
 
 

@@ -14,34 +14,60 @@ from msgspec import structs
 
 from fllmc.ir import ops
 from fllmc.ir.program import Op, Program
-from fllmc.ir.types import ZIGZAG
+from fllmc.ir.types import ZIGZAG, Dim, Sizes
+from fllmc.passes.naming import parts_of
 from fllmc.passes.place.directives import Axes, Layout
 from fllmc.passes.place.site import Site, Value
 
 
 def attend(site: Site, op: Op, attrs: ops.Attend) -> Sequence[Value]:
     """Attention or its gradient, as the schedule says where the sequence is divided."""
-    home = site.place(op)
+    sizes, context = site.mover.build.sizes, site.layout.context
+    home = fitting(attrs, site.place(op), sizes)
     axes = home.get(attrs.along, ())
-    if axes and site.layout.context == "ring" and attrs.over == attrs.along:
+    queries, keys = home, {**home, attrs.over: ()}
+    if axes and context == "ring" and attrs.over == attrs.along:
         kind = ops.RingAttendGrad if isinstance(attrs, ops.AttendGrad) else ops.RingAttend
-        operands = (site.take(value, home) for value in op.operands)
-        return site.emit(kind(*structs.astuple(attrs), axes=axes), *operands)
-    if axes and site.layout.context == "exchange":
-        places = exchanged(home, attrs)
-        found = site.emit(attrs, *(site.take(value, places) for value in op.operands))
-        return [site.mover.move(value, home) for value in found]
-    whole = {**home, attrs.over: ()}
-    takes = (home, whole, whole, home, home, home)
-    operands = (site.take(value, at) for value, at in zip(op.operands, takes, strict=False))
-    return site.emit(attrs, *operands)
+        attrs, keys = kind(*structs.astuple(attrs), axes=axes), home
+    elif axes and context == "exchange":
+        queries = keys = exchanged(home, attrs)
+    keys = fitting(attrs, keys, sizes)
+    places = (queries, keys, keys, queries, queries, queries)
+    operands = [site.take(value, at) for value, at in zip(op.operands, places, strict=False)]
+    together = keys.get(attrs.heads, ()) == keys.get(attrs.kv_heads, ())
+    found = site.emit(attrs, *operands) if together else copied(site, attrs, operands)
+    return [site.mover.move(value, home) for value in found] if queries is not home else found
 
 
 def exchanged(home: Axes, attrs: ops.Attend) -> Axes:
     """The axes of the sequence on the heads instead, inside of those that heads are on."""
-    axes = home[attrs.along]
-    heads = {name: (*home.get(name, ()), *axes) for name in (attrs.heads, attrs.kv_heads)}
-    return {**home, attrs.along: (), attrs.over: (), **heads}
+    heads = (*home.get(attrs.heads, ()), *home[attrs.along])
+    return {**home, attrs.along: (), attrs.over: (), attrs.kv_heads: heads, attrs.heads: heads}
+
+
+def fitting(attrs: ops.Attend, places: Axes, sizes: Sizes) -> Axes:
+    """The places, with key heads whole where they can't be divided as query heads are."""
+    ranks = sizes.mesh.extent(places.get(attrs.heads, ()))
+    return {**places, attrs.kv_heads: ()} if sizes.size(attrs.kv_heads) % ranks else places
+
+
+def copied(site: Site, attrs: ops.Attend, operands: Sequence[int]) -> Sequence[int]:
+    """Attention or its gradient where key heads are whole, and query heads are not.
+
+    Each query head gets a copy of its key head; the copies' gradients are added up.
+    """
+    q, keys, values, *rest = operands
+    kind = site.mover.kind(keys)
+    sizes = site.mover.build.sizes
+    heads = site.mover.kind(q).dim(attrs.heads)
+    group = sizes.size(attrs.heads) // sizes.size(attrs.kv_heads)
+    (own,) = site.emit(ops.Iota(heads, 0, attrs.kv_heads, group))
+    copies = [site.emit(ops.Take(attrs.kv_heads), each, own)[0] for each in (keys, values)]
+    found = site.emit(structs.replace(attrs, kv_heads=attrs.heads), q, *copies, *rest)
+    if not isinstance(attrs, ops.AttendGrad):
+        return found
+    sums = [site.emit(ops.Put(Dim(attrs.kv_heads)), own, each)[0] for each in found[1:]]
+    return (found[0], *(site.emit(ops.Transpose(kind.names), each)[0] for each in sums))
 
 
 def dealt(layout: Layout, program: Program) -> Layout:
@@ -52,14 +78,21 @@ def dealt(layout: Layout, program: Program) -> Layout:
     marked = {dim: zigzag(layout.canonical[dim]) for dim in causal(layout, program)}
     if not marked:
         return layout
-    stored = dict(layout.stored)
+    stored, unzeroed = dict(layout.stored), dict(layout.unzeroed)
     for parameter in program.parameters:
         for dim in parameter.type.names:
             if dim in marked:
-                axes = layout.stored_axes(parameter.name, parameter.type.names)
-                rest = axes.get(dim, ())[len(marked[dim]) :]
-                stored[parameter.name] = {**axes, dim: rest}
-    return structs.replace(layout, canonical={**layout.canonical, **marked}, stored=stored)
+                name, names = parameter.name, parameter.type.names
+                stored[name] = undealt(layout.stored_axes(name, names), dim, marked)
+                if name in unzeroed:
+                    unzeroed[name] = undealt(unzeroed[name], dim, marked)
+    canonical = {**layout.canonical, **marked}
+    return structs.replace(layout, canonical=canonical, stored=stored, unzeroed=unzeroed)
+
+
+def undealt(axes: Axes, dim: str, marked: Axes) -> Axes:
+    """How something is stored, with the dim on none of the axes that deal it."""
+    return {**axes, dim: axes.get(dim, ())[len(marked[dim]) :]}
 
 
 def zigzag(axes: Sequence[str]) -> tuple[str, ...]:
@@ -72,7 +105,9 @@ def causal(layout: Layout, program: Program) -> tuple[str, ...]:
     if layout.context == "exchange":
         return ()
     found = (attrs.along for _, attrs in attentions(program) if attrs.mask == "causal")
-    return tuple(dim for dim in dict.fromkeys(found) if layout.canonical.get(dim))
+    dims = program.sizes.dims
+    parts = (name for dim in dict.fromkeys(found) for name in (dim, *parts_of(dim, dims)))
+    return tuple(dim for dim in parts if layout.canonical.get(dim))
 
 
 def attentions(program: Program) -> tuple[tuple[Op, ops.Attend], ...]:

@@ -9,6 +9,7 @@ from fllmc.ir.ops import Attend, Scan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Sizes
+from fllmc.passes.naming import parts_of
 from fllmc.passes.place.attention import exchanged
 from fllmc.passes.place.directives import Axes, Layout, divisors, sizes_that_work
 from fllmc.passes.place_errors import (
@@ -120,24 +121,18 @@ def _whole(layout: Layout, function: Function, op: Op) -> Iterator[tuple[object,
 def _heads(
     layout: Layout, program: Program, op: Op, attrs: Attend
 ) -> Iterator[tuple[object, Diagnostic]]:
-    """Query and key/value heads on different axes, or more ranks than key/value heads."""
+    """Query and key/value heads on different axes, but for key heads that can't be divided so."""
     axes = layout.most.get(attrs.heads, ())
     kv_axes = layout.most.get(attrs.kv_heads, ())
-    if attrs.heads == attrs.kv_heads or (not axes and not kv_axes):
-        return
     sizes = Sizes(program.sizes.dims, layout.mesh)
-    kv_heads = sizes.size(attrs.kv_heads)
-    extent = layout.mesh.extent(axes or kv_axes)
-    axis = (axes or kv_axes)[-1]
-    if axes != kv_axes:
-        divided, whole = (attrs.heads, attrs.kv_heads) if axes else (attrs.kv_heads, attrs.heads)
-        reason = f"`{divided}` is on `{axis}`, and `{whole}` is not"
-        if axes and kv_axes:
-            reason = f"they are on {', '.join(axes)} and on {', '.join(kv_axes)}"
-    elif extent > kv_heads:
-        reason = f"`{axis}` of size {extent} is larger than `{attrs.kv_heads}` of size {kv_heads}"
-    else:
+    few = not kv_axes and sizes.size(attrs.kv_heads) % layout.mesh.extent(axes)
+    if attrs.heads == attrs.kv_heads or axes == kv_axes or few:
         return
+    axis = (axes or kv_axes)[-1]
+    divided, whole = (attrs.heads, attrs.kv_heads) if axes else (attrs.kv_heads, attrs.heads)
+    reason = f"`{divided}` is on `{axis}`, and `{whole}` is not"
+    if axes and kv_axes:
+        reason = f"they are on {', '.join(axes)} and on {', '.join(kv_axes)}"
     span = _span_of(layout, attrs.heads if axes else attrs.kv_heads, axis)
     works = sizes_that_work(layout, sizes, axis, (attrs.heads, attrs.kv_heads))
     yield (
@@ -156,19 +151,21 @@ def _sequence(
         return
     span = _span_of(layout, attrs.along, axes[-1])
     if layout.context == "exchange":
-        on = exchanged(layout.canonical, attrs)
-        for dim in (attrs.heads, attrs.kv_heads):
-            ranks, heads = layout.mesh.extent(on[dim]), sizes.size(dim)
-            if heads % ranks:
-                shown = " and ".join(f"`{axis}`" for axis in on[dim])
-                few = TooFewHeads(span, dim, heads, shown, ranks, attrs.along, op.span)
-                yield ((TooFewHeads, dim), few)
-                return
-    elif attrs.mask == "causal" and size % (2 * extent):
-        axis, others = axes[-1], extent // layout.mesh.extent(axes[-1:])
-        works = tuple(n for n in divisors(size // others) if size % (2 * n * others) == 0)
-        uneven = UnevenSequence(span, attrs.along, size, axis, extent, works[-6:] or (1,), op.span)
-        yield ((UnevenSequence, attrs.along), uneven)
+        on = exchanged(layout.canonical, attrs)[attrs.heads]
+        ranks, heads = layout.mesh.extent(on), sizes.size(attrs.heads)
+        if heads % ranks:
+            shown = " and ".join(f"`{axis}`" for axis in on)
+            few = TooFewHeads(span, attrs.heads, heads, shown, ranks, attrs.along, op.span)
+            yield ((TooFewHeads, attrs.heads), few)
+        return
+    for dim in (attrs.along, *parts_of(attrs.along, sizes.dims)):
+        size = sizes.size(dim)
+        if attrs.mask == "causal" and size % (2 * extent):
+            axis, others = axes[-1], extent // layout.mesh.extent(axes[-1:])
+            works = tuple(n for n in divisors(size // others) if size % (2 * n * others) == 0)
+            uneven = UnevenSequence(span, dim, size, axis, extent, works[-6:] or (1,), op.span)
+            yield ((UnevenSequence, dim), uneven)
+            return
 
 
 def _span_of(layout: Layout, dim: str, axis: str) -> Span:

@@ -3,7 +3,8 @@
 A directive places its dims in all values that have them. One that says `elsewhere` yields: its dim
 is on an axis in those values none of whose other dims is on it, and whole where an op needs it so.
 A directive with a selector divides further how the selected parameters are stored: they are
-gathered where they are used, and their gradients and optimizer states are divided as they are.
+gathered where they are used, and their gradients and optimizer states are divided as they are. What
+`zero` adds stands in `zero.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
 from fllmc.ir.settings import Context as ContextKind
-from fllmc.ir.settings import Shard
+from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
+from fllmc.passes.naming import PART, parts_of
+from fllmc.passes.place.expert_layout import ExpertDims, apart
+from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
     Indivisible,
+    KeyHeadsCopied,
     LeftWhole,
     NoSuchAxis,
     SelectsNothing,
@@ -45,8 +50,11 @@ class Because(Struct, frozen=True):
 class Layout(Struct, frozen=True):
     """The directives, resolved: `canonical` for all values, `stored` for single parameters.
 
-    `elsewhere` are the dims on axes that yield, in the order in which they choose.
-    `context` is how attention sees a divided sequence.
+    `elsewhere` are the dims on axes that yield, in the order in which they choose. `zero` holds
+    what `zero` directives do, and `unzeroed` where these parameters would be stored without them,
+    both by parameter. `context` is how attention sees a divided sequence, `reduce` the dtype in
+    which gradients are summed over ranks.
+    `experts` are the dims of mixtures of experts, which have rules of their own.
     """
 
     mesh: Mesh
@@ -55,12 +63,17 @@ class Layout(Struct, frozen=True):
     reasons: tuple[Because, ...]
     stored_reasons: Mapping[str, tuple[Because, ...]]
     elsewhere: tuple[Because, ...] = ()
+    experts: ExpertDims = ExpertDims()
+    zero: Mapping[str, Divided] = {}
+    unzeroed: Mapping[str, Axes] = {}
     context: ContextKind = "gather"
+    reduce: str = "f32"
 
     @property
     def empty(self) -> bool:
         """Whether nothing at all is divided."""
-        return not self.canonical and not self.stored and not self.elsewhere
+        placed = self.canonical or self.stored or self.elsewhere or self.experts.experts
+        return not placed
 
     @property
     def most(self) -> Axes:
@@ -76,7 +89,9 @@ class Layout(Struct, frozen=True):
         Dims that the directives without `elsewhere` place come first, then the others take the
         axes that are left.
         """
-        return yielding(self.canonical, self.elsewhere, tuple(names), tuple(whole))
+        given, fixed = tuple(names), tuple(whole)
+        found = yielding(self.canonical, self.elsewhere, given, fixed)
+        return self.experts.settle(found, given, fixed)
 
     def place(self, kind: Type) -> Type:
         """The type at the canonical placement of its dims; indices cost little and don't yield."""
@@ -89,6 +104,20 @@ class Layout(Struct, frozen=True):
     def stored_axes(self, name: str, names: Sequence[str]) -> Axes:
         """How a parameter with these dims is stored."""
         return self.stored[name] if name in self.stored else self.axes(names)
+
+    def used(self, name: str, names: Sequence[str]) -> Axes:
+        """How scans are given a parameter: as it is stored, or whole over `zero`'s axes."""
+        return self.unzeroed[name] if self.gathered_once(name) else self.stored_axes(name, names)
+
+    def summed(self, name: str, names: Sequence[str]) -> Axes:
+        """How a parameter's gradient is summed over layers and micro-batches."""
+        late = name in self.zero and self.zero[name].stage < 2
+        return self.unzeroed[name] if late else self.stored_axes(name, names)
+
+    def gathered_once(self, name: str) -> bool:
+        """Whether a parameter is stored in parts, yet used whole throughout a step."""
+        found = self.zero.get(name)
+        return found is not None and found.stage < 3 and bool(found.dim)
 
     def why(self, dim: str, axis: str, parameter: str = "") -> Because | None:
         """The directive that put the dim on the axis."""
@@ -119,7 +148,8 @@ def yielding(
 
 def directive_text(shard: Shard) -> str:
     """The directive as it is written."""
-    dims = shard.dims[0] if len(shard.dims) == 1 else f"({', '.join(shard.dims)})"
+    names = [dim for dim in shard.dims if PART not in dim]
+    dims = names[0] if len(names) == 1 else f"({', '.join(names)})"
     axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
     where = f" in {shard.selector}" if shard.selector else ""
     return f"shard {dims} over {axes}{where}" + (" elsewhere" if shard.elsewhere else "")
@@ -132,9 +162,12 @@ class Resolved(Struct, frozen=True):
     diagnostics: tuple[Diagnostic, ...]
 
 
-def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
+def resolve(
+    shards: Sequence[Shard], mesh: Mesh, program: Program, zeros: Sequence[Zero] = ()
+) -> Resolved:
     """The layout that directives give a training program on a mesh."""
     sizes = Sizes(program.sizes.dims, mesh)
+    shards = tuple(with_parts(shard, sizes) for shard in shards)
     shards, left_whole = _fitting(shards, sizes, program)
     divided = {axis.name for axis in mesh.axes if axis.size > 1}
     canonical: dict[str, tuple[str, ...]] = {}
@@ -166,11 +199,46 @@ def resolve(shards: Sequence[Shard], mesh: Mesh, program: Program) -> Resolved:
                     stored[parameter.name] = axes
                     others = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*others, *here)
+    experts, canonical, elsewhere = apart(program, canonical, elsewhere)
     for name, axes in stored.items():
-        stored[name] = yielding(axes, elsewhere, program.parameter(name).type.names, ())
+        names = program.parameter(name).type.names
+        rest = {dim: on for dim, on in axes.items() if dim not in experts.experts}
+        stored[name] = experts.settle(yielding(rest, elsewhere, names, ()), names, ())
     layout = Layout(mesh, canonical, stored, tuple(reasons), stored_reasons, tuple(elsewhere))
-    found += _indivisible(layout, sizes, program)
+    layout = structs.replace(layout, experts=experts)
+    layout, wrong = _with_zero(layout, zeros, program, sizes)
+    found += wrong
+    every = {**layout.canonical, **experts.experts}
+    found += _indivisible(structs.replace(layout, canonical=every), sizes, program)
     return Resolved(layout, tuple(found))
+
+
+def _with_zero(
+    layout: Layout, zeros: Sequence[Zero], program: Program, sizes: Sizes
+) -> tuple[Layout, list[Diagnostic]]:
+    """The layout with what `zero` directives add to how parameters are stored."""
+    before = {p.name: layout.stored_axes(p.name, p.type.names) for p in program.parameters}
+    zero, wrong = divide(zeros, program, before, sizes)
+    stored, reasons = dict(layout.stored), dict(layout.stored_reasons)
+    for name, how in zero.items():
+        if how.dim:
+            stored[name] = {
+                **before[name],
+                how.dim: (*before[name].get(how.dim, ()), *how.axes),
+            }
+            text, span = zero_text(how.directive), how.directive.span
+            own = tuple(Because(how.dim, axis, span, text) for axis in how.axes)
+            reasons[name] = (*reasons.get(name, ()), *own)
+    unzeroed = {name: before[name] for name in zero}
+    return structs.replace(
+        layout, stored=stored, stored_reasons=reasons, zero=zero, unzeroed=unzeroed
+    ), wrong
+
+
+def with_parts(shard: Shard, sizes: Sizes) -> Shard:
+    """The directive, which speaks of the parts that a dim is cut into as of the dim itself."""
+    parts = tuple(part for dim in shard.dims for part in parts_of(dim, sizes.dims))
+    return structs.replace(shard, dims=(*shard.dims, *parts)) if parts else shard
 
 
 def _fitting(
@@ -179,7 +247,8 @@ def _fitting(
     """The directives, optional ones without the dims that their axes do not divide.
 
     One that would be left without dims stays as it is, to be reported: its axis would do nothing.
-    Query and key heads are divided together or not at all.
+    Query and key heads are divided together or not at all; but key heads that are too few to be
+    divided as query heads are stay whole, and are copied where they are used.
     """
     pairs = {
         (op.attrs.heads, op.attrs.kv_heads)
@@ -193,6 +262,13 @@ def _fitting(
         axes = [axis for axis in shard.axes if sizes.mesh.has(axis)]
         extent = sizes.mesh.extent(axes)
         dims = [dim for dim in shard.dims if _declared(dim, sizes)]
+        for heads, keys in sorted(pairs):
+            few = {heads, keys} <= set(dims) and heads != keys and sizes.size(keys) % extent
+            if few and sizes.size(heads) % extent == 0:
+                dims.remove(keys)
+                shard = structs.replace(shard, dims=tuple(d for d in shard.dims if d != keys))
+                copied = (keys, sizes.size(keys), axes[-1], extent, heads)
+                found.append(KeyHeadsCopied(shard.span, *copied))
         misfits = {dim for dim in dims if sizes.size(dim) % extent}
         together = {dim for pair in sorted(pairs) if misfits & set(pair) for dim in pair}
         kept = tuple(dim for dim in dims if dim not in misfits | together)

@@ -10,20 +10,22 @@ from msgspec import structs
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.program import Function, Input, Level, Op, Program, callees
 from fllmc.ir.settings import Context as ContextKind
-from fllmc.ir.settings import Shard
+from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.place.attention import dealt
 from fllmc.passes.place.checks import conflicts
 from fllmc.passes.place.classes import stored_axes
+from fllmc.passes.place.copies import with_copies
 from fllmc.passes.place.directives import Layout, placed, resolve
+from fllmc.passes.place.expert_layout import with_room
 from fllmc.passes.place.scans import Placer
 from fllmc.passes.place.site import Constant, Site, axes_of
 from fllmc.passes.place_errors import HeadsApart, Indivisible
 
 
 class Place(Pass, frozen=True):
-    """Place values and stored parameters on the mesh as `shards` say, and insert collectives."""
+    """Place values and stored parameters on the mesh as the directives say; insert collectives."""
 
     name: ClassVar[str] = "place"
     takes: ClassVar[Level] = "training"
@@ -32,11 +34,13 @@ class Place(Pass, frozen=True):
 
     shards: tuple[Shard, ...] = ()
     context: ContextKind = "gather"
+    zero: tuple[Zero, ...] = ()
+    reduce: str = "f32"
 
     def run(self, program: Program, cx: Context) -> Program:
         """The sharded program on the mesh of the context."""
-        resolved = resolve(self.shards, cx.mesh, program)
-        layout = structs.replace(resolved.layout, context=self.context)
+        resolved = resolve(self.shards, cx.mesh, program, self.zero)
+        layout = structs.replace(resolved.layout, context=self.context, reduce=self.reduce)
         found = judged((*resolved.diagnostics, *conflicts(layout, program)))
         errors = [diagnostic for diagnostic in found if diagnostic.severity == "error"]
         for diagnostic in found:
@@ -45,7 +49,11 @@ class Place(Pass, frozen=True):
         if errors:
             raise DiagnosticError(*errors)
         program = structs.replace(program, level="sharded", mesh=cx.mesh)
-        return program if layout.empty else place_program(program, dealt(layout, program))
+        program = with_room(program, layout.experts, cx.mesh)
+        if layout.empty:
+            return program
+        layout = dealt(layout, program)
+        return place_program(with_copies(program, layout), layout)
 
 
 def judged(found: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:

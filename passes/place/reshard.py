@@ -14,7 +14,7 @@ from itertools import groupby
 from msgspec import Struct
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import AllGather, AllReduce, AnyAttrs, Env, LocalSlice, ReduceScatter
+from fllmc.ir.ops import AllGather, AllReduce, AllToAll, AnyAttrs, Env, LocalSlice, ReduceScatter
 from fllmc.ir.types import Sizes, Type, bare, bare_axes, deals_zigzag
 from fllmc.passes.place.directives import Axes
 
@@ -44,7 +44,7 @@ def step_cost(attrs: AnyAttrs, given: Type, gives: Type, sizes: Sizes) -> Fracti
     """
     if isinstance(attrs, LocalSlice):
         return Fraction(0)
-    assert isinstance(attrs, AllGather | AllReduce | ReduceScatter)
+    assert isinstance(attrs, AllGather | AllReduce | AllToAll | ReduceScatter)
     ranks = sizes.mesh.extent(attrs.axes)
     whole = sizes.local_bytes(gives if isinstance(attrs, AllGather) else given)
     turns = 2 if isinstance(attrs, AllReduce) else 1
@@ -66,10 +66,15 @@ def way(kind: Type, wanted: Axes, keep: Sequence[str], sizes: Sizes) -> Way:
 
     if kind.combine == "max" and kind.partial:
         step(AllReduce(kind.partial))
-    added, removed = difference(kind, wanted)
+    differences, removed = difference(kind, wanted)
+    added = dict(differences)
     entering = {bare(axis) for axes in added.values() for axis in axes}
     for dim, axes in removed.items():  # an axis leaves one dim before it enters another
-        if dim in added or entering.intersection(bare_axes(axes)):
+        others = [to for to, on in added.items() if on == axes and to not in removed]
+        if others and dim not in added and not deals_zigzag(axes):
+            step(AllToAll(dim, others[0], axes))
+            del added[others[0]]
+        elif dim in added or entering.intersection(bare_axes(axes)):
             gather(dim, axes)
     for dim, axes in added.items():
         for is_open, run in runs(axes, kind.partial):

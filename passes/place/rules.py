@@ -16,6 +16,7 @@ from fllmc.ir import ops
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Op
 from fllmc.ir.types import DTYPE_BYTES, Dim, Type, bare, deals_zigzag
+from fllmc.passes.place import experts
 from fllmc.passes.place.attention import attend
 from fllmc.passes.place.directives import Axes
 from fllmc.passes.place.site import Constant, Site, Value, axes_of
@@ -126,17 +127,23 @@ def linear(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
     number = site.as_is(value)
     kind = site.mover.kind(number)
     stays = kind.combine == "sum" and site.mover.closed_already(number) is None
-    if not stays or site.closes_anyway(value) or widens_activation(site, op):
+    if not stays or site.closes_anyway(value) or widens_too_early(site, op):
         number = site.closed(number, value)
     return site.emit(attrs, number)
 
 
-def widens_activation(site: Site, op: Op) -> bool:
-    """Whether a cast would make the sum of an activation wider before it is moved."""
-    if not isinstance(op.attrs, ops.Cast) or site.belongs(op.results[0]):
+def widens_too_early(site: Site, op: Op) -> bool:
+    """Whether a cast would make a sum wider before it is moved.
+
+    Gradients are summed in the layout's `reduce`, and so not in what an optimizer widens that to.
+    """
+    if not isinstance(op.attrs, ops.Cast):
         return False
-    before = DTYPE_BYTES[site.kind(op.operands[0]).dtype]
-    return DTYPE_BYTES[op.attrs.dtype] > before and not site.only_summed(op.results[0])
+    before = site.kind(op.operands[0]).dtype
+    if site.belongs(op.results[0]) and before != site.layout.reduce:
+        return False
+    wider = DTYPE_BYTES[op.attrs.dtype] > DTYPE_BYTES[before]
+    return wider and not site.only_summed(op.results[0])
 
 
 def summed(site: Site, op: Op, attrs: ops.ReduceSum) -> Sequence[Value]:
@@ -246,10 +253,14 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
             ops.Dot,
+            ops.GroupedDot,
+            ops.GroupedOuter,
             ops.Iota,
             ops.Random,
             ops.Rope,
             ops.Spread,
+            ops.Tally,
+            ops.TopK,
         ),
         at_home,
     ),
@@ -274,14 +285,36 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
         ),
         elementwise,
     ),
-    **dict.fromkeys((ops.Cast, ops.Neg, ops.Rename, ops.Stop, ops.Transpose), linear),
+    **dict.fromkeys(
+        (
+            ops.Cast,
+            ops.Chunk,
+            ops.Neg,
+            ops.Rename,
+            ops.Stop,
+            ops.Transpose,
+            ops.Unchunk,
+        ),
+        linear,
+    ),
     **dict.fromkeys((ops.Add, ops.AddN, ops.Sub), added),
     **dict.fromkeys((ops.Div, ops.Mul), scaled),
     **dict.fromkeys(
-        (*ops.COLLECTIVES, ops.Call, ops.Fused, ops.LocalSlice, ops.Pipeline, ops.Share),
+        (
+            *ops.COLLECTIVES,
+            ops.Call,
+            ops.FromHost,
+            ops.Fused,
+            ops.LocalSlice,
+            ops.Pipeline,
+            ops.Share,
+            ops.ToHost,
+        ),
         misplaced,
     ),
     **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),
+    ops.Combine: experts.combine,
+    ops.Dispatch: experts.dispatch,
     ops.Fill: fill,
     ops.Pick: picked,
     ops.Put: put_back,

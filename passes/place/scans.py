@@ -85,8 +85,10 @@ class Placer:
             if isinstance(held, Constant) and held.may_be_open and not shared:
                 found.append(None)
                 continue
-            kind = placed(site.kind(value), site.home(value))
-            stays_open = site.belongs(value) and not shared and kind.combine == "sum"
+            inner = self.classes.axes(attrs.function, number)
+            axes = axes_of(self.layout.place(site.source.types[value])) if inner is None else inner
+            kind = placed(site.kind(value), axes)
+            stays_open = inner is not None and not shared and kind.combine == "sum"
             kind = kind if stays_open else structs.replace(kind, partial=(), combine="sum")
             found.append(kind.placed(kind.dims[1:]) if sliced else kind)
         return found

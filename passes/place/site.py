@@ -109,7 +109,8 @@ class Site:
         along, over = op.attrs.along, op.attrs.over
         alone = self.layout.context == "gather" and along not in self.layout.canonical
         whole = (*whole, *((over,) if alone and along != over else () if alone else (along, over)))
-        axes = self.layout.axes((n for n in names if n != op.attrs.kv_heads), whole)
+        apart = {op.attrs.kv_heads} - {op.attrs.heads}
+        axes = self.layout.axes((n for n in names if n not in apart), whole)
         return {**axes, op.attrs.kv_heads: axes.get(op.attrs.heads, ())}
 
     def closed(self, number: int, value: int) -> int:
@@ -133,7 +134,12 @@ class Site:
         return all(isinstance(use, Add | AddN | Sub) for use in self._uses.get(value, ()))
 
     def only_cast(self, value: int) -> bool:
-        """Whether the value's one use is a cast: it is then summed in the dtype that this gives."""
+        """Whether the value's one use is a cast: it is then summed in the dtype that this gives.
+
+        A gradient that has the dtype in which ranks sum is summed in it.
+        """
+        if self.source.types[value].dtype == self.layout.reduce:
+            return False
         return self.used_once(value) and isinstance(self._uses[value][0], Cast)
 
     def take(self, value: int, axes: Axes, keep: Sequence[str] = ()) -> int:

@@ -17,6 +17,7 @@ from fllmc.ir.ops import (
     AddN,
     AllGather,
     AllReduce,
+    AllToAll,
     Cast,
     LocalSlice,
     Neg,
@@ -28,7 +29,7 @@ from fllmc.ir.ops import (
 from fllmc.ir.program import Function, Op
 
 Phase = Literal["F", "B"]
-LINEAR = (AllGather, AllReduce, Cast, LocalSlice, Neg, ReduceScatter, Rename, Transpose)
+LINEAR = (AllGather, AllReduce, AllToAll, Cast, LocalSlice, Neg, ReduceScatter, Rename, Transpose)
 """Ops through which a sum goes term by term."""
 
 

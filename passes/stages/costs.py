@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from msgspec import structs
+
 from fllmc.ir.flops import op_flops
 from fllmc.ir.ops import Scan
-from fllmc.ir.program import Function, Op, Program
-from fllmc.ir.types import DTYPE_BYTES
+from fllmc.ir.program import DimSize, Function, Op, Program
+from fllmc.ir.timetable import Kind
+from fllmc.ir.types import DTYPE_BYTES, Type
+from fllmc.passes.schedule.costs import Costs
 from fllmc.passes.stages.body import Body, scan_attrs
+from fllmc.passes.stages.cut_body import StageWork
 
 FLOPS_PER_BYTE = 100
 """What moving a byte of a result counts for, so that ops without products have a cost too.
@@ -45,3 +52,43 @@ def op_cost(program: Program, function: Function, op: Op) -> float:
         for v in op.results
     )
     return op_flops(function, op, program.sizes) + FLOPS_PER_BYTE * moved
+
+
+def stage_costs(program: Program, works: Sequence[StageWork]) -> Costs:
+    """The times of each stage's actions, and the bytes that a micro-batch keeps there."""
+    times: dict[str, list[float]] = {kind: [] for kind in ("F", "I", "W", "kept", "late")}
+    for work in works:
+        own = {stretch.part: stretch.size for stretch in work.stretches}
+        sizes = tuple(structs.replace(d, size=own.get(d.name, d.size)) for d in program.dims)
+        known = {dim.name for dim in program.dims}
+        sizes += tuple(DimSize(name, size) for name, size in own.items() if name not in known)
+        stage = structs.replace(program, dims=sizes)
+        functions = {
+            kind: function_cost(stage, function) for kind, function in work.functions.items()
+        }
+        whole = functions.get("B", 0.0)  # half of a backward is the input's, half the weights'
+        times["F"].append(functions.get("F", 0.0))
+        times["I"].append(functions.get("I", whole / 2))
+        times["W"].append(functions.get("W", whole / 2 if "I" not in functions else 0.0))
+        times["late"].append(kept_bytes(stage, work, ("W",)))
+        times["kept"].append(kept_bytes(stage, work, ("B", "I", "W")))
+    found = {kind: tuple(values) for kind, values in times.items()}
+    return Costs(found["F"], found["I"], found["W"], found["kept"], found["late"])
+
+
+def kept_bytes(program: Program, work: StageWork, readers: Sequence[Kind]) -> float:
+    """Bytes of what the forward makes or takes that these read later."""
+    first = work.functions.get("F")
+    if first is None:
+        return 0.0
+    made = {given.name for given in first.inputs if given.name in work.takes} | set(first.outputs)
+    kinds: dict[str, Type] = {}
+    for kind in readers:
+        function = work.functions.get(kind)
+        if function is not None:
+            kinds |= {
+                given.name: held
+                for given, held in zip(function.inputs, function.types, strict=False)
+                if given.name in made and given.role == "value"
+            }
+    return float(sum(program.sizes.local_bytes(held) for held in kinds.values()))

@@ -12,59 +12,118 @@ micro-batches go through the stages once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import structs
 
+from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.ops import Scan
 from fllmc.ir.program import DimSize, Function, Parameter, Program
+from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.timetable import Kind, Timetable
 from fllmc.passes.accumulate import MICROBATCHES
 from fllmc.passes.inline import reachable
 from fllmc.passes.optimizer_step import STATES
+from fllmc.passes.schedule.choose import chosen, homes_of
+from fllmc.passes.schedule.costs import Costs
 from fllmc.passes.stages.body import Body, scan_attrs
-from fllmc.passes.stages.costs import unit_costs
+from fllmc.passes.stages.costs import stage_costs, unit_costs
 from fllmc.passes.stages.cut_body import Cutter, StageWork
 from fllmc.passes.stages.cut_step import GRADIENT, Homes, RankStep, Reach, Step
+from fllmc.passes.stages.directives import Asked
+from fllmc.passes.stages.errors import TooManyStages
+from fllmc.passes.stages.in_flight import buffer_counts
 from fllmc.passes.stages.split import Split, even_split
 from fllmc.passes.stages.split_backward import Splitter
 
 
+class Cut(NamedTuple):
+    """The program of each rank of the pipeline axis, the order of work, and what stages cost."""
+
+    programs: tuple[Program, ...]
+    table: Timetable | None
+    costs: Costs | None
+
+
+def stage_programs(program: Program, asked: Asked, micros: int) -> Cut:
+    """A program cut as a schedule asks for.
+
+    DiagnosticError where the numbers of ranks, chunks, layers and micro-batches do not go together.
+    """
+    ranks = program.mesh.extent((asked.axis,))
+
+    def choose(costs: Costs) -> Timetable:
+        return chosen(asked.order, ranks, micros, costs).timetable
+
+    homes = homes_of(asked.order, ranks)
+    halves = asked.order.kind in HALVING
+    plan = Plan(asked.axis, asked.dims, homes, choose, halves, asked.shard.span)
+    return cut_stages(program, plan)
+
+
+HALVING: Final = ("zb_h1", "zb_v", "auto")
+"""Orders of work in which gradients of weights may wait."""
+
+
 class Plan(msgspec.Struct, frozen=True):
-    """How to cut: the pipeline's axis, the dims of the stacks, and the order of work."""
+    """How to cut: the pipeline's axis, the dims of the stacks, the rank of each stage, the order of
+    work for stages of given costs, and whether that has gradients of weights apart."""
 
     axis: str
     dims: tuple[str, ...]
-    timetable: Timetable
+    homes: tuple[int, ...]
+    choose: Callable[[Costs], Timetable]
+    halves: bool = False
+    span: Span = NOWHERE
+
+    @property
+    def chunks(self) -> list[list[int]]:
+        """The stages of each rank."""
+        ranks = range(max(self.homes) + 1)
+        return [[stage for stage, home in enumerate(self.homes) if home == r] for r in ranks]
 
 
-def cut_stages(program: Program, plan: Plan) -> tuple[Program, ...]:
+def cut_stages(program: Program, plan: Plan) -> Cut:
     """The program of each rank of the pipeline axis."""
-    table = plan.timetable
+    costs: Costs | None = None
     bodies = {name: entry_body(program, name, plan) for name in program.entries}
-    split = chosen_split(program, bodies, table.homes)
-    chunks = [[s for s, home in enumerate(table.homes) if home == r] for r in range(table.ranks)]
-    names = part_names(split, bodies, chunks)
+    split = chosen_split(program, bodies, plan)
+    names = part_names(split, bodies, plan.chunks)
+    table: Timetable | None = None
     steps: dict[str, Step] = {}
     made: dict[str, Function] = {}
     for name, (loop, body) in bodies.items():
-        cutter = Cutter(
-            body, split, program.sizes, program.signatures, names, carried(body.function, loop)
-        )
+        carries = carried(body.function, loop)
+        cutter = Cutter(body, split, program.sizes, program.signatures, names, carries)
         works = cutter.cut()
-        if loop >= 0 and any(action.kind == "W" for row in table.rows for action in row):
-            splitter = Splitter(
-                {f.name: f for f in program.functions}, program.sizes, body.function.outputs
-            )
-            works = [splitter.split(work) for work in works]
-            made |= splitter.made
-        works = named(works, name, made)
-        steps[name] = entry_step(program, name, loop, body, works)
-    homes = parameter_homes(program, plan, steps, chunks, split, bodies)
-    return tuple(
-        rank_program(program, plan, steps, homes, rank, made) for rank in range(table.ranks)
-    )
+        if loop >= 0:
+            works, halves, table, costs = ordered(program, plan, works, body)
+            made |= halves
+        steps[name] = entry_step(program, name, loop, body, named(works, name, made))
+    homes = parameter_homes(program, plan, steps, split, bodies)
+    ranks = range(len(plan.chunks))
+    programs = tuple(rank_program(program, table, steps, homes, rank, made) for rank in ranks)
+    return Cut(programs, table, costs)
+
+
+def ordered(
+    program: Program, plan: Plan, works: list[StageWork], body: Body
+) -> tuple[list[StageWork], dict[str, Function], Timetable, Costs]:
+    """The stages, their backward in halves where the order of work wants it, and that order."""
+    costs = stage_costs(program, works)
+    if not plan.halves:
+        return works, {}, plan.choose(costs), costs
+    functions = {f.name: f for f in program.functions}
+    splitter = Splitter(functions, program.sizes, body.function.outputs)
+    halves = [splitter.split(work) for work in works]
+    whole = structs.replace(program, functions=(*program.functions, *splitter.made.values()))
+    fine = stage_costs(whole, halves)
+    table = plan.choose(fine)
+    if any(action.kind == "W" for row in table.rows for action in row):
+        return halves, splitter.made, table, fine
+    return works, {}, table, costs
 
 
 def entry_body(program: Program, name: str, plan: Plan) -> tuple[int, Body]:
@@ -84,13 +143,14 @@ def carried(function: Function, loop: int) -> dict[int, str]:
     return dict(enumerate(function.outputs)) if loop >= 0 else {}
 
 
-def chosen_split(
-    program: Program, bodies: Mapping[str, tuple[int, Body]], homes: Sequence[int]
-) -> Split:
-    """The split by the costs of a training step."""
+def chosen_split(program: Program, bodies: Mapping[str, tuple[int, Body]], plan: Plan) -> Split:
+    """The split by the costs of a training step. DiagnosticError where there are too few layers."""
     _, body = next(iter(bodies.values()))
     groups, stacks = unit_costs(program, body)
-    return even_split(groups, stacks, homes)
+    units = len(groups) + sum(map(len, stacks))
+    if units < len(plan.homes):
+        raise DiagnosticError(TooManyStages(plan.span, len(plan.homes), units))
+    return even_split(groups, stacks, plan.homes)
 
 
 def part_names(
@@ -152,11 +212,11 @@ def parameter_homes(
     program: Program,
     plan: Plan,
     steps: Mapping[str, Step],
-    chunks: Sequence[Sequence[int]],
     split: Split,
     bodies: Mapping[str, tuple[int, Body]],
 ) -> Homes:
     """The ranks that store each parameter: those that use it, or have a part of its gradient."""
+    chunks = plan.chunks
     ranks: dict[str, set[int]] = {parameter.name: set() for parameter in program.parameters}
     for step in steps.values():
         for rank, stages in enumerate(chunks):
@@ -198,7 +258,7 @@ def uses(step: Step, stages: Sequence[int]) -> set[str]:
 
 def rank_program(
     program: Program,
-    plan: Plan,
+    table: Timetable | None,
     steps: Mapping[str, Step],
     homes: Homes,
     rank: int,
@@ -226,9 +286,11 @@ def rank_program(
                 sorted({m for work in step.works for m in work.gives.values()})
             )
         }
-        row = plan_row(step, plan.timetable, homes.stages[rank], rank)
+        rows = [plan_row(step, table, own, at) for at, own in enumerate(homes.stages)]
+        counts = buffer_counts(step.works, rows)
         reach = Reach(step, homes)
-        entries.append(RankStep(reach, rank, whole.sizes, signatures, messages, row).run())
+        made_step = RankStep(reach, rank, whole.sizes, signatures, messages, rows[rank], counts)
+        entries.append(made_step.run())
     parameters = tuple(
         own_layers(parameter, layers)
         for parameter in program.parameters
@@ -249,9 +311,9 @@ def own_layers(parameter: Parameter, layers: Mapping[str, Sequence[int]]) -> Par
     return structs.replace(parameter, layers=tuple(own)) if own is not None else parameter
 
 
-def plan_row(step: Step, table: Timetable, stages: Sequence[int], rank: int) -> list[str]:
+def plan_row(step: Step, table: Timetable | None, stages: Sequence[int], rank: int) -> list[str]:
     """The rank's actions that have something to do; for an entry without micro-batches, forward."""
-    if step.loop < 0:
+    if step.loop < 0 or table is None:
         return [f"F{stage}.0" for stage in stages if "F" in step.works[stage].functions]
     found: list[str] = []
     for action in table.rows[rank]:

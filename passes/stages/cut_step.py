@@ -138,10 +138,11 @@ class RankStep:
         signatures: Mapping[str, Signature],
         messages: Mapping[Message, int],
         row: Sequence[str],
+        counts: Mapping[Message, int],
     ):
         self.reach, self.step, self.homes, self.rank = reach, reach.step, reach.homes, rank
         self.function = self.step.function
-        self.messages, self.row = messages, row
+        self.messages, self.row, self.counts = messages, row, counts
         self.b = Builder(self.function.name, sizes, signatures)
         self.values: dict[int, int] = {}
         self.stages = self.homes.stages[rank]
@@ -289,6 +290,7 @@ class RankStep:
                 homes[stage] = rank
         takes: list[tuple[str, str]] = []
         gives: list[tuple[str, str]] = []
+        buffers: list[int] = []
         rows: dict[str, int] = {}
         parts: list[tuple[str, str, int]] = []
         for stage in self.stages:
@@ -297,6 +299,7 @@ class RankStep:
                 takes.append((f"{port}.{stage}", f"m{self.messages[message]}.{message.source}"))
             for port, message in work.gives.items():
                 gives.append((f"{port}.{stage}", f"m{self.messages[message]}.{message.target}"))
+                buffers.append(self.counts[message])
             for stretch in work.stretches:
                 parts.append((stretch.part, stretch.whole, rows.get(stretch.whole, 0)))
                 rows[stretch.whole] = rows.get(stretch.whole, 0) + stretch.size
@@ -313,6 +316,7 @@ class RankStep:
             tuple(self.row),
             tuple(takes),
             tuple(gives),
+            tuple(buffers),
             tuple(part for part, _, _ in parts),
             tuple(whole for _, whole, _ in parts),
             tuple(start for _, _, start in parts),

@@ -8,9 +8,11 @@ is as cheap as can be.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import pairwise
 
 import msgspec
+
+from fllmc.passes.schedule.partition import partition
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -35,8 +37,7 @@ def even_split(
 ) -> Split:
     """The split with the least greatest cost of a stage, for costs of groups and layers.
 
-    There are at least as many layers as stages less two, and the first and last group may share
-    theirs with layers or not.
+    There are at least as many groups and layers as stages.
     """
     costs: list[float] = []
     places: list[tuple[int, int]] = []
@@ -46,8 +47,12 @@ def even_split(
         for layer, each in enumerate(stacks[at] if at < len(stacks) else ()):
             costs.append(each)
             places.append((at, layer))
-    stages = stretches(costs, len(homes))
-    stage_of = dict(zip(places, stages, strict=True))
+    bounds = partition(costs, len(homes))
+    stage_of = {
+        place: stage
+        for stage, (begin, end) in enumerate(pairwise(bounds))
+        for place in places[begin:end]
+    }
     layers: list[tuple[tuple[int, int], ...]] = []
     for at, each in enumerate(stacks):
         own = [stage_of[at, layer] for layer in range(len(each))]
@@ -59,32 +64,3 @@ def even_split(
         )
     found = tuple(stage_of[at, -1] for at in range(len(groups)))
     return Split(tuple(homes), found, tuple(layers))
-
-
-def stretches(costs: Sequence[float], count: int) -> list[int]:
-    """The stage of each unit: `count` stretches, none empty, their greatest sum least.
-
-    Of the best, the one that fills the last stages first, as early ones hold more micro-batches.
-    """
-    sums = [0.0, *accumulate(costs)]
-    total = len(costs)
-    best = [[float("inf")] * (total + 1) for _ in range(count + 1)]
-    start = [[0] * (total + 1) for _ in range(count + 1)]
-    best[0][0] = 0.0
-    for stages in range(1, count + 1):
-        for end in range(stages, total + 1):
-            for begin in range(end - 1, stages - 2, -1):
-                own = sums[end] - sums[begin]
-                if own >= best[stages][end]:
-                    break
-                worst = max(best[stages - 1][begin], own)
-                if worst < best[stages][end]:
-                    best[stages][end] = worst
-                    start[stages][end] = begin
-    found: list[int] = []
-    end = total
-    for stages in range(count, 0, -1):
-        begin = start[stages][end]
-        found[:0] = [stages - 1] * (end - begin)
-        end = begin
-    return found

@@ -10,19 +10,21 @@ from msgspec import structs
 from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
+from fllmc.fitting import within_budget
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
-from fllmc.ir.plan import Plan
+from fllmc.ir.plan import Frozen, Plan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
 from fllmc.ir.types import Mesh
 from fllmc.passes.base import Context
 from fllmc.passes.decisions import decisions
-from fllmc.passes.pipeline import standard_pipeline
-from fllmc.passes.runner import Dump, Timing, run_pipeline
+from fllmc.passes.finishing import CUT, finish
+from fllmc.passes.runner import Dump, Timing
+from fllmc.passes.stages.directives import placing_shards
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -60,38 +62,48 @@ def compile_spec(
     levels: dict[str, Program] = {}
 
     def keep(number: int, name: str, program: Program) -> None:
-        levels[program.level] = program
+        if name != CUT:
+            levels[program.level] = program
         if dump is not None:
             dump(number, name, program)
 
     read = Timing("read and check", clock() - begin, 0.0)
-    program, timings = run_pipeline(spec.program, standard_pipeline(spec), cx, clock, keep)
+    within, told = within_budget(spec, chosen, target)
+    done = finish(spec, cx, clock, keep, within)
     begin = clock()
-    reasons = decisions(program, spec.schedule)
-    plan = make_plan(program, spec, load_target(target or "cpu"), reasons, mesh_read)
+    values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
+    reasons = (*done.decisions, *decisions(done.sharded, values), *told)
+    known = load_target(target or "cpu")
+    plan = make_plan(
+        done.programs[0], spec, known, reasons, mesh_read, done.pipe, done.programs[1:]
+    )
     if not target:
-        plan = structs.replace(plan, target=smallest_target(plan.arena_bytes))
-    full = all_trained(spec, chosen)
-    if full is not None:
-        plan = structs.replace(plan, frozen=frozen_figures(plan, full))
+        plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
+    plan = structs.replace(plan, frozen=frozen_share(plan, spec))
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
-    texts = tuple((level, print_program(each)) for level, each in levels.items())
-    return Compiled(spec, plan, source, texts, tuple(found), (read, *timings, planned))
+    before = tuple((level, print_program(p)) for level, p in levels.items() if level != "plan")
+    texts = (*before, ("plan", done.text()))
+    return Compiled(spec, plan, source, texts, tuple(found), (read, *done.timings, planned))
 
 
-def all_trained(spec: Spec, mesh: Mesh) -> Plan | None:
-    """The plan of a spec that freezes something, without its adapter; None where there is none."""
-    adapter = spec.adapter
-    if adapter is None or not (adapter.freeze or adapter.rows or adapter.quantize):
+def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
+    """What frozen parameters cost beside the same spec without its adapter.
+
+    None where nothing is frozen, where stages are cut, and where the other spec has no plan (a
+    budget, for one, may be too small for it).
+    """
+    adapter, mesh = spec.adapter, plan.program.mesh
+    if plan.stages or adapter is None or not adapter.freeze:
         return None
     whole = structs.replace(spec, adapter=None)
     cx = Context(mesh=mesh, report=lambda found: None)
     try:
-        program, _ = run_pipeline(whole.program, standard_pipeline(whole), cx, lambda: 0.0)
-    except DiagnosticError:  # a budget, for one, may be too small for it
+        within, _ = within_budget(whole, mesh, plan.target.name)
+        done = finish(whole, cx, lambda: 0.0, lambda number, name, program: None, within)
+    except DiagnosticError:
         return None
-    return make_plan(program, whole, load_target("cpu"))
+    return frozen_figures(plan, make_plan(done.programs[0], whole, plan.target))
 
 
 def choose_mesh(text: str, spec: Spec) -> tuple[Mesh, str]:

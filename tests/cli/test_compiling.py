@@ -10,7 +10,13 @@ import pytest
 import fllmc
 from fllmc.cli import exits
 from tests.cli.running import document, run
+from tests.house.tree import ROOT
 
+BUDGET = """
+schedule tight {
+  budget_gib: 0.05
+}
+"""
 SMALL = ("--set", "dims.layers=2", "--set", "dims.embed=32", "--set", "dims.ffn=48")
 
 
@@ -56,6 +62,17 @@ def test_what_does_not_fit_the_target_is_not_written(tmp_path: Path) -> None:
     assert done.exit_code == exits.INFEASIBLE
     assert "error[E0401]: one rank of `quickstart` needs" in done.stderr
     assert "activations and gradients" in done.stderr
+    assert not folder.exists()
+
+
+def test_a_budget_that_cannot_be_met_is_infeasible(tmp_path: Path) -> None:
+    spec, folder = tmp_path / "small.fllm", tmp_path / "a.fllmx"
+    text = (ROOT / "specs" / "models" / "quickstart.fllm").read_text()
+    spec.write_text(text + BUDGET)
+    done = run("compile", str(spec), "--set", "data.batch=256", "-o", str(folder))
+    assert done.exit_code == exits.INFEASIBLE
+    assert "error[E0402]: a rank needs" in done.stderr
+    assert "it fits with `microbatches: " in done.stderr
     assert not folder.exists()
 
 

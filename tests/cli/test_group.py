@@ -40,6 +40,10 @@ OPTIONS = {
         "--verbose",
     ],
     "inspect": ["--mesh", "--set", "--json", "--level", "--schedule", *PARTS],
+    "pipeline": [
+        *("--chunks", "--json", "--late", "--memory", "--micros", "--ranks", "--svg", "--table"),
+        *("--times", "--transfer"),
+    ],
     "opt": ["--passes", "--mesh", "-v", "--verbose"],
     "run": ["--mesh", "--set", "-o", "--output", *TRAINING],
     "resume": ["--mesh", *TRAINING],

@@ -83,7 +83,6 @@ schedule pod_16 for pretrain on pod {
   zero 2 over data
   zero 3 over (data, tensor) in head
   offload body.*.mlp
-  compress body.*.attn
   pipeline: 1f1b
   context: ring
   microbatches: 4

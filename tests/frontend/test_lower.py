@@ -388,7 +388,6 @@ schedule s for run on m {
   zero 3 over data
   zero 1 over (data) in head
   offload body.*.mlp
-  compress body.*.attn
   pipeline: PIPELINE
   context: ring
   budget_gib: 12.5
@@ -406,7 +405,6 @@ def test_settings_of_a_schedule() -> None:
     zero = [(each.stage, each.axes, each.selector) for each in schedule.zero]
     assert zero == [(3, ("data",), "*"), (1, ("data",), "head")]
     assert [each.selector for each in schedule.offload] == ["body.*.mlp"]
-    assert [each.selector for each in schedule.compress] == ["body.*.attn"]
     assert schedule.pipeline is not None
     assert (schedule.pipeline.kind, schedule.pipeline.chunks) == ("1f1b", 1)
     assert (schedule.context, schedule.budget_gib) == ("ring", 12.5)

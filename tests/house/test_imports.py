@@ -23,7 +23,7 @@ LIBRARIES: dict[str, set[str]] = {
     "runtime/": {"msgspec", "numpy", "rich", "safetensors", "tokenizers", "torch"},
     "src/fllmc/cli/": {"click", "msgspec", "rich"},
     "src/fllmc/": {"msgspec"},
-    "bench/": {"numpy", "rich", "torch"},
+    "bench/": {"msgspec", "numpy", "rich", "torch"},
 }
 
 # A result may depend on the input alone, so that the same input gives the same bytes everywhere.

@@ -183,12 +183,16 @@ def _erase(function: Function, sizes: Sizes) -> Function:
         values[number] = builder.input(given.name, function.types[number].unplaced(), given.role)
     for op in function.ops:
         operands = [values[number] for number in op.operands]
-        if isinstance(op.attrs, ops.AllReduce | ops.AllGather | ops.ReduceScatter | ops.LocalSlice):
+        if isinstance(op.attrs, MOVES):
             values[op.results[0]] = operands[0]
         else:
             found = builder.emit(_plain(op.attrs), *operands)
             values.update(zip(op.results, found, strict=True))
     return builder.finish([values[number] for number in function.results], function.outputs)
+
+
+MOVES = (ops.AllReduce, ops.AllGather, ops.AllToAll, ops.ReduceScatter, ops.LocalSlice)
+"""What changes where a value is, and not the value."""
 
 
 def _plain(attrs: ops.AnyAttrs) -> ops.AnyAttrs:

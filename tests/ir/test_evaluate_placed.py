@@ -85,6 +85,27 @@ def test_a_vocabulary_divided_over_both_axes() -> None:
         same_as_erased(placed(build, vocab=12))
 
 
+def test_chunks_of_a_divided_dim() -> None:
+    """Each rank deals out its own stretch, and it is dealt as one device deals out the whole."""
+    sizes = {"seq": 12, "seq.part": 4, "chunks": 3}
+    seq = Dim("seq", ("tensor",))
+
+    def chunk(b: Builder) -> int:
+        x = b.input("x", Type("f32", (BATCH, seq, Dim("embed"))))
+        return b.one(ops.Chunk("seq", "seq.part", "chunks"), x)
+
+    def unchunk(b: Builder) -> int:
+        return b.one(ops.Unchunk("seq", "seq.part", "chunks"), b.exp(chunk(b)))
+
+    for build in (chunk, unchunk):
+        same_as_erased(placed(build, **sizes))
+    program = placed(unchunk, **sizes)
+    x = arguments_for(program, 0)["x"]
+    np.testing.assert_array_equal(evaluate(program, "main", {"x": x})["y"], np.exp(x))
+    dealt = evaluate(placed(chunk, **sizes), "main", {"x": x})["y"]
+    np.testing.assert_array_equal(dealt[1], x[:, 1::3])
+
+
 def test_put_over_divided_positions_is_reduced() -> None:
     def build(b: Builder) -> int:
         index = b.input("t", Type("i64", (BATCH, SEQ), index="vocab"))

@@ -18,6 +18,7 @@ from fllmc.ir.ops import (
     Call,
     DotAdd,
     Elementwise,
+    FromHost,
     Fused,
     LocalSlice,
     MulAdd,
@@ -27,6 +28,7 @@ from fllmc.ir.ops import (
     Scan,
     Share,
     SiluGrad,
+    ToHost,
 )
 from fllmc.passes.gradients import GRADIENTS
 from fllmc.passes.place.rules import RULES
@@ -42,13 +44,17 @@ class Table(NamedTuple):
 
 SUNK = dict.fromkeys((DotAdd, MulAdd, MulSub, PutAdd), "made of others at the plan level")
 PLACED = dict.fromkeys((*COLLECTIVES, LocalSlice, Pipeline, Share), "made where values are placed")
+OFFLOADED = dict.fromkeys((FromHost, ToHost), "made behind placement")
 
 TABLES = (
     Table("evaluator", frozenset(EVALUATE), {Pipeline: "run by ir/evaluate_stages.py"}),
     Table(
         "JAX",
         frozenset(JAX),
-        dict.fromkeys((*COLLECTIVES, LocalSlice, Pipeline, Share), "JAX runs unplaced programs"),
+        dict.fromkeys(
+            (*COLLECTIVES, FromHost, LocalSlice, Pipeline, Share, ToHost),
+            "JAX runs unplaced programs",
+        ),
     ),
     Table(
         "torch",
@@ -67,6 +73,7 @@ TABLES = (
         {
             **SUNK,
             **PLACED,
+            **OFFLOADED,
             **dict.fromkeys((AttendGrad, SiluGrad), "a gradient itself"),
             **dict.fromkeys((Call, Fused), "calls are inlined, and groups are made later"),
             Scan: "has a rule of its own",

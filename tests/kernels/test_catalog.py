@@ -12,6 +12,7 @@ from fllmc.kernels.catalog import BY_NAME, KERNELS, Cost, Kernel
 SIZES = {
     "batch": 2, "heads": 4, "groups": 2, "queries": 8, "keys": 8, "dim": 16, "width": 2, "seq": 8,
     "elements": 64, "indices": 32, "columns": 16,
+    "chosen": 2, "counts": 4, "rows": 8, "experts": 4, "inner": 8,
 }  # fmt: skip
 
 

@@ -10,17 +10,24 @@ import msgspec
 
 
 class Bug(msgspec.Struct, frozen=True):
-    """One planted bug: what it does, where, and the techniques that it is looked for with."""
+    """One planted bug: what it does, where, and the techniques that it is looked for with.
+
+    `compute` is the dtype of computation; casts change no number that the evaluator gives.
+    """
 
     name: str
     module: str
     old: str
     new: str
     techniques: tuple[str, ...]
+    compute: str = "f64"
 
 
 MICRO = ("data", "accumulate")
 GRID = ("data", "tensor", "accumulate")
+HYBRID = ("data", "zero 2", "accumulate")
+WHOLE = ("zero 3", "accumulate")
+LATE = ("zero 1", "accumulate")
 
 BUGS = (
     Bug(
@@ -33,8 +40,8 @@ BUGS = (
     Bug(
         "a stack's gradient is that of the last micro-batch",
         "passes.accumulate",
-        "results[result] = b.add(total, b.cast(results[result], reduce))",
-        "results[result] = b.cast(results[result], reduce)",
+        "results[result] = b.add(total, in_precision(b, results[result], reduce))",
+        "results[result] = in_precision(b, results[result], reduce)",
         MICRO,
     ),
     Bug(
@@ -75,8 +82,8 @@ BUGS = (
     Bug(
         "a partial sum is used as if it were whole",
         "passes.place.reshard",
-        "axes = tuple(axis for axis in kind.partial if axis not in keep)\n        if not axes:",
-        "axes = ()\n        if not axes:",
+        "axes = tuple(axis for axis in kind.partial if axis not in keep)\n    if axes:",
+        "axes = ()\n    if axes:",
         GRID,
     ),
     Bug(
@@ -128,5 +135,62 @@ BUGS = (
         "trained = [parameter for parameter in program.parameters if parameter.trainable]",
         "trained = list(program.parameters)",
         ("frozen",),
+    ),
+    Bug(
+        "a rank keeps its part of its own sum, not of all ranks'",
+        "passes.place.reshard",
+        "step(ReduceScatter(dim, run) if is_open else LocalSlice(dim, run))",
+        "step(LocalSlice(dim, run))",
+        LATE,
+    ),
+    Bug(
+        "a gradient is summed over one axis of two",
+        "passes.place.reshard",
+        "axes = tuple(axis for axis in kind.partial if axis not in keep)",
+        "axes = tuple(axis for axis in kind.partial[:1] if axis not in keep)",
+        HYBRID,
+    ),
+    Bug(
+        "a whole value is added to a part of a sum",
+        "passes.place.rules",
+        "axis for axis in set[str]().union(*held) if all(axis in h for h in held)",
+        "axis for axis in set[str]().union(*held)",
+        GRID,
+    ),
+    Bug(
+        "all parameters are used as the first one's copy",
+        "passes.place.copies",
+        "key = values[number], dtype",
+        "key = 0, dtype",
+        LATE,
+        compute="bf16",
+    ),
+    Bug(
+        "results of a joined collective are mixed up",
+        "passes.coalesce",
+        "mapping.update(zip((v for op in ops for v in op.results), results, strict=True))",
+        "mapping.update(zip((v for op in ops for v in op.results), results[::-1], strict=True))",
+        WHOLE,
+    ),
+    Bug(
+        "joined gathers are all along the first one's dim",
+        "passes.coalesce",
+        'return Coalesced("all_gather", first.axes, dims)',
+        'return Coalesced("all_gather", first.axes, dims[:1] * len(dims))',
+        WHOLE,
+    ),
+    Bug(
+        "sums over different axes are joined",
+        "passes.coalesce",
+        "return op.kind, op.attrs.axes, kind.dtype, kind.combine",
+        'return op.kind, ("",), kind.dtype, kind.combine',
+        ("data", "zero 1", "tensor"),
+    ),
+    Bug(
+        "a collective is joined with one whose result it needs",
+        "passes.coalesce",
+        "if fits and self.clusters.may_join(at, cluster):",
+        "if fits:",
+        ("data", "zero 1", "tensor"),
     ),
 )

@@ -80,3 +80,20 @@ def test_dropout_falls_on_the_same_tokens() -> None:
     for case in cases[1:]:
         told = apart(outcomes[case.name], outcomes["one"])
         assert {what: error for what, error in told.items() if not error <= 1e-11} == {}, case.name
+
+
+def test_key_heads_are_copied_to_more_ranks_than_there_are_of_them() -> None:
+    def few(*directives: str) -> str:
+        return spec("llama", *directives).replace("kv_heads = 4", "kv_heads = 2")
+
+    sequence = "shard seq over context"
+    cases = [
+        Case("one", few(), "1"),
+        Case("heads exchanged", few(sequence, "context: exchange"), "context=4"),
+        Case("heads divided", few("shard seq over tensor elsewhere"), "tensor=4"),
+    ]
+    outcomes = run_cases(cases, None, batches())
+    for case in cases[1:]:
+        told = apart(outcomes[case.name], outcomes["one"])
+        assert {what: error for what, error in told.items() if not error <= 1e-11} == {}, case.name
+        check_counts(outcomes[case.name], 2)

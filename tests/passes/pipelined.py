@@ -28,7 +28,7 @@ def sharded(text: str, mesh: Mesh) -> Program:
         path.write_text(text)
         spec, _ = load_spec(str(path), {})
     passes = standard_pipeline(spec)
-    stop = next(at for at, each in enumerate(passes) if each.name == "layout")
+    stop = next(at for at, each in enumerate(passes) if each.name == "coalesce")
     cx = Context(mesh, lambda found: None)
     program, _ = run_pipeline(spec.program, passes[:stop], cx, lambda: 0.0)
     return program
@@ -75,10 +75,16 @@ def table(
     return Timetable("table", ranks, count, micros, homes, tuple(rows))
 
 
+def plan_of(times: Timetable) -> Plan:
+    """How to cut layers over `pipe` for a given timetable."""
+    halves = any(action.kind == "W" for row in times.rows for action in row)
+    return Plan("pipe", ("layers",), times.homes, lambda costs: times, halves)
+
+
 def errors(text: str, mesh: Mesh, times: Timetable) -> dict[str, float]:
     """How far the stages' results are from one device's, by entry and output name."""
     whole = sharded(text, Mesh())
-    stages = cut_stages(sharded(text, mesh), Plan("pipe", ("layers",), times))
+    stages = cut_stages(sharded(text, mesh), plan_of(times)).programs
     for stage in stages:
         verify(stage)
     found: dict[str, float] = {}

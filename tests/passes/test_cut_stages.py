@@ -10,11 +10,12 @@ from fllmc.ir.evaluate import evaluate
 from fllmc.ir.evaluate_stages import evaluate_stages
 from fllmc.ir.ops import Pipeline
 from fllmc.ir.program import Program
+from fllmc.ir.text import parse_program
 from fllmc.ir.types import Axis, Mesh
-from fllmc.passes.stages.cut_stages import Plan, cut_stages
-from fllmc.passes.stages.split import stretches
+from fllmc.ir.verify import verify
+from fllmc.passes.stages.cut_stages import cut_stages
 from tests.oracle.small_specs import RECOMPUTED, STORED, small_spec
-from tests.passes.pipelined import arguments, errors, sharded, table
+from tests.passes.pipelined import arguments, errors, plan_of, sharded, table
 
 MESHES = {
     "pipe": Mesh((Axis("pipe", 2),)),
@@ -33,6 +34,9 @@ MESHES = {
         ("data", 2, False, False, STORED),
         ("data", 2, True, True, STORED),
         ("all", 1, False, False, ""),
+        ("data", 1, False, False, "zero 1 over data"),
+        ("data", 1, False, True, "zero 2 over data"),
+        ("data", 2, True, False, "zero 3 over data"),
     ],
 )
 def test_stages_compute_what_one_device_does(
@@ -46,7 +50,7 @@ def test_stages_compute_what_one_device_does(
 
 def test_a_stage_has_its_own_layers_only() -> None:
     program = sharded(small_spec("llama", "f64", 4), MESHES["pipe"])
-    stages = cut_stages(program, Plan("pipe", ("layers",), table(2, 4)))
+    stages = cut_stages(program, plan_of(table(2, 4))).programs
     names = [
         {p.layer_name(n) for p in stage.parameters for n in range(len(p.layers))}
         for stage in stages
@@ -58,7 +62,7 @@ def test_a_stage_has_its_own_layers_only() -> None:
 
 def test_a_parameter_of_two_stages_is_stored_on_both() -> None:
     program = sharded(small_spec("gpt", "f64", 4), MESHES["4 stages"])
-    stages = cut_stages(program, Plan("pipe", ("layers",), table(4, 4)))
+    stages = cut_stages(program, plan_of(table(4, 4))).programs
     held = [{p.name for p in stage.parameters} for stage in stages]
     assert ["embedding" in names for names in held] == [True, False, False, True]
 
@@ -89,10 +93,11 @@ def test_a_lost_or_repeated_turn_shows() -> None:
     whole = sharded(text, Mesh())
     given = arguments(whole, "train")
     wanted = evaluate(whole, "train", given)
-    stages = cut_stages(
-        sharded(text, MESHES["pipe"]), Plan("pipe", ("layers",), table(2, 4, split=True))
-    )
+    stages = cut_stages(sharded(text, MESHES["pipe"]), plan_of(table(2, 4, split=True))).programs
     actions = turns(stages[0]).actions
+    for wrong in (actions[:-1], (*actions, actions[-1]), actions[::-1]):
+        with pytest.raises(InternalError, match="pipeline"):
+            verify(planted(stages, 0, actions=wrong)[0])
     lost = planted(stages, 0, actions=tuple(a for a in actions if a != "W0.2"))
     got = evaluate_stages(lost, "pipe", "train", given)
     assert abs(got["body.attn.wq#m"] - wanted["body.attn.wq#m"]).max() > 1e-9
@@ -101,7 +106,28 @@ def test_a_lost_or_repeated_turn_shows() -> None:
             evaluate_stages(planted(stages, 0, actions=bad), "pipe", "train", given)
 
 
-def test_stretches_are_as_even_as_can_be() -> None:
-    assert stretches([1, 4, 4, 4, 4, 6], 2) == [0, 0, 0, 0, 1, 1]
-    assert stretches([0, 1, 1, 1, 1, 4], 3) == [0, 0, 0, 1, 1, 2]
-    assert stretches([5, 1, 1], 3) == [0, 1, 2]
+def test_messages_that_are_mixed_up_show() -> None:
+    text = small_spec("llama", "f64", 4)
+    given = arguments(sharded(text, Mesh()), "train")
+    program = sharded(text, MESHES["4 stages"])
+    stages = cut_stages(program, plan_of(table(4, 4))).programs
+    (one, there), (other, back) = turns(stages[1]).gives
+    swapped = planted(stages, 1, gives=((one, back), (other, there)))
+    with pytest.raises(InternalError):
+        evaluate_stages(swapped, "pipe", "train", given)
+
+
+def test_a_sum_over_stages_must_be_made() -> None:
+    text = """
+program sharded
+mesh pipe=2
+dims embed=4
+entries step
+
+func step(%0 x: f32[embed] data) -> (y) {
+  %1: f32[embed]+pipe = share{axes=[pipe]}(%0)
+  return %1
+}
+"""
+    with pytest.raises(InternalError, match="partial over pipe"):
+        verify(parse_program(text))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from hypothesis import assume, given, settings
+from msgspec.structs import replace
 
 from fllmc.ir import ops
 from fllmc.ir.build import Builder
 from fllmc.ir.program import Function, Program
 from fllmc.ir.text import parse_program, print_program
-from fllmc.ir.types import Sizes, tensor
+from fllmc.ir.types import Axis, Dim, Mesh, Sizes, Type, tensor
+from fllmc.ir.verify import verify
 from fllmc.passes.clusters import Clusters
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.fuse import Fuse
@@ -47,6 +49,19 @@ def test_a_product_between_two_ops_parts_them() -> None:
     back = b.one(ops.Dot(("ffn",)), y, b.input("v", tensor("f64", "ffn", "embed")))
     after = kept(hand_made(b, [b.mul(x, b.neg(back))]), Layout(), Fuse(), bits=False)
     assert kinds(after) == ["fused", "dot", "dot", "fused"]
+
+
+def test_rows_that_are_placed_apart_are_groups_apart() -> None:
+    """A divided scale's step and a whole gradient's sum share a number, not their rows."""
+    b = Builder("main", Sizes(SIZES.dims, Mesh((Axis("data", 2),))))
+    whole, part = Dim("embed"), Dim("embed", ("data",))
+    norm = b.input("norm", tensor("f64"))
+    x = b.mul(b.input("x", Type("f64", (whole,))), norm)
+    y = b.mul(b.input("y", Type("f64", (part,))), norm)
+    program = replace(hand_made(b, [x, y]), mesh=b.sizes.mesh, level="plan")
+    after = Fuse().run(program, CX)
+    verify(after)
+    assert [group.types[-1].dims for group in fused(after)] == [(whole,), (part,)]
 
 
 def test_a_row_sum_is_not_read_in_its_group() -> None:

@@ -27,20 +27,23 @@ KEEP: dict[Recomputed, str] = {
     "full": "  recompute body.*",
 }
 MEGATRON = "  shard (heads, ffn) over tensor\n"
+SEQUENCE = "  shard seq over tensor elsewhere\n"
 SHAPES = [Shape(16, 2, 32, 4, 3), Shape(24, 3, 64, 8, 3), Shape(128, 1, 16, 8, 3)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("tensor", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("tensor", "sequence"), [(1, False), (2, False), (4, False), (2, True), (4, True)]
+)
 @pytest.mark.parametrize("recomputed", list(KEEP))
 def test_a_layer_keeps_what_the_closed_form_says(
-    shape: Shape, tensor: int, recomputed: Recomputed
+    shape: Shape, tensor: int, sequence: bool, recomputed: Recomputed
 ) -> None:
     mesh = f"tensor={tensor}" if tensor > 1 else ""
-    lines = (MEGATRON if mesh else "") + KEEP[recomputed]
+    lines = (MEGATRON + SEQUENCE * sequence if mesh else "") + KEEP[recomputed]
     plan = compiled(shape.s, shape.b, shape.h, shape.a, lines, mesh)
-    found = kept(plan)
-    assert sum(size for _, size in found) == layer_bytes(shape, Split(tensor), recomputed), found
+    found, split = kept(plan), Split(tensor, sequence=sequence)
+    assert sum(size for _, size in found) == layer_bytes(shape, split, recomputed), found
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -142,13 +142,13 @@ def test_too_few_heads_to_exchange(program: Program) -> None:
     long = replace(
         program, dims=tuple(replace(d, size=8) if d.name == "seq" else d for d in program.dims)
     )
-    on = Mesh((Axis("context", 4), Axis("tensor", 2)))
+    on = Mesh((Axis("context", 8), Axis("tensor", 2)))
     shards = (shard("heads kv_heads", "tensor", at=2), shard("seq", "context"))
     with pytest.raises(DiagnosticError) as raised:
         Place(shards, "exchange").run(long, Context(on, lambda _: None))
     (found,) = raised.value.diagnostics
     assert found.code == "E0326"
-    assert "`kv_heads` of size 4 can't be divided over `tensor` and `context` of 8" in text(found)
+    assert "`heads` of size 8 can't be divided over `tensor` and `context` of 16" in text(found)
     assert found.span == line(1) and found.secondary()[0].span == line(90)
 
 
@@ -174,10 +174,13 @@ def test_heads_apart(program: Program) -> None:
     assert "they are on tensor and on data" in text(found[0])
 
 
-def test_more_ranks_than_key_heads(program: Program) -> None:
-    found = refuse(program, mesh(1, 8), shard("heads kv_heads", "tensor"))
-    assert [d.code for d in found] == ["E0314"]
-    assert "`tensor` of size 8 is larger than `kv_heads` of size 4" in text(found[0])
+def test_key_heads_fewer_than_ranks_are_told_to_be_copied(program: Program) -> None:
+    told: list[Diagnostic] = []
+    Place((shard("heads kv_heads", "tensor"),)).run(program, Context(mesh(1, 8), told.append))
+    assert [d.code for d in told] == ["W0327"] and told[0].span == line(1)
+    assert "`kv_heads` of size 4 stays whole: axis `tensor` of size 8 does not divide" in text(
+        told[0]
+    )
 
 
 def test_an_axis_that_the_mesh_lacks_is_one_warning(program: Program) -> None:

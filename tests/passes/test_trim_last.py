@@ -11,7 +11,7 @@ from fllmc.ir.ops import Attend, AttendGrad, Dot, Fused, Scan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Lora
 from fllmc.ir.text import parse_program, print_program
-from fllmc.ir.walk import runs_of
+from fllmc.ir.walk import calls_of
 from fllmc.passes.accumulate import Accumulate
 from fllmc.passes.apply_adapter import ApplyAdapter
 from fllmc.passes.apply_loss import ApplyLoss
@@ -88,7 +88,7 @@ def test_turns_are_counted_once() -> None:
     after = run(plan_level(ALL, ("body.*.attn.wo",)), TrimLast())
     op = next(op for op in after.function("train").ops if op.attrs == backward(after))
     layers = after.sizes.size("layers")
-    assert list(runs_of(op, after.sizes)) == [
+    assert list(calls_of(op, after.sizes)) == [
         ("layer.backward", layers - 1),
         ("layer.backward.last", 1),
     ]

@@ -7,7 +7,7 @@ from math import prod
 
 from msgspec import Struct
 
-from fllmc.ir.ops import AllGather, AllReduce, ReduceScatter, Scan
+from fllmc.ir.ops import AllGather, AllReduce, AllToAll, ReduceScatter, Scan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.types import Sizes, Type
 
@@ -16,8 +16,8 @@ class Traffic(Struct, frozen=True):
     """One collective of an entry: what one rank hands in or gets, and how often a step runs it.
 
     `bytes` counts, for one call on one rank, the tensor of an all_reduce, the result of an
-    all_gather, and the operand of a reduce_scatter. `path` is the op that needs it. `calls` is the
-    product of the lengths of the scans around it.
+    all_gather, and the operand of a reduce_scatter or an all_to_all. `path` is the op that needs
+    it. `calls` is the product of the lengths of the scans around it.
     """
 
     entry: str
@@ -42,7 +42,7 @@ def traffic(program: Program) -> tuple[Traffic, ...]:
     found: list[Traffic] = []
     for entry in program.entries:
         for function, op, calls in walk(functions[entry], functions, sizes):
-            if isinstance(op.attrs, AllReduce | AllGather | ReduceScatter):
+            if isinstance(op.attrs, AllReduce | AllGather | AllToAll | ReduceScatter):
                 given, gives = (function.types[v] for v in (op.operands[0], op.results[0]))
                 moved = gives if isinstance(op.attrs, AllGather) else given
                 count = sizes.local_bytes(moved)

@@ -139,6 +139,28 @@ class Writer:
             "expert", ["param table: [heads, embed]"], [*equations, "return dot[heads](p, table)"]
         )
 
+    def mixture(self) -> str:
+        """Experts that tokens are sent to, dropless or with a capacity."""
+        slots = self.one((False, True))
+        of = "(experts, slots)" if slots else "routed"
+        params = ["param router: embed -> experts"]
+        params += ["param wide: [experts, embed, ffn]", "param narrow: [experts, ffn, embed]"]
+        by = "dot" if slots else "expert_dot"
+        also = "" if slots else ", chosen, along: seq"
+        score = self.one(("softmax(router(x), over: experts)", "tanh(router(x))"))
+        weights = self.one(("top / (0.1 + sum[choices](top^2))", "tanh(top)"))
+        act = self.one(("tanh(h)", "h", "swiglu(h, h)"))
+        equations = [
+            f"scores = {score}",
+            "chosen = top_k_indices(scores, over: experts, to: choices)",
+            "top = top_k(scores, over: experts, to: choices)",
+            f"weights = dispatch({weights}, chosen, along: seq, to: {of})",
+            f"h = {by}[embed](dispatch(x, chosen, along: seq, to: {of}), wide{also})",
+            f"y = {by}[ffn]({act}, narrow{also}) * weights",
+            f"return combine(y, chosen, along: seq, of: {of})",
+        ]
+        return self.block("mixture", params, equations)
+
     def places(self) -> str:
         params = ["param place: seq -> embed"]
         value = self.one(("x + at", "x * at", "x + at - mean[seq](at)"))
@@ -226,6 +248,7 @@ class Writer:
             self.sums,
             self.similarity,
             self.experts,
+            self.mixture,
             self.crossed,
             self.positions_mixed,
             self.attention,

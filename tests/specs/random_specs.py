@@ -27,7 +27,12 @@ MESHES = (
     "fsdp=2,tensor=2",
     "data=2,fsdp=2",
     "fsdp=4",
+    "expert=2",
+    "data=2,expert=2",
+    "expert=2,tensor=2",
 )
+MADE = ("key = seq", "routed = seq * choices")
+"""Dims that others give."""
 OPTIMIZERS = (
     "adamw(betas: (0.9, 0.95), eps: 1e-4, weight_decay: 0.1)",
     "adam(eps: 1e-3)",
@@ -56,7 +61,8 @@ class Drawn(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What the other sections need to know of a model: its stacks, and whether it attends.
+    """What the other sections need to know of a model: its stacks, whether it attends, whether
+    it has experts.
 
     `trained` are the stacks that have parameters.
     """
@@ -64,6 +70,7 @@ class Parts(NamedTuple):
     stacks: tuple[str, ...]
     trained: tuple[str, ...]
     attends: bool
+    mixes: bool
     even_heads: bool
 
 
@@ -89,19 +96,22 @@ def placements(draw: st.DrawFn, mesh: str, parts: Parts) -> Placement:
                 units[dim] = units.get(dim, 1) * extents[axis]
 
     ranks = [axis for axis in ("data", "fsdp") if axis in extents]
-    if ranks:
-        shard(("batch",), ranks)
+    tokens = [axis for axis in ("data", "fsdp", "expert") if axis in extents]
+    if tokens:
+        shard(("batch",), tokens)
     if "tensor" in extents:
         megatron = [("ffn",), ("ffn", "vocab"), ("heads", "kv_heads", "ffn", "vocab")]
         others = [("heads", "kv_heads"), ("embed",), *([] if parts.attends else [("seq",)])]
         shard(draw(st.sampled_from([*megatron, *others])), ("tensor",))
+    if "expert" in extents and parts.mixes:
+        shard(("experts",), ("expert",))
     if ranks and draw(st.integers(0, 3)):
         where = draw(st.sampled_from(("*", "embedding", *(f"{s}.*" for s in parts.trained))))
         dim = draw(st.sampled_from(("embed", "ffn", "vocab", "head_dim")))
         shard((dim,), ranks[-1:], f" in {where}")
         if "embed" not in lines[-1] and len(ranks) > 1:
             shard(("embed",), ranks[:1], " in *")
-    choices = yielding(list(extents), lines)
+    choices = yielding([axis for axis in extents if axis != "expert"], lines)
     for dims, axis in draw(st.lists(st.sampled_from(choices), max_size=2)) if choices else ():
         if not any(dims[0] in line and "elsewhere" in line for line in lines):
             shard(dims, (axis,), " elsewhere")
@@ -129,6 +139,7 @@ def sizes(draw: st.DrawFn, units: dict[str, int], parts: Parts, batches: int) ->
         return unit * draw(st.sampled_from([*range(2, most // unit + 1), 1]))
 
     kv_heads = size("kv_heads", 3)
+    experts = draw(st.integers(1, 3))
     return {
         "batch": size("batch", 1) * batches * draw(st.integers(1, 2)),
         "seq": size("seq", 4),
@@ -140,6 +151,9 @@ def sizes(draw: st.DrawFn, units: dict[str, int], parts: Parts, batches: int) ->
         "ffn": size("ffn", 6),
         "layers": draw(st.integers(1, 3)),
         "deep": draw(st.integers(1, 2)),
+        "experts": experts * units.get("experts", 1),
+        "choices": draw(st.integers(1, min(experts, 2))),
+        "slots": draw(st.integers(1, 3)),
     }
 
 
@@ -190,8 +204,10 @@ def specs(draw: st.DrawFn, meshes: Sequence[str] = MESHES) -> Drawn:
     writer = Writer(draw, draw(st.booleans()))
     trained = writer.model()
     stacks = tuple(s for s in ("body", "tail") if f"stack {s}:" in writer.blocks[-1])
-    attends = any("attend(" in block for block in writer.blocks)
-    parts = Parts(stacks, tuple(trained), attends, writer.even_heads)
+    whole = ("attend(", "top_k(")
+    attends = any(mark in block for block in writer.blocks for mark in whole)
+    mixes = any("top_k(" in block for block in writer.blocks)
+    parts = Parts(stacks, tuple(trained), attends, mixes, writer.even_heads)
     placement = draw(placements(mesh, parts))
     microbatches = draw(st.sampled_from((1, 2, 4)))
     found = draw(sizes(placement.units, parts, microbatches))
@@ -202,7 +218,7 @@ def specs(draw: st.DrawFn, meshes: Sequence[str] = MESHES) -> Drawn:
     recompute = draw(recomputes(stacks))
     sections = [
         "fllm 1",
-        section("dims", ["batch", "seq", *(f"{n} = {s}" for n, s in own.items()), "key = seq"]),
+        section("dims", ["batch", "seq", *(f"{n} = {s}" for n, s in own.items()), *MADE]),
         *writer.blocks,
         *([section("adapter tuned on net", adapter)] if adapter else []),
         section("data text", [*data, *(f"{n}: {found[n]}" for n in ("batch", "seq"))]),

@@ -127,7 +127,7 @@ def too_large(
     from fllmc.ir.quantities import bytes_text
     from fllmc.ir.span import NOWHERE
 
-    plan = compiled.plan
+    plan = compiled.plan.fullest
     chosen = [f"--mesh {mesh}"] * bool(mesh) + [f"--set {text}" for text in sets]
     return (DoesNotFit if named else FitsNothing)(
         NOWHERE,

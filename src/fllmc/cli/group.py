@@ -28,6 +28,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
         "compile": "Compile a spec for a mesh and say what was decided.",
         "inspect": "Show what an artifact holds.",
         "opt": "Run passes on a program and print the result.",
+        "pipeline": "Show a pipeline schedule, its bubble and its memory.",
     },
     "Run": {
         "run": "Train what an artifact or a spec describes.",

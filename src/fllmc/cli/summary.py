@@ -13,25 +13,28 @@ from fllmc.ir.render import Paint
 
 def fits(plan: Plan) -> bool:
     """Whether one rank's arena fits in the target's memory."""
-    return plan.arena_bytes <= plan.target.memory_bytes
+    return plan.fullest.arena_bytes <= plan.target.memory_bytes
 
 
 def summary_lines(name: str, plan: Plan, paint: Paint) -> Iterator[str]:
     """The figures of a plan."""
+    stages, plan = plan.by_stage, plan.fullest
     program, memory = plan.program, figures.memory(plan)
-    counted = figures.parameters(program)
+    counted = figures.parameters(*(stage.program for stage in stages))
     trained = "all trained"
     if counted.trained != counted.total:
         trained = f"{count_text(counted.trained)} trained"
     ranks = f"{program.mesh.size:,} rank{'s' * (program.mesh.size > 1)} of {plan.target.name}"
     yield paint("1", f"{name}: {count_text(counted.total)} parameters, {trained}; {ranks}")
-    yield "memory per rank"
+    yield "memory per rank" + (", of the fullest pipeline stage" if len(stages) > 1 else "")
     for words, size in memory_rows(plan):
         yield f"  {words:<28}{bytes_text(size):>10}"
     share = 100 * memory.arena / max(plan.target.memory_bytes, 1)
     room = f"{share:.1f} % of {bytes_text(plan.target.memory_bytes)}"
     yield f"  {'in all':<28}{bytes_text(memory.arena):>10}   {room}"
     yield f"  {'alive at the peak':<28}{bytes_text(memory.least):>10}"
+    if plan.fullest.host_bytes:
+        yield f"  {'waiting in host memory':<28}{bytes_text(plan.fullest.host_bytes):>10}"
     yield "per rank and step"
     entry = program.entries[0]
     yield f"  {'matrix work':<28}{flops_text(figures.operations(plan, entry)):>10}"
@@ -56,8 +59,9 @@ def memory_rows(plan: Plan) -> list[tuple[str, int]]:
 
 def summary_data(name: str, plan: Plan) -> dict[str, Any]:
     """The same as data."""
+    fitting, stages, plan = fits(plan), plan.by_stage, plan.fullest
     program, memory = plan.program, figures.memory(plan)
-    counted = figures.parameters(program)
+    counted = figures.parameters(*(stage.program for stage in stages))
     entry = program.entries[0]
     return {
         "name": name,
@@ -66,7 +70,7 @@ def summary_data(name: str, plan: Plan) -> dict[str, Any]:
         "ranks": program.mesh.size,
         "target": plan.target.name,
         "target_bytes": plan.target.memory_bytes,
-        "fits": fits(plan),
+        "fits": fitting,
         "parameters": counted.total,
         "trained": counted.trained,
         "memory": {
@@ -76,6 +80,7 @@ def summary_data(name: str, plan: Plan) -> dict[str, Any]:
             "working": memory.working,
             "arena": memory.arena,
             "least": memory.least,
+            "host": plan.fullest.host_bytes,
         },
         "matrix_flops": figures.operations(plan, entry),
         "collectives": [

@@ -1,0 +1,92 @@
+"""Lowering of mixtures of experts to torch calls. All operands are matrices by views alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fllmc.codegen.function_text import FunctionText, position
+from fllmc.codegen.views import product, shape_text
+from fllmc.ir.ops import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.program import Op
+from fllmc.ir.types import Dim
+
+
+def blocks(text: FunctionText, value: int, *stops: int) -> str:
+    """A view with the value's dims up to each stop as one, and the rest as the last."""
+    shape = text.sizes.local_shape(text.function.types[value])
+    starts = (0, *stops)
+    merged = [product(shape[a:b]) for a, b in zip(starts, (*stops, len(shape)), strict=True)]
+    return text.view(f"{text.tensor(value)}.view({shape_text(merged)})")
+
+
+def top_k(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Values and indices."""
+    del at
+    assert isinstance(op.attrs, TopK)
+    dim = text.function.types[op.operands[0]].names.index(op.attrs.dim)
+    out = ", ".join(text.tensor(value) for value in op.results)
+    return [f"kernels.top_k({text.tensor(op.operands[0])}, {dim}, out=({out}))"]
+
+
+def tally(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Counts of this rank's experts."""
+    del at
+    assert isinstance(op.attrs, Tally)
+    lead = len(text.function.types[op.results[0]].dims) - 1
+    index, out = blocks(text, op.operands[0], lead), blocks(text, op.results[0], lead)
+    return [f"kernels.tally({index}, {position(text, op.attrs.experts)}, {out})"]
+
+
+def moved(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Tokens to rows, or rows to tokens."""
+    del at
+    attrs = op.attrs
+    assert isinstance(attrs, Dispatch | Combine)
+    index, sizes = text.function.types[op.operands[1]], text.sizes
+    lead, apart = len(index.dims) - 2, isinstance(attrs, Combine) and attrs.apart
+    kind = text.function.types[op.operands[0]]
+    if isinstance(attrs, Dispatch):
+        of: Sequence[Dim] = attrs.to
+        own = lead + 1 + (attrs.choices in kind.names)
+        source = blocks(text, op.operands[0], lead, own)
+        out = blocks(text, op.results[0], lead, lead + len(of))
+    else:
+        of = kind.dims[lead : lead + len(attrs.of)]
+        source = blocks(text, op.operands[0], lead, lead + len(of))
+        out = blocks(text, op.results[0], lead, lead + 1 + apart)
+    slots = sizes.size(of[1].name) if len(of) == 2 else 0
+    first = position(text, of[0])
+    start = f"{first} * {slots}" if slots and first != "0" else first
+    room = sizes.size(attrs.along) * sizes.size(attrs.choices)
+    groups = 1 if slots else sizes.size(of[0].name) // room
+    given = f"{blocks(text, op.operands[1], lead)}, {sizes.size(index.index)}, {groups}, {slots}"
+    return [f"kernels.{attrs.kind}({source}, {given}, {start}, {out})"]
+
+
+def grouped_dot(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Runs of rows times matrices, which are read in either order."""
+    del at
+    assert isinstance(op.attrs, GroupedDot)
+    rows, weight, counts = op.operands
+    lead = len(text.function.types[counts].dims) - 1
+    names, contract = text.function.types[weight].names, op.attrs.contract
+    inner = 1 + len(contract)
+    if names[1:inner] == contract:
+        matrices = blocks(text, weight, 1, inner)
+    else:
+        whole = blocks(text, weight, 1, len(names) - len(contract))
+        matrices = text.view(f"{whole}.transpose(1, 2)")
+    given = f"{blocks(text, rows, lead, lead + 1)}, {matrices}, {blocks(text, counts, lead)}"
+    return [f"kernels.grouped_dot({given}, {blocks(text, op.results[0], lead, lead + 1)})"]
+
+
+def grouped_outer(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Sums of outer products for each expert."""
+    del at
+    assert isinstance(op.attrs, GroupedOuter)
+    a, b, counts = op.operands
+    lead = len(text.function.types[counts].dims) - 1
+    inner = 1 + len(text.function.types[a].dims) - lead - 1
+    given = ", ".join(blocks(text, value, lead, lead + 1) for value in (a, b))
+    out = blocks(text, op.results[0], 1, inner)
+    return [f"kernels.grouped_outer({given}, {blocks(text, counts, lead)}, {out})"]

@@ -1,0 +1,221 @@
+"""Mixtures of experts: the choice of experts, rows in the order of experts, and their products.
+
+Tokens stand in [lead..., along, rest...] and choices, indices of the dim of experts, in [lead...,
+along, choices]. Expert layout has the chosen tokens of each sequence (each position of `lead`) by
+expert and, of one expert, in the order of tokens and then of choices. It comes in two forms:
+
+- dropless, [lead..., rows, rest...]: one run of rows for each expert, one behind the other. With
+  `rows` G times as many as choices, the experts fall into G equal groups; the rows of a group stand
+  at the beginning of its stretch of `rows`, and the others are zeros. So each rank that holds a
+  group has room for all choices, whatever is chosen.
+- with a capacity, [lead..., experts, slots, rest...]: what finds no slot is dropped (Fedus et al.
+  2021, Switch Transformers, section 2.2, with a sequence as the group).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fllmc.ir.ops.base import Attrs, Env, distinct, joint_dtype, linear_in_one, merged, require
+from fllmc.ir.ops.contraction import index_operand
+from fllmc.ir.types import Dim, Sizes, Type
+
+
+class TopK(Attrs, frozen=True, tag="top_k"):
+    """The largest along `dim`: x[..., dim] -> (values[..., to], index of dim [..., to]).
+
+    They come in falling order; of equal ones, the one at the lower index is the larger.
+    """
+
+    dim: str
+    to: str
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (x,) = operands
+        linear_in_one(operands, ())
+        require(self.dim in x.names, f"{x} has no dim {self.dim}")
+        require(not x.axes_of(self.dim), f"top_k needs {self.dim} whole: {x}")
+        wanted, given = env.sizes.size(self.to), env.sizes.size(self.dim)
+        require(wanted <= given, f"{wanted} of {given} can't be chosen")
+        dims = distinct((*x.without((self.dim,)).dims, Dim(self.to)))
+        return (Type(x.dtype, dims), Type("i64", dims, index=self.dim))
+
+    def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
+        return (self.dim, self.to)
+
+
+def lead_of(index: Type, along: str, choices: str) -> tuple[Dim, ...]:
+    """The dims of sequences of a tensor of choices, [lead..., along, choices]."""
+    require(index.names[-2:] == (along, choices), f"{index} does not end in {along}, {choices}")
+    for name in (along, choices):
+        require(not index.axes_of(name), f"experts need {name} whole: {index}")
+    return index.dims[:-2]
+
+
+def groups_of(sizes: Sizes, rows: str, along: str, choices: str, experts: str) -> int:
+    """Into how many groups of experts the rows fall."""
+    room = sizes.size(along) * sizes.size(choices)
+    found, left = divmod(sizes.size(rows), room)
+    require(found > 0 and not left, f"{rows}={sizes.size(rows)} is no multiple of {room}")
+    require(sizes.size(experts) % found == 0, f"{experts} do not fall into {found} groups")
+    return found
+
+
+class Tally(Attrs, frozen=True, tag="tally"):
+    """How often each expert is chosen: index[lead..., along, choices] -> i64[lead..., experts]."""
+
+    along: str
+    choices: str
+    experts: Dim
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (index,) = operands
+        index_operand(index, self.experts.name)
+        lead = lead_of(index, self.along, self.choices)
+        return (Type("i64", distinct((*lead, self.experts))),)
+
+    def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
+        return (self.along, self.choices)
+
+
+class Dispatch(Attrs, frozen=True, tag="dispatch"):
+    """Tokens to expert layout: (value[lead..., along, rest...], index) -> [lead..., *to, rest...].
+
+    A value may have `choices` behind `along`: then each choice brings its own row. `to` is (rows,)
+    or (experts, slots); a rank makes its part of dims that axes divide.
+    """
+
+    along: str
+    choices: str
+    to: tuple[Dim, ...]
+    arity = 2
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        value, index = operands
+        lead = lead_of(index, self.along, self.choices)
+        room(self.to, index, self.along, self.choices, env)
+        open_axes = linear_in_one(operands, (0,))
+        given = tokens_of(value, index, self.along, self.choices)
+        rest = value.dims[len(given) :]
+        return (Type(value.dtype, distinct((*lead, *self.to, *rest)), open_axes),)
+
+    def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
+        return (self.along, self.choices, *(dim.name for dim in self.to[1:]))
+
+
+class Combine(Attrs, frozen=True, tag="combine"):
+    """The transpose of dispatch: (rows[lead..., *of, rest...], index) -> [lead..., along, rest...].
+
+    A token's rows are added up, or with `apart` stand in a dim `choices` behind `along`. What was
+    dropped is zero. Dividing a dim of `of` leaves a partial sum.
+    """
+
+    along: str
+    choices: str
+    of: tuple[str, ...]
+    apart: bool = False
+    arity = 2
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        rows, index = operands
+        lead = lead_of(index, self.along, self.choices)
+        stop = len(lead) + len(self.of)
+        fits = rows.dims[: len(lead)] == lead and rows.names[len(lead) : stop] == self.of
+        require(fits, f"{rows} does not begin with {index.names[:-2]} and {self.of}")
+        of = rows.dims[len(lead) : stop]
+        room(of, index, self.along, self.choices, env)
+        open_axes = linear_in_one(operands, (0,))
+        divided = tuple(axis for dim in of for axis in dim.axes)
+        tokens = index.dims if self.apart else index.dims[:-1]
+        dims = distinct((*tokens, *rows.dims[stop:]))
+        return (Type(rows.dtype, dims, merged(open_axes, divided)),)
+
+    def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
+        return (self.along, self.choices, *self.of[1:])
+
+
+def tokens_of(value: Type, index: Type, along: str, choices: str) -> tuple[Dim, ...]:
+    """The dims with which a value in token layout begins: those of index, maybe less `choices`."""
+    tokens = index.dims if choices in value.names else index.dims[:-1]
+    require(value.dims[: len(tokens)] == tokens, f"{value} does not begin as {index}")
+    return tokens
+
+
+def room(of: Sequence[Dim], index: Type, along: str, choices: str, env: Env) -> None:
+    """Check the dims of expert layout: (rows,) or (experts, slots)."""
+    require(bool(index.index), f"{index} does not hold choices")
+    if len(of) == 1:
+        groups = groups_of(env.sizes, of[0].name, along, choices, index.index)
+        extent = env.sizes.mesh.extent(of[0].axes)
+        require(groups % extent == 0, f"{of[0]}: {groups} groups on {extent} ranks")
+        return
+    require(len(of) == 2 and of[0].name == index.index, f"{index} goes to (rows) or its slots")
+    require(not of[1].axes, f"experts need {of[1].name} whole")
+
+
+class Grouped(Attrs, frozen=True):
+    """Base of the products over runs of rows in the dropless form.
+
+    Each rank holds the rows of one group, that of its experts.
+    """
+
+    experts: str
+    rows: str
+    arity = 3
+
+    def runs(self, rows: Type, counts: Type) -> tuple[Dim, ...]:
+        """The dims of sequences, after checking that counts [lead..., experts] fit the rows."""
+        require(counts.names[-1:] == (self.experts,), f"{counts} does not end in {self.experts}")
+        require(counts.dtype == "i64" and not counts.index, f"{counts} are no counts")
+        lead = counts.dims[:-1]
+        fits = rows.dims[: len(lead)] == lead and rows.names[len(lead) :][:1] == (self.rows,)
+        require(fits, f"{rows} does not begin with {counts.names[:-1]} and {self.rows}")
+        same = rows.axes_of(self.rows) == counts.axes_of(self.experts)
+        require(same, f"{self.rows} of {rows} and {self.experts} of {counts} are placed apart")
+        return lead
+
+
+class GroupedDot(Grouped, frozen=True, tag="grouped_dot"):
+    """Each row times its expert's matrix: ([lead..., rows, a...], [experts, ...], counts).
+
+    The matrix has the dims a (`contract`) and the result's own, either first. What no count speaks
+    of gives zero.
+    """
+
+    contract: tuple[str, ...]
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        rows, weight, counts = operands
+        lead = self.runs(rows, counts)
+        require(weight.dims[:1] == counts.dims[-1:], f"{weight} does not begin as {counts} ends")
+        inner = rows.dims[len(lead) + 1 :]
+        require(tuple(dim.name for dim in inner) == self.contract, f"{rows}: not {self.contract}")
+        own = weight.dims[1:]
+        if own[: len(inner)] == inner:
+            own = own[len(inner) :]
+        else:
+            fits = own[len(own) - len(inner) :] == inner
+            require(fits, f"{self.contract} are not a run of {weight}")
+            own = own[: len(own) - len(inner)]
+        divided = tuple(axis for dim in inner for axis in dim.axes)
+        open_axes = merged(linear_in_one(operands, (0, 1)), divided)
+        dims = distinct((*rows.dims[: len(lead) + 1], *own))
+        return (Type(joint_dtype(operands[:2]), dims, open_axes),)
+
+
+class GroupedOuter(Grouped, frozen=True, tag="grouped_outer"):
+    """The transpose of grouped_dot in its matrices: ([lead..., rows, a...], [lead..., rows, b...],
+    counts) -> [experts, a..., b...], for each expert the sum over its rows of the outer products.
+
+    Dividing a dim of `lead` leaves a partial sum.
+    """
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        a, b, counts = operands
+        lead = self.runs(a, counts)
+        self.runs(b, counts)
+        open_axes = linear_in_one(operands, (0, 1))
+        divided = tuple(axis for dim in lead for axis in dim.axes)
+        own = (*a.dims[len(lead) + 1 :], *b.dims[len(lead) + 1 :])
+        dims = distinct((counts.dims[-1], *own))
+        return (Type(joint_dtype(operands[:2]), dims, merged(open_axes, divided)),)

@@ -1,0 +1,80 @@
+"""From the sharded program to the plan level: as it is, or cut into the stages of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from fllmc.ir.plan import Decision
+from fllmc.ir.program import Program
+from fllmc.ir.settings import Spec
+from fllmc.ir.text import print_program
+from fllmc.passes.base import Context
+from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
+from fllmc.passes.recompute import Recompute
+from fllmc.passes.runner import Dump, Timing, run_pipeline
+from fllmc.passes.stages.alike import like, outline
+from fllmc.passes.stages.cut_stages import stage_programs
+from fllmc.passes.stages.decisions import stage_decisions
+from fllmc.passes.stages.directives import asked_pipeline
+
+CUT = "cut-stages"
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A program at plan level for each position of the `pipe` axis, or the one there is without.
+
+    `sharded` is the whole program before it was cut.
+    """
+
+    sharded: Program
+    programs: tuple[Program, ...]
+    pipe: str
+    timings: tuple[Timing, ...]
+    decisions: tuple[Decision, ...] = ()
+
+    def text(self) -> str:
+        """The programs as text, each of those that are alike once."""
+        if not self.pipe:
+            return print_program(self.programs[0])
+        shown = {outline(p): (at, p) for at, p in reversed(list(enumerate(self.programs)))}
+        return "\n".join(
+            f"// {self.pipe} {at}\n{print_program(program)}"
+            for at, program in sorted(shown.values(), key=lambda pair: pair[0])
+        )
+
+
+def finish(
+    spec: Spec,
+    cx: Context,
+    clock: Callable[[], float],
+    keep: Dump,
+    within: Recompute | None = None,
+) -> Finished:
+    """All passes over a spec's program; `within` keeps within a budget, if there is one.
+
+    DiagnosticError with what is wrong.
+    """
+    asked = asked_pipeline(spec.schedule, spec.program, cx.mesh)
+    passes = standard_pipeline(spec, within)
+    first, then = cut_pipeline(passes)
+    if asked is None:
+        program, timings = run_pipeline(spec.program, passes, cx, clock, keep)
+        return Finished(program, (program,), "", timings)
+    program, timings = run_pipeline(spec.program, first, cx, clock, keep)
+    begin = clock()
+    cut = stage_programs(program, asked, spec.schedule.microbatches)
+    took = clock() - begin
+    done: dict[bytes, Program] = {}
+
+    def keep_stage(number: int, name: str, program: Program) -> None:
+        keep(len(first) + 1 + number, name if number else CUT, program)
+
+    for stage in cut.programs:
+        if outline(stage) not in done:
+            done[outline(stage)], found = run_pipeline(stage, then, cx, clock, keep_stage)
+            timings += (Timing(CUT, took, 0.0), *found)
+            took = 0.0
+    ends = tuple(like(done[outline(stage)], stage) for stage in cut.programs)
+    return Finished(program, ends, asked.axis, timings, tuple(stage_decisions(cut, asked)))

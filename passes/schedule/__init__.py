@@ -1,0 +1,1 @@
+"""Pipeline schedules: generators, the verifier, the simulator, and the cut into stages by cost."""

@@ -1,0 +1,81 @@
+"""The timetable that a spec asks for by name, with the simulation that prices it."""
+
+from __future__ import annotations
+
+from fllmc.ir.diagnostics import DiagnosticError, InternalError
+from fllmc.ir.settings import Pipeline
+from fllmc.ir.timetable import Timetable
+from fllmc.passes.schedule.costs import Costs
+from fllmc.passes.schedule.errors import (
+    NoSuchChunks,
+    NoSuchSchedule,
+    NotInGroups,
+    TooLittleMemory,
+)
+from fllmc.passes.schedule.families import FAMILIES, folded, forward_only, looped, one_f_one_b
+from fllmc.passes.schedule.greedy import automatic
+from fllmc.passes.schedule.simulate import Simulation, simulate
+from fllmc.passes.schedule.verify import faults
+
+AUTO = "auto"
+SINGLE = ("1f1b", "zb_h1", AUTO)
+"""Schedules with one stage a rank."""
+CHUNKED = ("interleaved", "breadth_first", "zb_v")
+"""Schedules that give each rank two stages unless told otherwise."""
+KINDS = (*FAMILIES, AUTO)
+
+
+def homes_of(pipeline: Pipeline, ranks: int) -> tuple[int, ...]:
+    """The rank of each stage. DiagnosticError for a name or number of chunks that is none."""
+    kind, chunks = pipeline.kind, pipeline.chunks
+    if kind not in KINDS:
+        known = ", ".join(f"`{name}`" for name in KINDS)
+        raise DiagnosticError(NoSuchSchedule(pipeline.span, kind, known))
+    if kind in SINGLE and chunks != 1:
+        raise DiagnosticError(NoSuchChunks(pipeline.span, kind, "one stage", chunks))
+    if kind == "zb_v" and chunks != 2:
+        raise DiagnosticError(NoSuchChunks(pipeline.span, kind, "two stages", chunks))
+    return folded(ranks) if kind == "zb_v" else looped(ranks, ranks * chunks)
+
+
+def chosen(pipeline: Pipeline, ranks: int, micros: int, costs: Costs) -> Simulation:
+    """The simulated timetable of a schedule; verified.
+
+    DiagnosticError where the numbers do not suit the schedule, or `auto` has too little memory.
+    """
+    homes = homes_of(pipeline, ranks)
+    if pipeline.kind == "interleaved" and micros % ranks:
+        raise DiagnosticError(NotInGroups(pipeline.span, ranks, micros))
+    if pipeline.kind == AUTO:
+        found = automatically(pipeline, homes, ranks, micros, costs)
+    else:
+        found = simulate(FAMILIES[pipeline.kind](ranks, micros, pipeline.chunks), costs)
+    wrong = faults(found.timetable)
+    if wrong:
+        raise InternalError(f"{pipeline.kind}: {wrong[0].text}")
+    return found
+
+
+def automatically(
+    pipeline: Pipeline, homes: tuple[int, ...], ranks: int, micros: int, costs: Costs
+) -> Simulation:
+    """The best order within the memory. Where nothing is gained by splitting, 1F1B.
+
+    A weight gradient that takes no time, as of frozen weights, fills no wait.
+    """
+    unit = max(costs.kept, default=0.0)
+    memory = pipeline.memory or 1.0
+    limits = [memory * ranks * unit] * ranks
+    plain = simulate(one_f_one_b(ranks, micros), costs)
+    best = automatic(homes, micros, costs, limits) if any(costs.weight) else None
+    fits = all(peak <= limit * (1 + 1e-9) for peak, limit in zip(plain.peaks, limits, strict=True))
+    options = [each for each in (plain if fits else None, best) if each is not None]
+    if not options:
+        needed = 1.0 / ranks  # one micro-batch after the other
+        raise DiagnosticError(TooLittleMemory(pipeline.span, memory, needed, needed - memory))
+    return min(options, key=lambda each: round(each.bubble, 9))
+
+
+def forward_table(pipeline: Pipeline, ranks: int, micros: int) -> Timetable:
+    """The order of an evaluation on the same stages."""
+    return forward_only(ranks, micros, homes_of(pipeline, ranks))

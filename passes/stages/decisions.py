@@ -1,0 +1,50 @@
+"""What was decided of a pipeline, and why, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fllmc.ir.plan import Decision
+from fllmc.ir.program import Program
+from fllmc.passes.schedule.simulate import simulate
+from fllmc.passes.stages.cut_stages import Cut
+from fllmc.passes.stages.directives import Asked
+
+
+def stage_decisions(cut: Cut, asked: Asked) -> Iterator[Decision]:
+    """The order of work, and what each rank of the pipeline axis has."""
+    kind, chunks = asked.order.kind, asked.order.chunks
+    if cut.table is not None and cut.costs is not None:
+        bubble = simulate(cut.table, cut.costs).bubble
+        choice = f"{cut.table.name}, {cut.table.micros} micro-batches"
+        choice += f", {chunks} stages a rank" if chunks > 1 else ""
+        yield Decision(
+            f"pipeline over {asked.axis}",
+            choice,
+            f"the schedule asks for `{kind}`; ranks wait {100 * bubble:.1f} % of the time, by cost",
+        )
+    for rank, program in enumerate(cut.programs):
+        yield Decision(
+            f"{asked.axis} {rank}",
+            ", ".join(held(program)),
+            "stages are cut such that the costliest costs least",
+        )
+
+
+def held(program: Program) -> Iterator[str]:
+    """The layers of each stack that a stage has, then its other parameters."""
+    layers = {p.stack: p.layers for p in program.parameters if p.layers}
+    for stack, positions in layers.items():
+        yield f"{stack} {stretches(positions)}"
+    yield from (p.name for p in program.parameters if not p.layers)
+
+
+def stretches(positions: Sequence[int]) -> str:
+    """Numbers as stretches: `0-3, 8-11`."""
+    found: list[list[int]] = []
+    for position in positions:
+        if found and found[-1][-1] == position - 1:
+            found[-1].append(position)
+        else:
+            found.append([position])
+    return ", ".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else str(s[0]) for s in found)

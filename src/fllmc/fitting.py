@@ -1,0 +1,150 @@
+"""What is kept under the budget of a schedule: how many bytes of it leave a rank within its memory.
+
+What a rank holds beside kept values depends a little on what is recomputed, so the plan is laid out
+for a budget of kept bytes, and that is lowered by what the whole is too large, until it fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from msgspec import structs
+
+from fllmc.codegen.make_plan import derived_all
+from fllmc.frontend.targets import load_target
+from fllmc.ir.diagnostics import DiagnosticError
+from fllmc.ir.plan import Decision
+from fllmc.ir.program import Program
+from fllmc.ir.quantities import bytes_text, seconds_text
+from fllmc.ir.settings import Spec
+from fllmc.ir.span import NOWHERE
+from fllmc.ir.types import Mesh
+from fllmc.passes.base import Context, Pass
+from fllmc.passes.budget_choice import Choice
+from fllmc.passes.errors import BudgetUnmet
+from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
+from fllmc.passes.recompute import Recompute
+from fllmc.passes.recompute_budget import Room, Whole, everything
+from fllmc.passes.recompute_policy import Policy
+from fllmc.passes.runner import run_pipeline
+from fllmc.passes.stages.alike import outline
+from fllmc.passes.stages.cut_stages import stage_programs
+from fllmc.passes.stages.directives import asked_pipeline
+
+ROUNDS = 8
+"""Layouts that are tried before as little is kept as can be."""
+
+
+def within_budget(
+    spec: Spec, mesh: Mesh, target: str
+) -> tuple[Recompute | None, tuple[Decision, ...]]:
+    """The pass that keeps within the schedule's budget, and what it decided; None without one.
+
+    Raises DiagnosticError with BudgetUnmet if no choice fits.
+    """
+    if not spec.schedule.budget_gib:
+        return None, ()
+    trial = Trial(spec, mesh, target)
+    found = trial.fitting()
+    if found is None:
+        raise DiagnosticError(trial.unmet(tuple(ways_out(spec, mesh, target))))
+    return found, (trial.decision(found),)
+
+
+def ways_out(spec: Spec, mesh: Mesh, target: str) -> Iterator[str]:
+    """Changes of the schedule with which a plan fits."""
+    now = spec.schedule
+    batch = spec.program.sizes.size("batch")
+    more = (now.microbatches * 2**n for n in range(1, 7))
+    tried = [
+        [("microbatches", count) for count in more if batch % count == 0],
+        [("loss_chunks", count) for count in (4, 16) if now.loss_chunks == 1],
+    ]
+    for changes in tried:
+        for field, value in changes:
+            changed = structs.replace(spec, schedule=structs.replace(now, **{field: value}))
+            try:
+                fits = Trial(changed, mesh, target).fits_at_least()
+            except DiagnosticError:
+                break
+            if fits:
+                yield f"{field}: {value}"
+                break
+
+
+class Trial:
+    """A spec's program once it is placed, and plans of it under budgets of kept bytes."""
+
+    def __init__(self, spec: Spec, mesh: Mesh, target: str) -> None:
+        self.cx = Context(mesh, lambda found: None)
+        self.total = int(spec.schedule.budget_gib * 2**30)
+        self.target = load_target(target or "cpu")
+        self.selectors = spec.schedule.recompute
+        self.asked = asked_pipeline(spec.schedule, spec.program, mesh)
+        self.microbatches = spec.schedule.microbatches
+        passes, self.then = cut_pipeline(standard_pipeline(spec, self.keeping(0)))
+        at = passes.index(self.keeping(0))
+        self.before = run_pipeline(spec.program, passes[:at], self.cx, lambda: 0.0)[0]
+        self.after = passes[at + 1 :]
+        room = Room(0, 1, self.target)
+        self.whole: Whole = everything(self.before, Policy(self.selectors, cheap=False), room)
+
+    def keeping(self, budget: int) -> Recompute:
+        """The pass for a budget of kept bytes."""
+        return Recompute(self.selectors, cheap=False, budget=budget, target=self.target)
+
+    def arena(self, budget: int) -> int:
+        """Bytes of the fullest rank when so many are kept by a model that is not cut."""
+        program = self.run(self.before, (self.keeping(budget), *self.after))
+        stages = [program]
+        if self.asked is not None:
+            stages = list(stage_programs(program, self.asked, self.microbatches).programs)
+        distinct = {outline(stage): stage for stage in stages}
+        planned = [self.run(stage, self.then) for stage in distinct.values()]
+        return max(made.arena_bytes for made in derived_all(planned))
+
+    def run(self, program: Program, passes: Sequence[Pass]) -> Program:
+        """The program after these passes."""
+        return run_pipeline(program, passes, self.cx, lambda: 0.0)[0]
+
+    def fits_at_least(self) -> bool:
+        """Whether the plan fits when as little is kept as can be."""
+        return self.arena(self.whole.least) <= self.total
+
+    def fitting(self) -> Recompute | None:
+        """The pass with the largest budget found with which the plan fits."""
+        budget = self.whole.choose(sum(c or 0 for c in self.whole.instance.costs)).bytes
+        for _ in range(ROUNDS):
+            over = self.arena(budget) - self.total
+            if over <= 0:
+                return self.keeping(budget)
+            if budget - over <= self.whole.least:
+                break
+            budget = self.whole.choose(budget - over).bytes
+        return self.keeping(self.whole.least) if self.fits_at_least() else None
+
+    def unmet(self, ways: tuple[str, ...]) -> BudgetUnmet:
+        """Why nothing fits."""
+        least = self.arena(self.whole.least)
+        return BudgetUnmet(
+            NOWHERE,
+            least=bytes_text(least),
+            budget=bytes_text(self.total),
+            over=bytes_text(least - self.total),
+            kept=bytes_text(self.whole.least),
+            ways=ways,
+        )
+
+    def decision(self, found: Recompute) -> Decision:
+        """What was chosen, how good it is, and what was not chosen."""
+        choice: Choice = self.whole.choose(found.budget)
+        least = self.whole.choose(self.whole.least)
+        proof = "no choice is faster"
+        if choice.gap > 1e-6:
+            proof = f"no choice is more than {100 * choice.gap:.1f} % faster"
+        return Decision(
+            "what is kept",
+            f"{bytes_text(choice.bytes)}, and {seconds_text(choice.seconds)} of recomputing",
+            f"a rank has {bytes_text(self.total)}, and {proof} on {self.target.name}",
+            f"keeping {bytes_text(least.bytes)}: {seconds_text(least.seconds)} of recomputing",
+        )
