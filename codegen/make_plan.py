@@ -26,6 +26,7 @@ from fllmc.ir.plan import Collective, Decision, Frame, Plan, StagePlan, Stored
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.target import Target
+from fllmc.ir.timetable import Timed
 from fllmc.ir.types import Sizes, Type, bare_axes
 from fllmc.ir.walk import calls_of
 
@@ -38,6 +39,7 @@ def make_plan(
     mesh_read: str = "",
     pipe: str = "",
     others: Sequence[Program] = (),
+    timeline: tuple[Timed, ...] = (),
 ) -> Plan:
     """The plan of a program at plan level.
 
@@ -60,6 +62,7 @@ def make_plan(
         target=target,
         pipe=pipe,
         stages=stages,
+        timeline=timeline,
     )
 
 

@@ -18,6 +18,7 @@ from fllmc.codegen.chart import memory_chart
 from fllmc.codegen.frozen import frozen_lines
 from fllmc.codegen.schedule import schedule_text
 from fllmc.codegen.timeline import PERSISTENT, timeline
+from fllmc.codegen.timetable_chart import timetable_svg
 from fllmc.ir.flops import op_flops
 from fllmc.ir.ops import Pipeline, Scan
 from fllmc.ir.plan import Collective, Plan
@@ -81,9 +82,11 @@ def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]
     return {
         "name": name,
         "plan": plan,
+        "whole": whole,
         "entry": entry,
         "cards": tuple(cards(plan, entry, whole)),
         "chart": memory_chart(timeline(plan, entry)),
+        "order": order(whole),
         "memory": figures.memory(plan),
         "roles": PERSISTENT,
         "traffic": figures.traffic(plan, entry),
@@ -93,6 +96,12 @@ def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]
         "levels": {level: shortened(text) for level, text in levels.items()},
         "schedule": shortened(schedule_text(whole)),
     }
+
+
+def order(plan: Plan) -> str:
+    """The picture of a pipeline's order of work, or nothing."""
+    words = f"the work of the stages along {plan.pipe} in one step, as reckoned"
+    return timetable_svg(plan.timeline, words) if plan.timeline else ""
 
 
 def cards(plan: Plan, entry: str, whole: Plan) -> Iterator[Card]:

@@ -9,6 +9,7 @@ import msgspec
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Data, Train
 from fllmc.ir.target import Target
+from fllmc.ir.timetable import Timed
 from fllmc.ir.types import Type
 
 SCHEMA = "fllmc.plan/1"
@@ -149,7 +150,9 @@ class Plan(msgspec.Struct, frozen=True):
     """The whole plan of one compiled run.
 
     Where the mesh axis `pipe` is a pipeline's, the fields speak of the ranks at its position 0, and
-    `stages` of those at the positions from 1 on. `host_bytes` is what waits in host memory.
+    `stages` of those at the positions from 1 on. `timeline` is the order of work of its stages in a
+    training step, with the times that the compiler reckons with. `host_bytes` is what waits in host
+    memory.
     """
 
     program: Program
@@ -166,6 +169,7 @@ class Plan(msgspec.Struct, frozen=True):
     frozen: Frozen | None = None
     pipe: str = ""
     stages: tuple[StagePlan, ...] = ()
+    timeline: tuple[Timed, ...] = ()
     host_bytes: int = 0
     schema: str = SCHEMA
 

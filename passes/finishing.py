@@ -10,6 +10,7 @@ from fllmc.ir.plan import Decision
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
+from fllmc.ir.timetable import Timed
 from fllmc.passes.base import Context
 from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.recompute import Recompute
@@ -17,7 +18,7 @@ from fllmc.passes.runner import Dump, Timing, run_pipeline
 from fllmc.passes.stages.alike import like, outline
 from fllmc.passes.stages.cut_stages import stage_programs
 from fllmc.passes.stages.decisions import stage_decisions
-from fllmc.passes.stages.directives import asked_pipeline
+from fllmc.passes.stages.directives import asked_pipeline, missing_axis
 
 CUT = "cut-stages"
 
@@ -25,7 +26,8 @@ CUT = "cut-stages"
 class Finished(msgspec.Struct, frozen=True):
     """A program at plan level for each position of the `pipe` axis, or the one there is without.
 
-    `sharded` is the whole program before it was cut.
+    `sharded` is the whole program before it was cut, `timeline` the work of a training step as the
+    simulation has it.
     """
 
     sharded: Program
@@ -33,6 +35,7 @@ class Finished(msgspec.Struct, frozen=True):
     pipe: str
     timings: tuple[Timing, ...]
     decisions: tuple[Decision, ...] = ()
+    timeline: tuple[Timed, ...] = ()
 
     def text(self) -> str:
         """The programs as text, each of those that are alike once."""
@@ -57,6 +60,9 @@ def finish(
     DiagnosticError with what is wrong.
     """
     asked = asked_pipeline(spec.schedule, spec.program, cx.mesh)
+    missing = missing_axis(spec.schedule, spec.program, cx.mesh)
+    if missing is not None:
+        cx.report(missing)
     passes = standard_pipeline(spec, within)
     first, then = cut_pipeline(passes)
     if asked is None:
@@ -77,4 +83,5 @@ def finish(
             timings += (Timing(CUT, took, 0.0), *found)
             took = 0.0
     ends = tuple(like(done[outline(stage)], stage) for stage in cut.programs)
-    return Finished(program, ends, asked.axis, timings, tuple(stage_decisions(cut, asked)))
+    reasons = tuple(stage_decisions(cut, asked))
+    return Finished(program, ends, asked.axis, timings, reasons, cut.timeline)

@@ -40,7 +40,7 @@ class Rules(msgspec.Struct, frozen=True):
 RULES = tuple(
     Rules(*choice)
     for choice in product(
-        (False, True), (0.0, 0.5, 0.8, 1.0, 1.05, 1.2, 2.0), (0.0, 0.5, 0.75, 1.0), (0.0, 1.0)
+        (False, True), (0.0, 0.5, 0.8, 1.0, 1.02, 1.2, 2.0), (0.0, 0.5, 0.75, 1.0), (0.0, 1.0)
     )
 )  # fmt: skip
 

@@ -22,12 +22,13 @@ from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.ops import Scan
 from fllmc.ir.program import DimSize, Function, Parameter, Program
 from fllmc.ir.span import NOWHERE, Span
-from fllmc.ir.timetable import Kind, Timetable
+from fllmc.ir.timetable import Kind, Timed, Timetable
 from fllmc.passes.accumulate import MICROBATCHES
 from fllmc.passes.inline import reachable
 from fllmc.passes.optimizer_step import STATES
 from fllmc.passes.schedule.choose import chosen, homes_of
 from fllmc.passes.schedule.costs import Costs
+from fllmc.passes.schedule.simulate import simulate
 from fllmc.passes.stages.body import Body, scan_attrs
 from fllmc.passes.stages.costs import stage_costs, unit_costs
 from fllmc.passes.stages.cut_body import Cutter, StageWork
@@ -45,6 +46,13 @@ class Cut(NamedTuple):
     programs: tuple[Program, ...]
     table: Timetable | None
     costs: Costs | None
+
+    @property
+    def timeline(self) -> tuple[Timed, ...]:
+        """The work of a step as it is simulated for these costs."""
+        if self.table is None or self.costs is None:
+            return ()
+        return simulate(self.table, self.costs).timeline
 
 
 def stage_programs(program: Program, asked: Asked, micros: int) -> Cut:

@@ -10,7 +10,8 @@ from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Pipeline, Schedule, Shard
 from fllmc.ir.types import Mesh
-from fllmc.passes.stages.errors import OneAxis, StacksAlone, TakenAxis
+from fllmc.passes.place_errors import NoSuchAxis
+from fllmc.passes.stages.errors import NothingToCut, OneAxis, StacksAlone, TakenAxis
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -42,6 +43,10 @@ def asked_pipeline(schedule: Schedule, program: Program, mesh: Mesh) -> Asked | 
     """
     shards = pipeline_shards(schedule, program)
     if not shards:
+        if schedule.pipeline is not None:
+            stacks = sorted({p.stack for p in program.parameters if p.stack})
+            order = schedule.pipeline
+            raise DiagnosticError(NothingToCut(order.span, order.kind, tuple(stacks)))
         return None
     found = list(contradictions(shards, placing_shards(schedule, program), program))
     if found:
@@ -51,6 +56,16 @@ def asked_pipeline(schedule: Schedule, program: Program, mesh: Mesh) -> Asked | 
         return None
     dims = tuple(dict.fromkeys(dim for shard in shards for dim in shard.dims))
     return Asked(axis, dims, schedule.pipeline or Pipeline(), shards[0])
+
+
+def missing_axis(schedule: Schedule, program: Program, mesh: Mesh) -> Diagnostic | None:
+    """A warning for a pipeline whose axis the mesh lacks; none on one device."""
+    for shard in pipeline_shards(schedule, program):
+        for axis in shard.axes:
+            if mesh.size > 1 and not mesh.has(axis):
+                dims = ", ".join(f"`{dim}`" for dim in shard.dims)
+                return NoSuchAxis(shard.span, axis, dims, str(mesh))
+    return None
 
 
 def contradictions(

@@ -53,6 +53,24 @@ class TakenAxis(Diagnostic, frozen=True):
         return (Label(self.other, "the pipeline is asked for here"),)
 
 
+class NothingToCut(Diagnostic, frozen=True):
+    """`pipeline` says in which order stages work; what is cut into stages, a directive says.
+
+    A pipeline is the dim of a stack on an axis of the mesh: `shard layers over pipe`.
+    """
+
+    code: ClassVar[str] = "E0514"
+    title: ClassVar[str] = "`pipeline: {kind}` orders stages, and no directive makes any"
+    label: ClassVar[str] = "nothing is cut into stages"
+
+    kind: str
+    stacks: tuple[str, ...]
+
+    def helps(self) -> tuple[str, ...]:
+        """The directive for the model's stack."""
+        return tuple(f"add `shard {stack} over AXIS`" for stack in self.stacks[:1])
+
+
 class TooManyStages(Diagnostic, frozen=True):
     """Every stage of a pipeline needs a layer, or what stands before or behind the stacks."""
 

@@ -74,8 +74,9 @@ def compile_spec(
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
     reasons = (*done.decisions, *decisions(done.sharded, values), *told)
     known = load_target(target or "cpu")
+    first, *others = done.programs
     plan = make_plan(
-        done.programs[0], spec, known, reasons, mesh_read, done.pipe, done.programs[1:]
+        first, spec, known, reasons, mesh_read, done.pipe, others, timeline=done.timeline
     )
     if not target:
         plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))

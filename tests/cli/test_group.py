@@ -39,7 +39,7 @@ OPTIONS = {
         "-v",
         "--verbose",
     ],
-    "inspect": ["--mesh", "--set", "--json", "--level", "--schedule", *PARTS],
+    "inspect": ["--mesh", "--set", "--json", "--level", "--schedule", "--pipeline", *PARTS],
     "pipeline": [
         *("--chunks", "--json", "--late", "--memory", "--micros", "--ranks", "--svg", "--table"),
         *("--times", "--transfer"),

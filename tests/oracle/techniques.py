@@ -21,13 +21,17 @@ DEVICES = 8
 
 
 class Technique(NamedTuple):
-    """What a technique adds. `kind` tells apart those that exclude each other, if not empty."""
+    """What a technique adds. `kind` tells apart those that exclude each other, if not empty.
+
+    `model` is the one that it needs, if not any will do.
+    """
 
     axes: Mapping[str, int] = {}
     schedule: tuple[str, ...] = ()
     adapter: tuple[str, ...] = ()
     kind: str = ""
     microbatches: int = 1
+    model: str = ""
 
 
 def pipelined(schedule: str, ranks: int = 2) -> Technique:
@@ -58,6 +62,7 @@ TECHNIQUES: Mapping[str, Technique] = {
     "context gather": context("gather"),
     "context ring": context("ring"),
     "context exchange": context("exchange"),
+    "experts": Technique({"expert": 2}, ("shard experts over expert",), model="tiny_moe"),
     "zero 1": zero(1),
     "zero 2": zero(2),
     "zero 3": zero(3),
@@ -71,11 +76,11 @@ TECHNIQUES: Mapping[str, Technique] = {
     "four stages": pipelined("1f1b", 4),
     "accumulate": Technique(microbatches=4),
     "recompute": Technique(schedule=("recompute body.* keep [attn.attend]",)),
-    "offload": Technique(schedule=("offload body.*.mlp",)),
+    "offload": Technique(schedule=("offload body.*.attn",)),
     "loss chunks": Technique(schedule=("loss_chunks: 2",)),
     "backward chunks": Technique(schedule=("backward_chunks: 2",)),
     "frozen": Technique(
-        adapter=("freeze embedding", "freeze body.*.attn.{wq, wk}", "freeze body.*.mlp_norm")
+        adapter=("freeze embedding", "freeze body.*.attn.{wq, wk}", "freeze body.*.attn_norm")
     ),
     "frozen stack": Technique(adapter=("freeze *", "tune head", "tune final_norm"), kind="adapter"),
     "rows": Technique(adapter=("freeze embedding {\n    rows: (0, 100)\n  }",), kind="adapter"),
@@ -83,14 +88,14 @@ TECHNIQUES: Mapping[str, Technique] = {
         adapter=(
             "freeze *",
             "lora body.*.attn.{wq, wv, wo} {\n    rank: 4\n    alpha: 8\n  }",
-            "lora body.*.mlp.down {\n    rank: 2\n    alpha: 4\n  }",
+            "lora body.*.attn.wk {\n    rank: 2\n    alpha: 4\n  }",
         ),
         kind="adapter",
     ),
     "qlora": Technique(
         adapter=(
             "freeze *",
-            "quantize body.*.mlp.{gate, up, down} {\n    bits: 4\n    block: 8\n  }",
+            "quantize body.*.attn.{wk, wo} {\n    bits: 4\n    block: 8\n  }",
             "lora body.*.attn.{wq, wv} {\n    rank: 4\n    alpha: 8\n  }",
         ),
         kind="adapter",
@@ -108,7 +113,7 @@ dims {
   kv_heads = 4
   head_dim = 6
   ffn = 16
-  layers = 4
+  layers = 6
 }
 ADAPTER
 data text {
@@ -156,8 +161,13 @@ def size(mesh: Mapping[str, int]) -> int:
     return total
 
 
-def spec_text(names: Sequence[str], dtype: str, model: str = "llama3_8b") -> str:
-    """The spec with these techniques; of one device if their axes are not in the mesh."""
+def model_of(names: Sequence[str]) -> str:
+    """The model that these techniques are tried on."""
+    return next((TECHNIQUES[n].model for n in names if TECHNIQUES[n].model), "llama3_8b")
+
+
+def spec_text(names: Sequence[str], dtype: str, model: str) -> str:
+    """The spec of a model with these techniques."""
     chosen = [TECHNIQUES[name] for name in names]
     mesh = axes(chosen)
     batch = [name for name in BATCH_AXES if name in mesh]
@@ -171,17 +181,19 @@ def spec_text(names: Sequence[str], dtype: str, model: str = "llama3_8b") -> str
     return text.replace("MODEL", model).replace("DTYPE", dtype)
 
 
-def combined(names: Sequence[str], dtype: str = "f64", model: str = "llama3_8b") -> Case:
+def combined(names: Sequence[str], dtype: str = "f64", model: str = "") -> Case:
     """The case of these techniques together."""
     mesh = axes(TECHNIQUES[name] for name in names)
     shown = ",".join(f"{name}={extent}" for name, extent in mesh.items())
-    return Case(" + ".join(names), spec_text(names, dtype, model), shown or "1")
+    text = spec_text(names, dtype, model or model_of(names))
+    return Case(" + ".join(names), text, shown or "1")
 
 
-def alone(names: Sequence[str], dtype: str = "f64", model: str = "llama3_8b") -> Case:
+def alone(names: Sequence[str], dtype: str = "f64", model: str = "") -> Case:
     """The same training on one device: what is frozen or adapted stays, the rest goes."""
     kept = [name for name in names if TECHNIQUES[name].adapter]
-    return Case(" + ".join(kept), spec_text(kept, dtype, model), "1")
+    model = model or model_of(names)
+    return Case(" + ".join([model, *kept]), spec_text(kept, dtype, model), "1")
 
 
 def singles() -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from fllmc.ir.settings import Pipeline, Schedule, Shard
 from fllmc.ir.span import Span
 from fllmc.ir.types import Axis, Mesh
 from fllmc.passes.stages.cut_stages import stage_programs
-from fllmc.passes.stages.directives import asked_pipeline
+from fllmc.passes.stages.directives import asked_pipeline, missing_axis
 from tests.oracle.small_specs import small_spec
 from tests.passes.pipelined import sharded
 
@@ -61,6 +61,20 @@ def test_more_stages_than_layers_and_ends() -> None:
     assert found.code == "E0513"
     assert "8 stages" in found.message() and "5 layers" in found.message()
     assert refused(LAYERS, pipe=4, order=Pipeline("zb_v", 2)).code == "E0513"
+
+
+def test_an_order_of_work_needs_stages() -> None:
+    found = refused(order=Pipeline("zb_v", 2, span=line(3)))
+    assert (found.code, found.span) == ("E0514", line(3))
+    assert found.helps() == ("add `shard layers over AXIS`",)
+
+
+def test_an_axis_that_the_mesh_lacks_is_told() -> None:
+    program = sharded(small_spec("llama", "f64", 4), Mesh((Axis("data", 2),)))
+    schedule = Schedule(shards=(LAYERS,))
+    found = missing_axis(schedule, program, program.mesh)
+    assert found is not None and (found.code, found.span) == ("W0315", line(1))
+    assert missing_axis(schedule, program, Mesh()) is None
 
 
 def test_interleaved_needs_a_multiple_of_the_ranks() -> None:

@@ -7,28 +7,51 @@ import numpy as np
 from fllmc.frontend import load
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.ir.evaluate import evaluate
+from fllmc.ir.evaluate_stages import evaluate_stages
 from fllmc.ir.program import Input, Program
 from fllmc.ir.render import render
 from fllmc.ir.types import Mesh, Type
+from fllmc.ir.verify import verify
 from fllmc.passes.base import Context
-from fllmc.passes.pipeline import standard_pipeline
+from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.runner import run_pipeline
+from fllmc.passes.stages.cut_stages import stage_programs
+from fllmc.passes.stages.directives import asked_pipeline
 
 STEP = 3
 """The step that is run, in a run of a few."""
 
 
 def evaluated_step(text: str, mesh: str) -> dict[str, np.ndarray]:
-    """Everything that `train` gives, by name. The same names are given the same numbers."""
+    """Everything that `train` gives, by name. The same names are given the same numbers.
+
+    A pipeline's stages are evaluated as they are cut, others' programs at the end of all passes.
+    """
     spec, found, sources = load("evaluated.fllm", text=text)
     assert spec is not None, render(found, sources)
     chosen = parse_mesh(mesh, Mesh())[0] if mesh != "1" else Mesh()
     cx = Context(chosen, lambda _: None)
-    program, _ = run_pipeline(spec.program, standard_pipeline(spec), cx, lambda: 0.0)
+    asked = asked_pipeline(spec.schedule, spec.program, chosen)
+    first, then = cut_pipeline(standard_pipeline(spec))
+    program, _ = run_pipeline(spec.program, first, cx, lambda: 0.0)
+    if asked is None:
+        program, _ = run_pipeline(program, then, cx, lambda: 0.0)
+    given = arguments(program)
+    if asked is None:
+        results = evaluate(program, "train", given)
+    else:
+        stages = stage_programs(program, asked, spec.schedule.microbatches).programs
+        for stage in stages:
+            verify(stage)
+        results = evaluate_stages(stages, asked.axis, "train", given)
+    return {name: np.asarray(value) for name, value in results.items()}
+
+
+def arguments(program: Program) -> dict[str, float | np.ndarray]:
+    """Random values of what `train` takes."""
     function = program.function("train")
     pairs = zip(function.inputs, function.types, strict=False)
-    given = {each.name: argument(each, kind, program) for each, kind in pairs}
-    return {name: np.asarray(value) for name, value in evaluate(program, "train", given).items()}
+    return {each.name: argument(each, kind, program) for each, kind in pairs}
 
 
 def argument(given: Input, kind: Type, program: Program) -> float | np.ndarray:

@@ -28,6 +28,7 @@ LEVELS = ("model", "training", "sharded", "plan")
 @click.option("--placement", is_flag=True, help="Every stored tensor and where it lives.")
 @click.option("--frozen", is_flag=True, help="What frozen parameters cost, beside all trained.")
 @click.option("--decisions", is_flag=True, help="What was chosen, and why.")
+@click.option("--pipeline", is_flag=True, help="What each rank of a pipeline does, in order.")
 @json_option
 def command(
     artifact: str,
@@ -40,6 +41,7 @@ def command(
     placement: bool,
     frozen: bool,
     decisions: bool,
+    pipeline: bool,
     as_json: bool,
 ) -> int | None:
     """Show what ARTIFACT holds; a SPEC is compiled first, and nothing is written.
@@ -55,14 +57,13 @@ def command(
     from fllmc.cli.summary import summary_lines
 
     found = opened(artifact, mesh, overrides(sets))
-    given = (memory, collectives, placement, frozen, decisions)
+    given = (memory, collectives, placement, frozen, decisions, pipeline)
     asked = dict(zip(PARTS, given, strict=True))
     if level and level not in found.levels:
         say(f"error: {artifact} holds no text of level {level}")
         return USAGE
     if as_json:
-        show_json("fllmc.inspect/1", data(found, asked, level, schedule))
-        return None
+        return show_json("fllmc.inspect/1", data(found, asked, level, schedule))
     if level:
         show(found.levels[level].rstrip("\n"))
     if schedule:
@@ -96,6 +97,8 @@ def data(
         ]
     if asked["collectives"]:
         document["sites"] = plan.collectives
+    if asked["pipeline"]:
+        document["timeline"] = plan.timeline
     if asked["placement"]:
         document["stored"] = [
             {
@@ -173,10 +176,25 @@ def decisions_part(found: Opened) -> Iterator[str]:
             yield f"    rejected: {each.rejected}"
 
 
+def pipeline_part(found: Opened) -> Iterator[str]:
+    """The order of work of each rank of a pipeline."""
+    timeline = found.plan.timeline
+    if not timeline:
+        yield "no pipeline"
+        return
+    whole = max(each.end for each in timeline)
+    for rank in range(max(each.rank for each in timeline) + 1):
+        own = [each for each in timeline if each.rank == rank]
+        busy = sum(each.end - each.begin for each in own) / whole
+        yield f"{found.plan.pipe} {rank}: works {busy:.1%} of the step as reckoned"
+        yield "  " + " ".join(str(each.action) for each in own)
+
+
 PARTS = {
     "memory": memory_part,
     "collectives": collectives_part,
     "placement": placement_part,
     "frozen": frozen_part,
     "decisions": decisions_part,
+    "pipeline": pipeline_part,
 }
