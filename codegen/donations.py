@@ -76,6 +76,12 @@ def scan_donations(body: Function, attrs: Scan) -> dict[int, tuple[int, ...]]:
     return found
 
 
+def same_donations(body: Function, frame: Frame, attrs: Scan) -> dict[int, tuple[int, ...]]:
+    """What the body updates, which the function of the last turn has to update too."""
+    given = {r: updated_input(body, frame, attrs, r) for r in range(len(body.results))}
+    return {result: (number,) for result, number in given.items() if number is not None}
+
+
 def copied_input(function: Function, frame: Frame, result: int) -> int | None:
     """The input that an entry's result replaces by a copy at the end, not in place; if any."""
     (given,) = entry_donations(function).get(result, (None,))

@@ -287,6 +287,8 @@ def _scan(attrs: ops.Scan, site: _Site, *arrays: Value) -> tuple[Value, ...]:
         results = site.runner.run(function, (*carry, *own, *arrays[stop:]))
         return results[: attrs.carries], results[attrs.carries :]
 
+    if attrs.final:
+        return _scan_with_final(attrs, site, arrays, body)
     carries, stacked = _lax.scan(
         body,
         tuple(arrays[: attrs.carries]),
@@ -295,6 +297,24 @@ def _scan(attrs: ops.Scan, site: _Site, *arrays: Value) -> tuple[Value, ...]:
         reverse=attrs.reverse,
     )
     return (*carries, *stacked)
+
+
+def _scan_with_final(
+    attrs: ops.Scan, site: _Site, arrays: tuple[Value, ...], body: Any
+) -> tuple[Value, ...]:
+    """All turns but the last by the body, then the last one."""
+    stop, count = attrs.carries + attrs.slices, site.size(attrs.over)
+    carry, slices = tuple(arrays[: attrs.carries]), arrays[attrs.carries : stop]
+    most = slice(1, None) if attrs.reverse else slice(None, -1)
+    own = tuple(value[most] for value in slices)
+    carry, stacked = _lax.scan(body, carry, own, length=count - 1, reverse=attrs.reverse)
+    last = tuple(value[0 if attrs.reverse else -1] for value in slices)
+    function = site.runner.functions[attrs.final]
+    results = site.runner.run(function, (*carry, *last, *arrays[stop:]))
+    rest = results[attrs.carries :]
+    pairs = [(one[None], many) for one, many in zip(rest, stacked, strict=True)]
+    joined = [_jnp.concatenate(pair if attrs.reverse else pair[::-1]) for pair in pairs]
+    return (*results[: attrs.carries], *joined)
 
 
 def _add_all(*arrays: Value) -> Value:

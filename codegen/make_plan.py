@@ -21,7 +21,6 @@ from fllmc.ir.ops import (
     ReduceScatter,
     RingAttend,
     RingAttendGrad,
-    Scan,
 )
 from fllmc.ir.plan import Collective, Decision, Frame, Plan, StagePlan, Stored
 from fllmc.ir.program import Function, Op, Program
@@ -29,6 +28,7 @@ from fllmc.ir.settings import Spec
 from fllmc.ir.target import Target
 from fllmc.ir.timetable import Timed
 from fllmc.ir.types import Sizes, Type, bare_axes
+from fllmc.ir.walk import calls_of
 
 
 def make_plan(
@@ -192,12 +192,7 @@ def collectives(program: Program) -> tuple[Collective, ...]:
                             port=port,
                         )
                     )
-                for key, callee in op.attrs.functions:
-                    times = sum(action.split(".")[0] == key for action in op.attrs.actions)
-                    visit(callee, entry, calls * times)
-            callee = getattr(op.attrs, "function", "")
-            if callee:
-                times = program.sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1
+            for callee, times in calls_of(op, program.sizes):
                 visit(callee, entry, calls * times)
 
     for entry in program.entries:

@@ -15,6 +15,7 @@ from fllmc.codegen.donations import (
     layout,
     overwritable,
     overwrites,
+    same_donations,
     scan_donations,
     staged,
     updated_input,
@@ -245,9 +246,10 @@ class Planner:
     def scratch(self, op: Op, at: int) -> list[Item]:
         """What an op needs for its own run: its callee's frame first, then scratch buffers."""
         items: list[Item] = []
-        name = getattr(op.attrs, "function", "")
-        if name:
-            items.append(Item(at, at, aligned(self.frames[name].bytes)))
+        names = (getattr(op.attrs, "function", ""), getattr(op.attrs, "final", ""))
+        if names[0]:
+            most = max(self.frames[name].bytes for name in names if name)
+            items.append(Item(at, at, aligned(most)))
         if isinstance(op.attrs, Pipeline):
             items += self.pipeline_scratch(op, op.attrs, at)
         if isinstance(op.attrs, Scan):
@@ -358,6 +360,10 @@ def plan_frames(
                 if isinstance(op.attrs, Scan):
                     donated[callee] = scan_donations(program.function(callee), op.attrs)
                 visit(callee)
+            if isinstance(op.attrs, Scan) and op.attrs.final and op.attrs.final not in frames:
+                body, frame = program.function(callee), frames[callee]
+                donated[op.attrs.final] = same_donations(body, frame, op.attrs)
+                visit(op.attrs.final)
         for other, theirs in known:
             if same_function(program, other, name, frames, theirs):
                 frames[name] = theirs[name]

@@ -15,6 +15,7 @@ import msgspec
 
 from fllmc.codegen import figures
 from fllmc.codegen.chart import memory_chart
+from fllmc.codegen.frozen import frozen_lines
 from fllmc.codegen.schedule import schedule_text
 from fllmc.codegen.timeline import PERSISTENT, timeline
 from fllmc.codegen.timetable_chart import timetable_svg
@@ -90,6 +91,7 @@ def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]
         "roles": PERSISTENT,
         "traffic": figures.traffic(plan, entry),
         "collectives": busiest(plan),
+        "frozen": tuple(frozen_lines(plan)) if plan.frozen else (),
         "functions": tuple(function_tables(plan)),
         "levels": {level: shortened(text) for level, text in levels.items()},
         "schedule": shortened(schedule_text(whole)),
@@ -149,7 +151,8 @@ def runs(program: Program, name: str, calls: int) -> Iterator[tuple[str, int]]:
     yield name, calls
     for op in program.function(name).ops:
         if isinstance(op.attrs, Scan):
-            yield from runs(program, op.attrs.function, calls * program.sizes.size(op.attrs.over))
+            for callee, turns in calls_of(op, program.sizes):
+                yield from runs(program, callee, calls * turns)
         elif isinstance(op.attrs, Pipeline):
             for callee, times in calls_of(op, program.sizes):
                 yield from runs(program, callee, calls * times)

@@ -129,6 +129,7 @@ class ScanText:
         base = f"base + {self.text.frame.ops[self.at].frame}"
         function = self.text.binders[self.callee.name]
         if staged(self.attrs):
+            assert not self.attrs.final, "the turns of micro-batches are alike"
             self.write_staged(function, base, pairs, slices, shared, stacked)
         else:
             self.write_bound(function, base, pairs, slices, shared, stacked)
@@ -160,10 +161,25 @@ class ScanText:
         given = [*even, *(f"{s}[{at}]" for s in slices), *shared]
         given += [*odd, *(f"{s}[{at}]" for s in stacked)]
         arguments = ", ".join(["rt", base, *given])
+        if self.attrs.final:
+            final = self.text.binders[self.final().name]
+            function = f"({final} if i == {last} else {function})"
         self.text.bind.append(
             f"{self.label} = [{function}({arguments}) for i in range({self.count})]"
         )
         self.text.body += [f"for run_{self.label} in {self.label}:", f"    run_{self.label}()"]
+
+    def final(self) -> Function:
+        """The function of the last turn, which must leave its results where the others do."""
+        final = self.text.program.function(self.attrs.final)
+        frame = self.text.plan.frame(final.name)
+        for result, value in enumerate(final.results):
+            wanted = updated_input(self.callee, self.frame, self.attrs, result)
+            handed_through = value < len(final.inputs)
+            found = updated_input(final, frame, self.attrs, result)
+            if found != wanted and not handed_through:
+                raise InternalError(f"{final.name} and {self.callee.name} update different inputs")
+        return final
 
     def write_staged(
         self,
@@ -288,7 +304,9 @@ def reached(plan: Plan) -> list[Function]:
     def visit(name: str) -> None:
         function = plan.program.function(name)
         for op in function.ops:
-            runs = [op.attrs.function] if isinstance(op.attrs, Scan) else []
+            runs: list[str] = []
+            if isinstance(op.attrs, Scan):
+                runs = [name for name in (op.attrs.function, op.attrs.final) if name]
             if isinstance(op.attrs, Pipeline):
                 runs = [callee for _, callee in op.attrs.functions]
             for callee in runs:
@@ -346,10 +364,11 @@ def origin_of(plan: Plan, function: Function, binders: Mapping[str, str]) -> tup
 def stage_lines(plan: Plan, name: str, written: Written) -> list[str]:
     """The functions of a stage that no stage before has `written` alike, and its entries."""
     scans = {
-        op.attrs.function: op.attrs
+        name: op.attrs
         for function in plan.program.functions
         for op in function.ops
         if isinstance(op.attrs, Scan)
+        for name in (op.attrs.function, op.attrs.final)
     }
     functions = reached(plan)
     wishes = binder_names(functions)

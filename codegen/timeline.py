@@ -110,7 +110,9 @@ class _Walk:
         """One op: a moment, or the moments of what it runs."""
         callee = getattr(op.attrs, "function", "")
         if callee and isinstance(op.attrs, Scan | Call):
-            now["transients"] -= aligned(self.frames[callee].bytes)
+            final = getattr(op.attrs, "final", "")  # it holds no more than the other turns do
+            most = max(self.frames[name].bytes for name in (callee, final) if name)
+            now["transients"] -= aligned(most)
             start = len(self.moments)
             self.run(callee, now, depth + 1)
             times = self.program.sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1

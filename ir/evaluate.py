@@ -175,10 +175,12 @@ def scan(attrs: ops.Scan, site: Site, operands: Sequence[Parts]) -> tuple[Parts,
         operands[stop:],
     )
     steps = range(machine.sizes.size(attrs.over))
+    last = steps[0 if attrs.reverse else -1]
     stacked: dict[int, tuple[Parts, ...]] = {}
     for step in reversed(steps) if attrs.reverse else steps:
         own = [tuple(part[step] for part in parts) for parts in slices]
-        results = machine.run(function, (*carries, *own, *shared))
+        turn = machine.functions[attrs.final] if attrs.final and step == last else function
+        results = machine.run(turn, (*carries, *own, *shared))
         carries, stacked[step] = results[: attrs.carries], results[attrs.carries :]
     rows = [stacked[step] for step in steps]
     joined = [

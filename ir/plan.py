@@ -93,6 +93,47 @@ class Decision(msgspec.Struct, frozen=True):
     rejected: str = ""
 
 
+class FrozenGroup(msgspec.Struct, frozen=True):
+    """What a frozen parameter costs a rank, and what it costs when everything trains (`full_`).
+
+    `elements` are those of the whole tensor, 4-bit codes counted apart. Bytes are of storage, of
+    what is stored beside it for its sake (optimizer state, copies in a wider dtype), of gradients
+    and their sums, and of what collectives move for it in one step.
+    """
+
+    name: str
+    elements: int
+    stored: int
+    beside: int
+    gradients: int
+    moved: int
+    calls: int
+    full_stored: int
+    full_beside: int
+    full_gradients: int
+    full_moved: int
+    full_calls: int
+
+
+class Frozen(msgspec.Struct, frozen=True):
+    """What freezing saves: figures of this plan, and (`full_`) of the same spec all trained.
+
+    Floating-point operations are of matrix products in one step of a rank, without and within the
+    forward pass; bytes kept are the most that are alive at once for the backward pass; bytes moved
+    are of all collectives of one step, those of gradients too.
+    """
+
+    groups: tuple[FrozenGroup, ...]
+    forward: int
+    backward: int
+    kept: int
+    moved: int
+    full_forward: int
+    full_backward: int
+    full_kept: int
+    full_moved: int
+
+
 class StagePlan(msgspec.Struct, frozen=True):
     """What differs between the ranks of a pipeline; the fields are those of `Plan`."""
 
@@ -125,6 +166,7 @@ class Plan(msgspec.Struct, frozen=True):
     target: Target
     decisions: tuple[Decision, ...] = ()
     mesh_read: str = ""
+    frozen: Frozen | None = None
     pipe: str = ""
     stages: tuple[StagePlan, ...] = ()
     timeline: tuple[Timed, ...] = ()

@@ -168,8 +168,8 @@ class Program(msgspec.Struct, frozen=True):
 def callees(function: Function) -> Iterator[str]:
     """Names of the functions that this one runs, in order, with repeats."""
     for op in function.ops:
-        name = getattr(op.attrs, "function", "")
-        if name:
-            yield name
-        elif isinstance(op.attrs, Pipeline):
+        for name in (getattr(op.attrs, "function", ""), getattr(op.attrs, "final", "")):
+            if name:
+                yield name
+        if isinstance(op.attrs, Pipeline):
             yield from (function for _, function in op.attrs.functions)

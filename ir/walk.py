@@ -29,8 +29,16 @@ def host_values(function: Function) -> set[int]:
 
 def calls_of(op: Op, sizes: Sizes) -> Iterator[tuple[str, int]]:
     """The functions that an op runs, each with how often."""
-    if isinstance(op.attrs, Pipeline):
-        for key, name in op.attrs.functions:
-            yield name, sum(action.partition(".")[0] == key for action in op.attrs.actions)
-    elif name := getattr(op.attrs, "function", ""):
-        yield name, sizes.size(op.attrs.over) if isinstance(op.attrs, Scan) else 1
+    match op.attrs:
+        case Pipeline(functions=functions, actions=actions):
+            for key, name in functions:
+                yield name, sum(action.partition(".")[0] == key for action in actions)
+        case Scan(function=name, over=over, final=final):
+            turns = sizes.size(over)
+            if turns > bool(final):
+                yield name, turns - bool(final)
+            if final:
+                yield final, 1
+        case _:
+            if name := getattr(op.attrs, "function", ""):
+                yield name, 1

@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import AnyAttrs, Call, Fused, Pipeline, Scan, Signature
+from fllmc.ir.ops import AnyAttrs, Call, Coalesced, Fused, Pipeline, Scan, Signature
 from fllmc.ir.program import Function, Op, Program
 from fllmc.passes.base import AnyLevelPass, Context
 from fllmc.passes.inline import EQUATIONS, callees_first, reachable
@@ -41,9 +41,15 @@ def mark_op(op: Op, wanted: set[int], values: set[int], needed: Mapping[str, Nee
     """Mark what an op with these wanted results needs; whether its callee now needs more."""
     name = runs(op.attrs)
     if not name:
-        values.update(op.operands)
+        parts = wanted if isinstance(op.attrs, Coalesced) else range(len(op.operands))
+        values.update(op.operands[i] for i in parts)
         return False
     inner = needed[name]
+    if isinstance(op.attrs, Scan) and op.attrs.final:
+        wanted = set(range(len(op.results)))  # both functions keep their signature
+        for each in (inner, needed[op.attrs.final]):
+            each.results |= wanted
+            each.inputs.update(range(len(op.operands)))
     grows = not wanted <= inner.results
     inner.results |= wanted
     if isinstance(op.attrs, Scan):
@@ -92,13 +98,17 @@ def find_needed(program: Program) -> dict[str, Needed]:
         if function.name in roots:
             needed[function.name].results.update(range(len(function.results)))
             needed[function.name].inputs.update(kept_inputs(function, program))
-    order = tuple(reversed(callees_first(program)))
+    settle(tuple(reversed(callees_first(program))), needed)
+    return needed
+
+
+def settle(order: Sequence[Function], needed: Mapping[str, Needed]) -> None:
+    """Mark what is needed in all functions, callers first, until nothing is added."""
     changes = True
     while changes:
         changes = False
         for function in order:
             changes |= _changes(function, needed)
-    return needed
 
 
 def kept_inputs(function: Function, program: Program) -> set[int]:
@@ -148,6 +158,11 @@ def trimmed(
             inner = needed[runs(attrs)]
             attrs = trimmed_attrs(attrs, inner)
             operands, results = _at(operands, inner.inputs), _at(results, inner.results)
+        if isinstance(attrs, Coalesced):
+            parts = {i for i, value in enumerate(results) if value in own.values}
+            operands, results = _at(operands, parts), _at(results, parts)
+            dims = tuple(dim for i, dim in enumerate(attrs.dims) if i in parts)
+            attrs = msgspec.structs.replace(attrs, dims=dims)
         made = b.emit(attrs, *(mapping[value] for value in operands))
         mapping.update(zip(results, made, strict=True))
     positions = sorted(own.results)

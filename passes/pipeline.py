@@ -28,6 +28,7 @@ from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
 from fllmc.passes.stages.directives import pipeline_shards, placing_shards
 from fllmc.passes.store_frozen import StoreFrozen
+from fllmc.passes.trim_last import TrimLast
 
 PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
@@ -49,6 +50,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     Layout,
     SinkSums,
     Fuse,
+    TrimLast,
 )
 """Every pass, in the order in which a program usually meets them."""
 
@@ -109,6 +111,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         SinkSums(),
         Fuse(),
         DropUnused(),
+        TrimLast(),
     )
 
 

@@ -42,7 +42,8 @@ class Scan(Attrs, frozen=True, tag="scan"):
     is `over`, of which each run gets its own position, then values that all runs share. Results:
     the last carries, then the function's other results stacked along a new first dim `over`.
     `reverse` runs from the last position to the first. The function takes (carries, slices, shared)
-    and gives (carries, stacked).
+    and gives (carries, stacked). `final` names a function that is run in the last turn instead, one
+    of the same signature that leaves out what only further turns would need.
     """
 
     function: str
@@ -50,10 +51,14 @@ class Scan(Attrs, frozen=True, tag="scan"):
     carries: int
     slices: int
     reverse: bool = False
+    final: str = ""
     arity = -1
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         found = signature(env, self.function)
+        if self.final:
+            alike = signature(env, self.final) == found
+            require(alike, f"{self.function} and {self.final} differ in signature")
         stop = self.carries + self.slices
         for kind in operands[self.carries : stop]:
             require(kind.names[:1] == (self.over,), f"{kind} does not begin with {self.over}")

@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping
 import msgspec
 from msgspec import structs
 
+from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
 from fllmc.fitting import within_budget
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
-from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.plan import Plan
+from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
+from fllmc.ir.plan import Frozen, Plan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
@@ -79,11 +80,31 @@ def compile_spec(
     )
     if not target:
         plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
+    plan = structs.replace(plan, frozen=frozen_share(plan, spec))
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
     before = tuple((level, print_program(p)) for level, p in levels.items() if level != "plan")
     texts = (*before, ("plan", done.text()))
     return Compiled(spec, plan, source, texts, tuple(found), (read, *done.timings, planned))
+
+
+def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
+    """What frozen parameters cost beside the same spec without its adapter.
+
+    None where nothing is frozen, where stages are cut, and where the other spec has no plan (a
+    budget, for one, may be too small for it).
+    """
+    adapter, mesh = spec.adapter, plan.program.mesh
+    if plan.stages or adapter is None or not adapter.freeze:
+        return None
+    whole = structs.replace(spec, adapter=None)
+    cx = Context(mesh=mesh, report=lambda found: None)
+    try:
+        within, _ = within_budget(whole, mesh, plan.target.name)
+        done = finish(whole, cx, lambda: 0.0, lambda number, name, program: None, within)
+    except DiagnosticError:
+        return None
+    return frozen_figures(plan, make_plan(done.programs[0], whole, plan.target))
 
 
 def choose_mesh(text: str, spec: Spec) -> tuple[Mesh, str]:

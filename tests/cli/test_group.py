@@ -21,7 +21,7 @@ NAMES = [name for section in COMMANDS.values() for name in section]
 EVERYWHERE = ["--format", "--color", "--debug"]
 TRAINING = ["--steps", "--device", "--threads", "--keep", "--quiet", "-q"]
 DUMPS = ["-n", "--dry-run", "--dump-ir", "--dump-after"]
-PARTS = ["--memory", "--collectives", "--placement", "--decisions"]
+PARTS = ["--memory", "--collectives", "--placement", "--frozen", "--decisions"]
 OPTIONS = {
     "quickstart": ["--mesh", "--steps"],
     "doctor": ["--json"],

@@ -26,6 +26,7 @@ LEVELS = ("model", "training", "sharded", "plan")
 @click.option("--memory", is_flag=True, help="A rank's memory at the peak and by function.")
 @click.option("--collectives", is_flag=True, help="Every collective with its bytes.")
 @click.option("--placement", is_flag=True, help="Every stored tensor and where it lives.")
+@click.option("--frozen", is_flag=True, help="What frozen parameters cost, beside all trained.")
 @click.option("--decisions", is_flag=True, help="What was chosen, and why.")
 @click.option("--pipeline", is_flag=True, help="What each rank of a pipeline does, in order.")
 @json_option
@@ -38,6 +39,7 @@ def command(
     memory: bool,
     collectives: bool,
     placement: bool,
+    frozen: bool,
     decisions: bool,
     pipeline: bool,
     as_json: bool,
@@ -55,13 +57,8 @@ def command(
     from fllmc.cli.summary import summary_lines
 
     found = opened(artifact, mesh, overrides(sets))
-    asked = {
-        "memory": memory,
-        "collectives": collectives,
-        "placement": placement,
-        "decisions": decisions,
-        "pipeline": pipeline,
-    }
+    given = (memory, collectives, placement, frozen, decisions, pipeline)
+    asked = dict(zip(PARTS, given, strict=True))
     if level and level not in found.levels:
         say(f"error: {artifact} holds no text of level {level}")
         return USAGE
@@ -113,6 +110,8 @@ def data(
             }
             for s in plan.stored
         ]
+    if asked["frozen"]:
+        document["frozen"] = plan.frozen
     if asked["decisions"]:
         document["decisions"] = plan.decisions
     return document
@@ -161,6 +160,13 @@ def placement_part(found: Opened) -> Iterator[str]:
         yield f"{each.offset:>14,} {bytes_text(each.bytes):>9}  {each.name}: {each.type}"
 
 
+def frozen_part(found: Opened) -> Iterator[str]:
+    """What frozen parameters cost."""
+    from fllmc.codegen.frozen import frozen_lines
+
+    yield from frozen_lines(found.plan)
+
+
 def decisions_part(found: Opened) -> Iterator[str]:
     """Every decision."""
     for each in found.plan.decisions:
@@ -188,6 +194,7 @@ PARTS = {
     "memory": memory_part,
     "collectives": collectives_part,
     "placement": placement_part,
+    "frozen": frozen_part,
     "decisions": decisions_part,
     "pipeline": pipeline_part,
 }
