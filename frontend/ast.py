@@ -282,17 +282,9 @@ class Recompute(Node, frozen=True):
 
 
 class Freeze(Node, frozen=True):
-    """`freeze selector`, or `freeze selector { rows: (0, 100) }` with fields."""
+    """`freeze selector`."""
 
     selector: Selector
-    fields: tuple[Field, ...] | None = None
-
-
-class Quantize(Node, frozen=True):
-    """`quantize selector { bits: 4 }`; the braces may be left out."""
-
-    selector: Selector
-    fields: tuple[Field, ...]
 
 
 class Tune(Node, frozen=True):
@@ -311,7 +303,7 @@ class Lora(Node, frozen=True):
 BlockItem = Param | Sub | Stack | Equation | Return
 RuleItem = State | Equation | Return
 ScheduleItem = Shard | Zero | Recompute | Offload | Field
-AdapterItem = Freeze | Tune | Quantize | Lora
+AdapterItem = Freeze | Tune | Lora
 
 
 # Sections.

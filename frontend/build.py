@@ -158,14 +158,6 @@ def _zero(s: Span, p: Parts) -> ast.Zero:
     return ast.Zero(s, p[1], tuple(p[3]), p[5] if len(p) > 5 else None)
 
 
-def _freeze(s: Span, p: Parts) -> ast.Freeze:
-    return ast.Freeze(s, p[1], tuple(p[3]) if len(p) > 3 else None)
-
-
-def _quantize(s: Span, p: Parts) -> ast.Quantize:
-    return ast.Quantize(s, p[1], tuple(p[3]) if len(p) > 3 else ())
-
-
 def _recompute(s: Span, p: Parts) -> ast.Recompute:
     keep = {2: None, 5: ()}.get(len(p), tuple(p[4]) if len(p) > 5 else None)
     return ast.Recompute(s, p[1], keep)
@@ -215,10 +207,7 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "recompute": _recompute,
     "recompute_none": _recompute,
     "recompute_keep": _recompute,
-    "freeze": _freeze,
-    "freeze_rows": _freeze,
-    "quantize_plain": _quantize,
-    "quantize": _quantize,
+    "freeze": lambda s, p: ast.Freeze(s, p[1]),
     "tune": lambda s, p: ast.Tune(s, p[1]),
     "lora": lambda s, p: ast.Lora(s, p[1], tuple(p[3])),
     # Expressions.

@@ -137,27 +137,6 @@ class Pipeline(msgspec.Struct, frozen=True):
     span: Span = NOWHERE
 
 
-class Rows(msgspec.Struct, frozen=True):
-    """`freeze SELECTOR { rows: (FIRST, STOP) }`: these positions of the first dim are frozen."""
-
-    selector: str
-    first: int
-    stop: int
-    span: Span = NOWHERE
-
-
-class Quantize(msgspec.Struct, frozen=True):
-    """`quantize SELECTOR { bits: 4 block: 64 }`: frozen parameters are stored in 8 or 4 bits.
-
-    Each block of so many elements has a scale of its own (QLoRA, 2023).
-    """
-
-    selector: str
-    bits: int = 8
-    block: int = 64
-    span: Span = NOWHERE
-
-
 class Lora(msgspec.Struct, frozen=True):
     """Low-rank updates on the selected arrows (Hu et al. 2021): y + alpha/rank * b(a(x))."""
 
@@ -175,8 +154,6 @@ class Adapter(msgspec.Struct, frozen=True):
     freeze: tuple[str, ...] = ()
     tune: tuple[str, ...] = ()
     lora: tuple[Lora, ...] = ()
-    rows: tuple[Rows, ...] = ()
-    quantize: tuple[Quantize, ...] = ()
 
 
 Context = Literal["gather", "ring", "exchange"]

@@ -103,19 +103,6 @@ class Record:
             return default
         return number
 
-    def stretch(self, key: str, example: str = "") -> tuple[int, int]:
-        """`(FIRST, STOP)`: whole numbers, the second the greater; (0, 0) if missing or wrong."""
-        value = self.value(key, example)
-        if value is None:
-            return 0, 0
-        items = value.items if isinstance(value, ast.Tuple) else ()
-        numbers = [item.value for item in items if isinstance(item, ast.Number)]
-        whole = [number for number in numbers if isinstance(number, int) and number >= 0]
-        if len(items) != 2 or len(whole) != 2 or whole[0] >= whole[1]:
-            self.wrong(key, value, "two whole numbers `(first, stop)`, the second the greater")
-            return 0, 0
-        return whole[0], whole[1]
-
     def out_of_range(self, key: str, value: ast.Number, wanted: str) -> None:
         """Report a number that makes no sense."""
         where = f"`{key}` of {self.what}"

@@ -17,9 +17,7 @@ from fllmc.ir.settings import (
     Lora,
     Offload,
     Pipeline,
-    Quantize,
     Recompute,
-    Rows,
     Schedule,
     Shard,
     Zero,
@@ -180,46 +178,17 @@ def read_adapter(
     freeze: list[str] = []
     tune: list[str] = []
     lora: list[Lora] = []
-    rows: list[Rows] = []
-    quantize: list[Quantize] = []
     for item in section.items:
         text = selector_text(item.selector)
-        mistakes: tuple[Diagnostic, ...] = ()
         if isinstance(item, ast.Lora):
             update, mistakes = _lora(item, text)
             lora.append(update)
-        elif isinstance(item, ast.Quantize):
-            storage, mistakes = _quantize(item, text)
-            quantize.append(storage)
-        elif isinstance(item, ast.Freeze) and item.fields is not None:
-            part, mistakes = _rows(item, item.fields, text)
-            rows.append(part)
+            found.extend(mistakes)
         else:
             (freeze if isinstance(item, ast.Freeze) else tune).append(text)
-        found.extend(mistakes)
         if paths:
             found.extend(paths.parameters(item.selector, arrows=isinstance(item, ast.Lora)))
-    adapter = Adapter(
-        section.name.text, tuple(freeze), tuple(tune), tuple(lora), tuple(rows), tuple(quantize)
-    )
-    return adapter, tuple(found)
-
-
-def _rows(
-    item: ast.Freeze, fields: tuple[ast.Field, ...], selector: str
-) -> tuple[Rows, tuple[Diagnostic, ...]]:
-    record = Record("`freeze`", item.selector.span, fields)
-    first, stop = record.stretch("rows", example="(0, 100)")
-    return Rows(selector, first, stop, item.span), record.done()
-
-
-def _quantize(item: ast.Quantize, selector: str) -> tuple[Quantize, tuple[Diagnostic, ...]]:
-    record = Record("`quantize`", item.selector.span, item.fields)
-    bits, block = record.count("bits", 8, low=1), record.count("block", 64, low=1)
-    if bits not in (4, 8):
-        found = OutOfRange(record.place_of("bits"), "`bits` of `quantize`", "4 or 8", str(bits))
-        return Quantize(selector, 8, block, item.span), (*record.done(), found)
-    return Quantize(selector, bits, block, item.span), record.done()
+    return Adapter(section.name.text, tuple(freeze), tuple(tune), tuple(lora)), tuple(found)
 
 
 def _lora(item: ast.Lora, selector: str) -> tuple[Lora, tuple[Diagnostic, ...]]:

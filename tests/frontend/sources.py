@@ -94,14 +94,6 @@ schedule plain {
 
 adapter code on tiny {
   freeze *
-  freeze embedding {
-    rows: (0, 100)
-  }
-  quantize head
-  quantize body.*.mlp {
-    bits: 4
-    block: 32
-  }
   tune body.*.{attn_norm, mlp_norm}.scale
   lora body.*.attn.{wq, wk} {
     rank: 16

@@ -62,7 +62,10 @@ TECHNIQUES: Mapping[str, Technique] = {
     "context gather": context("gather"),
     "context ring": context("ring"),
     "context exchange": context("exchange"),
-    "experts": Technique({"expert": 2}, ("shard experts over expert",), model="tiny_moe"),
+    # Experts take whole sequences, so they do not go with a context axis.
+    "experts": Technique(
+        {"expert": 2}, ("shard experts over expert",), (), "context", 1, "tiny_moe"
+    ),
     "zero 1": zero(1),
     "zero 2": zero(2),
     "zero 3": zero(3),
@@ -83,20 +86,11 @@ TECHNIQUES: Mapping[str, Technique] = {
         adapter=("freeze embedding", "freeze body.*.attn.{wq, wk}", "freeze body.*.attn_norm")
     ),
     "frozen stack": Technique(adapter=("freeze *", "tune head", "tune final_norm"), kind="adapter"),
-    "rows": Technique(adapter=("freeze embedding {\n    rows: (0, 100)\n  }",), kind="adapter"),
     "lora": Technique(
         adapter=(
             "freeze *",
             "lora body.*.attn.{wq, wv, wo} {\n    rank: 4\n    alpha: 8\n  }",
             "lora body.*.attn.wk {\n    rank: 2\n    alpha: 4\n  }",
-        ),
-        kind="adapter",
-    ),
-    "qlora": Technique(
-        adapter=(
-            "freeze *",
-            "quantize body.*.attn.{wk, wo} {\n    bits: 4\n    block: 8\n  }",
-            "lora body.*.attn.{wq, wv} {\n    rank: 4\n    alpha: 8\n  }",
         ),
         kind="adapter",
     ),
