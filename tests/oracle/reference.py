@@ -36,6 +36,7 @@ class Recipe(NamedTuple):
     no_decay: frozenset[str] = frozenset()
     clip: float = 0.0
     rate: Callable[[int], float] = lambda step: 1e-3
+    frozen: frozenset[str] = frozenset()
 
 
 class Step(NamedTuple):
@@ -148,7 +149,10 @@ def cosine(step: int, peak: float, floor: float, warmup: int, steps: int) -> flo
 
 def train(model: Model, params: Params, batches: Sequence[Batch], recipe: Recipe) -> list[Step]:
     """One step of AdamW (Loshchilov and Hutter 2019) on each batch."""
-    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    leaves = {
+        name: value.clone().requires_grad_(name not in recipe.frozen)
+        for name, value in params.items()
+    }
     plain = [value for name, value in leaves.items() if name in recipe.no_decay]
     decayed = [value for name, value in leaves.items() if name not in recipe.no_decay]
     groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
@@ -181,7 +185,7 @@ def _step(
         group["lr"] = recipe.rate(number)
     optimizer.step()
     first, second = (
-        {name: optimizer.state[leaf][key].clone() for name, leaf in leaves.items()}
+        {n: optimizer.state[leaf][key].clone() for n, leaf in leaves.items() if leaf.requires_grad}
         for key in ("exp_avg", "exp_avg_sq")
     )
     left = {name: leaf.detach().clone() for name, leaf in leaves.items()}

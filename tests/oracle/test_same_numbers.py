@@ -148,6 +148,35 @@ def check_counts(found: Outcome, steps: int) -> None:
     assert found.told.arena_bytes == found.plan.arena_bytes
 
 
+FROZEN = """
+adapter part on llama3_8b {
+  freeze embedding
+  freeze body.*.attn.{wq, wk}
+  freeze body.*.mlp_norm
+  freeze head
+}
+
+train run: part"""
+
+
+def test_frozen_parameters_as_in_pytorch() -> None:
+    """What is frozen stays, has no state, and leaves the others' steps as PyTorch has them."""
+    names = ("embedding", "head", "body.attn.wq", "body.attn.wk", "body.mlp_norm.scale")
+    own = recipe("llama")._replace(frozen=frozenset(names))
+    given = batches()
+    doubled = [b._replace(weights=b.weights.double()) for b in given]
+    function = partial(llama, shape=Shape(eps=1e-5, theta=500_000.0))
+    expected = train(function, beginning("llama"), doubled, own)
+    text = small_spec("llama", "f64", 2, STORED).replace("\ntrain run: llama3_8b", FROZEN)
+    cases = [Case(mesh, text, mesh) for mesh in ("1", "2x2")]
+    for outcome in run_cases(cases, layers(beginning("llama")), given).values():
+        assert not any(name.partition("#")[0] in names[:2] for name in outcome.first)
+        for name in names:
+            assert torch.equal(stacked(outcome.last, name), beginning("llama")[name])
+        worst = {w: e for w, e in errors(outcome, expected).items() if not e <= 1e-11}
+        assert worst == {}
+
+
 @pytest.mark.parametrize("dtype", ["f64", "f32"])
 @pytest.mark.parametrize("model", ["llama", "gpt"])
 def test_same_numbers(model: str, dtype: str) -> None:
