@@ -161,7 +161,7 @@ def test_what_is_not_freezing_stays_a_fault(tmp_path: Path) -> None:
         assert changes.converted == {"w": "f32 to bf16"}
         assert (changes.begun, changes.dropped) == (("w#z",), ("w#v",))
         for kind in (("bf16", (2, 4)), ("i32", (4, 2)), ("bool", (4, 2))):
-            assert [d.code for d in checkpoint.faults({"w": kind})][0] == "E0707"
-        whole = plan | {name: ("f32", (4, 2)) for name in held}
+            assert checkpoint.faults({"w": kind})[0].code == "E0707"
+        whole = plan | dict.fromkeys(held, ("f32", (4, 2)))
         (first, *_) = faults(lambda: checkpoint.require(whole))
         assert first.code == "E0708"
