@@ -48,6 +48,12 @@ def made(folder: Path, frozen: bool, mesh: str = "") -> Made:
     return Made(compiled.plan, compiled.source, folder)
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all runs here, so that each plan is compiled once."""
+    return tmp_path_factory.mktemp("thaw")
+
+
 def restored(run: Made, name: str) -> tuple[dict[str, Tensor], tuple[Diagnostic, ...]]:
     """What the ranks of a plan read from a run's checkpoint, put together; and rank 0's warnings.
 
@@ -75,10 +81,10 @@ def restored(run: Made, name: str) -> tuple[dict[str, Tensor], tuple[Diagnostic,
 
 
 @pytest.mark.parametrize("mesh", ["", "2x2"])
-def test_trained_goes_on_frozen(tmp_path: Path, mesh: str) -> None:
-    assert go(made(tmp_path, frozen=False), "a", steps=2) == SUCCESS
-    kept = tensors(tmp_path / "a")
-    whole, warnings = restored(made(tmp_path, True, mesh), "a")
+def test_trained_goes_on_frozen(place: Path, mesh: str) -> None:
+    assert go(made(place, frozen=False), f"trained{mesh}", steps=2) == SUCCESS
+    kept = tensors(place / f"trained{mesh}")
+    whole, warnings = restored(made(place, True, mesh), f"trained{mesh}")
     tuned = {name for name in kept if name.partition(STATE_MARK)[0] in TUNED}
     frozen = {name for name in kept.keys() - tuned if STATE_MARK not in name}
     assert whole.keys() == tuned | frozen and len(tuned) == 6
@@ -94,11 +100,11 @@ def test_trained_goes_on_frozen(tmp_path: Path, mesh: str) -> None:
 
 
 @pytest.mark.parametrize("mesh", ["", "2x2"])
-def test_frozen_goes_on_trained(tmp_path: Path, mesh: str) -> None:
-    assert go(made(tmp_path, frozen=True), "a", steps=2) == SUCCESS
-    kept = tensors(tmp_path / "a")
-    trained = made(tmp_path, False, mesh)
-    whole, warnings = restored(trained, "a")
+def test_frozen_goes_on_trained(place: Path, mesh: str) -> None:
+    assert go(made(place, frozen=True), f"frozen{mesh}", steps=2) == SUCCESS
+    kept = tensors(place / f"frozen{mesh}")
+    trained = made(place, False, mesh)
+    whole, warnings = restored(trained, f"frozen{mesh}")
     assert whole.keys() == expected(trained.plan).keys()
     begun = {name for name in whole if STATE_MARK in name} - kept.keys()
     assert len(begun) == 2 * sum(value.dtype == torch.bfloat16 for value in kept.values())
@@ -110,41 +116,41 @@ def test_frozen_goes_on_trained(tmp_path: Path, mesh: str) -> None:
     assert f"{len(begun)} optimizer state(s)" in warnings[1].message()
 
 
-def test_the_same_plan_changes_nothing_and_says_nothing(tmp_path: Path) -> None:
+def test_the_same_plan_changes_nothing_and_says_nothing(place: Path) -> None:
     for frozen in (False, True):
-        assert go(made(tmp_path, frozen), f"{frozen}", steps=1) == SUCCESS
-        whole, warnings = restored(made(tmp_path, frozen, "2x2"), f"{frozen}")
-        assert_same(tensors(tmp_path / f"{frozen}"), whole)
+        assert go(made(place, frozen), f"same{frozen}", steps=1) == SUCCESS
+        whole, warnings = restored(made(place, frozen, "2x2"), f"same{frozen}")
+        assert_same(tensors(place / f"same{frozen}"), whole)
         assert warnings == ()
 
 
-def test_a_run_goes_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    frozen, trained = made(tmp_path, frozen=True), made(tmp_path, frozen=False)
-    assert go(trained, "a", steps=2) == SUCCESS
+def test_a_run_goes_there_and_back(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frozen, trained = made(place, frozen=True), made(place, frozen=False)
+    assert go(trained, "both", steps=2) == SUCCESS
     capsys.readouterr()
-    assert go(frozen, "a", steps=4, resume=True, quiet=False) == SUCCESS
+    assert go(frozen, "both", steps=4, resume=True, quiet=False) == SUCCESS
     told = capsys.readouterr().err
     assert [told.count(f"warning[W070{n}]") for n in (2, 3, 4)] == [1, 0, 1]
-    assert "resumed at step 2" in told and step_of(tmp_path / "a") == 4
-    assert tensors(tmp_path / "a").keys() == expected(frozen.plan).keys()
-    before = tensors(tmp_path / "a")["body.1.attn.wq"]
-    assert go(trained, "a", steps=6, resume=True, quiet=False) == SUCCESS
+    assert "resumed at step 2" in told and step_of(place / "both") == 4
+    assert tensors(place / "both").keys() == expected(frozen.plan).keys()
+    before = tensors(place / "both")["body.1.attn.wq"]
+    assert go(trained, "both", steps=6, resume=True, quiet=False) == SUCCESS
     told = capsys.readouterr().err
     assert [told.count(f"warning[W070{n}]") for n in (2, 3, 4)] == [1, 1, 0]
-    after = tensors(tmp_path / "a")
+    after = tensors(place / "both")
     assert after.keys() == expected(trained.plan).keys()
     assert not torch.equal(after["body.1.attn.wq"], before.float())
 
 
 def test_an_adapter_with_parameters_of_its_own_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert go(made(tmp_path, frozen=False), "a", steps=1) == SUCCESS
-    spec = tmp_path / "low.fllm"
+    assert go(made(place, frozen=False), "low", steps=1) == SUCCESS
+    spec = place / "low.fllm"
     train = ADAPTER.replace("tune head", "lora body.*.attn.wq {\n    rank: 2\n  }")
     spec.write_text(SPEC.replace("train run: small {", train).replace("MICROBATCHES", "1"))
     compiled = compile_spec(str(spec), "")
-    assert go(Made(compiled.plan, compiled.source, tmp_path), "a", resume=True) == BAD_INPUT
+    assert go(Made(compiled.plan, compiled.source, place), "low", resume=True) == BAD_INPUT
     assert "E0708" in capsys.readouterr().err
 
 
