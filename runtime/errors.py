@@ -248,7 +248,10 @@ class CheckpointHeader(Diagnostic, frozen=True):
 
 
 class TensorMismatch(Diagnostic, frozen=True):
-    """A stored tensor's dtype and shape must be those of the plan; nothing is cast or cut."""
+    """A stored tensor's dtype and shape must be those of the plan; nothing is cut.
+
+    Only a parameter is read in another floating-point dtype, as W0702 says.
+    """
 
     code = "E0707"
     title = "checkpoint `{checkpoint}`: `{tensor}` is `{found}`, but the plan has `{expected}`"
@@ -261,7 +264,10 @@ class TensorMismatch(Diagnostic, frozen=True):
 
 
 class TensorMissing(Diagnostic, frozen=True):
-    """The plan has a tensor that the checkpoint has not."""
+    """The plan has a tensor that the checkpoint has not.
+
+    Only the optimizer's states of a parameter that is there begin anew, as W0703 says.
+    """
 
     code = "E0708"
     title = "checkpoint `{checkpoint}` has no tensor `{tensor}`"
@@ -336,3 +342,50 @@ class CheckpointSkipped(Diagnostic, frozen=True):
 
     checkpoint: str
     reason: str
+
+
+class ParametersConverted(Diagnostic, frozen=True):
+    """The plan stores parameters in another floating-point dtype than the checkpoint.
+
+    A frozen parameter is stored in the compute dtype, a trained one in that of `params`. To a
+    narrower dtype values are rounded to the nearest, so freezing and thawing is not exact.
+    """
+
+    code = "W0702"
+    severity = "warning"
+    title = "{count} parameter(s) of `{checkpoint}` are converted: {kinds}"
+
+    checkpoint: str
+    count: int
+    kinds: str
+
+
+class StatesBegun(Diagnostic, frozen=True):
+    """The plan trains parameters that were frozen when the checkpoint was written.
+
+    Their optimizer's states begin at their initial values. The step's number goes on, so where
+    the optimizer corrects for a beginning at zero, it does not do so for these.
+    """
+
+    code = "W0703"
+    severity = "warning"
+    title = "{count} optimizer state(s) that `{checkpoint}` lacks begin anew, such as `{example}`"
+
+    checkpoint: str
+    count: int
+    example: str
+
+
+class StatesDropped(Diagnostic, frozen=True):
+    """The checkpoint has optimizer states of parameters that are frozen in this plan.
+
+    They are not read, and the next checkpoint is without them.
+    """
+
+    code = "W0704"
+    severity = "warning"
+    title = "{count} optimizer state(s) of `{checkpoint}` are dropped, such as `{example}`"
+
+    checkpoint: str
+    count: int
+    example: str

@@ -57,12 +57,12 @@ def save_run(
 
 
 class Resumed(msgspec.Struct, frozen=True):
-    """Where a run goes on, and what was skipped to get there."""
+    """Where a run goes on, and on rank 0 what was skipped and changed to get there."""
 
     done: Progress
     path: Path
     plan: str
-    skipped: tuple[Diagnostic, ...]
+    warnings: tuple[Diagnostic, ...]
 
 
 def restore_run(
@@ -75,20 +75,30 @@ def restore_run(
     rank: int,
     gather: Gather,
 ) -> Resumed:
-    """Fill the arena from the newest whole checkpoint. Rank 0 verifies it; all read their parts."""
-    skipped: tuple[Diagnostic, ...] = ()
+    """Fill the arena from the newest whole checkpoint. Rank 0 verifies it; all read their parts.
+
+    Parameters are converted to the plan's dtype, states that the checkpoint lacks begin at their
+    initial values, and what differs otherwise is refused (`Checkpoint.changes` and `.faults`).
+    """
+    warnings: tuple[Diagnostic, ...] = ()
     name = ""
     if rank == 0:
-        latest = open_latest(folder / CHECKPOINTS)
-        skipped, name = latest.skipped, latest.checkpoint.path.name
-        latest.checkpoint.require(expected(plan))
+        latest, wanted = open_latest(folder / CHECKPOINTS), expected(plan)
+        name = latest.checkpoint.path.name
+        latest.checkpoint.require(wanted)
         _require_same(name, latest.checkpoint.position, plan.train.seed, facts)
+        warnings = (*latest.skipped, *latest.checkpoint.changes(wanted).warnings(name))
     path = folder / CHECKPOINTS / str(gather(name)[0])
     with open_checkpoint(path, hashes=False) as checkpoint:
+        stored = set(checkpoint.names())
         for part in parts:
-            checkpoint.read_into(part.name, view_of(part, executor), part.slices)
+            out = view_of(part, executor)
+            if part.stored.role == "state" and part.name not in stored:
+                out.fill_(part.stored.initial)
+            else:
+                checkpoint.read_into(part.name, out, part.slices)
         position = checkpoint.position
-    return Resumed(Progress(position.step, position.samples), path, position.plan, skipped)
+    return Resumed(Progress(position.step, position.samples), path, position.plan, warnings)
 
 
 def _require_same(name: str, position: Position, seed: int, facts: dict[str, str | int]) -> None:

@@ -109,7 +109,7 @@ class Run:
             gather=self.gather,
         )
         self.done, self.saved = resumed.done, resumed.done.step
-        for warning in resumed.skipped:
+        for warning in resumed.warnings:
             display.say(f"warning[{warning.code}]: {warning.message()}")
         other = "" if resumed.plan == self.hash else ", written under another plan"
         display.say(f"resumed at step {self.done.step} from {resumed.path}{other}")

@@ -17,7 +17,13 @@ from fllmc.ir.span import NOWHERE
 from fllmc.runtime import errors
 from fllmc.runtime.checkpoint import folders, manifest
 from fllmc.runtime.checkpoint.boxes import Box, Shape, box_of, cover_fault
-from fllmc.runtime.checkpoint.files import STORED_DTYPES, TORCH_DTYPES, hash_file
+from fllmc.runtime.checkpoint.changes import Changes, changes, converts
+from fllmc.runtime.checkpoint.files import (
+    DTYPE_NAMES,
+    STORED_DTYPES,
+    TORCH_DTYPES,
+    hash_file,
+)
 from fllmc.runtime.checkpoint.manifest import Manifest, Piece, describe
 
 Expected: TypeAlias = Mapping[str, tuple[str, Shape]]
@@ -55,13 +61,20 @@ class Checkpoint:
         """The tensors' names, sorted."""
         return sorted(self.manifest.tensors)
 
+    def changes(self, expected: Expected) -> Changes:
+        """In what the stored tensors differ from those of a plan and can be read as it wants."""
+        return changes(self.manifest.tensors, expected)
+
     def faults(self, expected: Expected) -> list[Diagnostic]:
-        """Everything in which the stored tensors differ from those of a plan."""
-        stored = self.manifest.tensors
+        """Everything in which the stored tensors differ from those of a plan, less `changes`."""
+        stored, allowed = self.manifest.tensors, self.changes(expected)
         place = self.path.name
-        extra = sorted(stored.keys() - expected.keys())
+        extra = sorted(stored.keys() - expected.keys() - set(allowed.dropped))
+        settled = {*allowed.converted, *allowed.begun}
         found: list[Diagnostic] = []
         for name, (dtype, shape) in sorted(expected.items()):
+            if name in settled:
+                continue
             if name not in stored:
                 found.append(errors.TensorMissing(NOWHERE, place, name, tuple(extra)))
             elif (stored[name].dtype, stored[name].shape) != (dtype, shape):
@@ -85,10 +98,14 @@ class Checkpoint:
         return out
 
     def read_into(self, name: str, out: Tensor, slices: Sequence[slice] | None = None) -> None:
-        """Fill `out`, which may be a strided view on any device, with a slice of a tensor."""
+        """Fill `out`, which may be a strided view on any device, with a slice of a tensor.
+
+        `out` has the tensor's dtype, or one that it `converts` to.
+        """
         entry = self.manifest.tensors[name]
-        wanted = box_of(entry.shape, slices)
-        if tuple(out.shape) != wanted.shape or out.dtype != TORCH_DTYPES[entry.dtype]:
+        wanted, dtype = box_of(entry.shape, slices), DTYPE_NAMES.get(out.dtype, "")
+        fits = dtype == entry.dtype or converts(name, entry.dtype, dtype)
+        if tuple(out.shape) != wanted.shape or not fits:
             raise InternalError(f"`{name}`: {out.dtype}{list(out.shape)} for {entry.kind()}")
         for piece in entry.pieces:
             held = Box(piece.offsets, piece.shape)

@@ -1,0 +1,75 @@
+"""How a plan may store what a checkpoint holds otherwise: frozen parameters and trained ones.
+
+A trained parameter lies in a checkpoint in the dtype of `params` with its optimizer's states, a
+frozen one in the compute dtype without. Either is read as the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.span import NOWHERE
+from fllmc.runtime import errors
+from fllmc.runtime.checkpoint.boxes import Shape
+from fllmc.runtime.checkpoint.files import TORCH_DTYPES
+from fllmc.runtime.checkpoint.manifest import TensorEntry
+from fllmc.runtime.checkpoint.names import STATE_MARK
+
+FLOATING: Final = {name for name, kind in TORCH_DTYPES.items() if kind.is_floating_point}
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What reading for a plan changes, by sorted names.
+
+    Parameters `converted` and how, as `f32 to bf16`; states that are `begun` at their initial
+    values; states that are `dropped`.
+    """
+
+    converted: Mapping[str, str]
+    begun: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def warnings(self, checkpoint: str) -> Iterator[Diagnostic]:
+        """One for each kind of change that there is."""
+        if self.converted:
+            kinds = ", ".join(sorted(set(self.converted.values())))
+            yield errors.ParametersConverted(NOWHERE, checkpoint, len(self.converted), kinds)
+        if self.begun:
+            yield errors.StatesBegun(NOWHERE, checkpoint, len(self.begun), self.begun[0])
+        if self.dropped:
+            yield errors.StatesDropped(NOWHERE, checkpoint, len(self.dropped), self.dropped[0])
+
+
+def changes(stored: Mapping[str, TensorEntry], expected: Mapping[str, tuple[str, Shape]]) -> Changes:
+    """What differs between a checkpoint and a plan and need not be a fault.
+
+    States begin or are dropped only where both have their parameter.
+    """
+    converted = {
+        name: f"{stored[name].dtype} to {dtype}"
+        for name, (dtype, shape) in sorted(expected.items())
+        if name in stored
+        and stored[name].shape == shape
+        and stored[name].dtype != dtype
+        and converts(name, stored[name].dtype, dtype)
+    }
+    shared = stored.keys() & expected.keys()
+    begun = _states_of(shared, expected.keys() - stored.keys())
+    return Changes(converted, begun, _states_of(shared, stored.keys() - expected.keys()))
+
+
+def converts(name: str, found: str, wanted: str) -> bool:
+    """Whether a tensor may be read in another dtype: parameters in floating-point dtypes.
+
+    To a narrower dtype it is rounded to the nearest, ties to even.
+    """
+    return STATE_MARK not in name and {found, wanted} <= FLOATING
+
+
+def _states_of(parameters: set[str], names: set[str]) -> tuple[str, ...]:
+    split = ((name, *name.partition(STATE_MARK)[:2]) for name in sorted(names))
+    return tuple(name for name, path, mark in split if mark and path in parameters)
