@@ -44,7 +44,9 @@ class Changes(msgspec.Struct, frozen=True):
             yield errors.StatesDropped(NOWHERE, checkpoint, len(self.dropped), self.dropped[0])
 
 
-def changes(stored: Mapping[str, TensorEntry], expected: Mapping[str, tuple[str, Shape]]) -> Changes:
+def changes(
+    stored: Mapping[str, TensorEntry], expected: Mapping[str, tuple[str, Shape]]
+) -> Changes:
     """What differs between a checkpoint and a plan and need not be a fault.
 
     States begin or are dropped only where both have their parameter.
