@@ -8,7 +8,7 @@ takes its first input, the parameters, then the other inputs, as `scan` hands th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from msgspec import Struct, structs
 

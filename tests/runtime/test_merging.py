@@ -15,6 +15,7 @@ from fllmc.driver import Compiled, compile_spec
 from fllmc.runtime.checkpoint.load import open_latest
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.initialise import view_of
+from fllmc.runtime.merging import bases, updated
 from fllmc.runtime.parts import lasting_parts
 from fllmc.runtime.sampling import Logits, next_logits
 from tests.cli.running import run
@@ -112,6 +113,24 @@ def test_unmerged_weights_are_the_base_up_to_two_roundings(trained: Trained) -> 
         places = [np.spacing(np.abs(w)) for w in (merged[name].numpy(), found.numpy(), base)]
         bound = (places[0] + np.maximum(places[1], places[2])) / 2
         assert np.all(np.abs(found.numpy() - base) <= bound), name
+
+
+def test_updates_are_found_in_all_stages_of_a_pipeline(trained: Trained) -> None:
+    tensor = "  shard (heads, kv_heads, ffn, vocab) over tensor\n"
+    spec = trained.specs[1].read_text().replace(tensor, "")
+    spec = spec.replace("over data", "over data\n  shard layers over pipe")
+    staged = trained.folder.parent / "staged.fllm"
+    staged.write_text(spec.replace("microbatches: 1", "microbatches: 2"))
+    whole = compile_spec(str(trained.specs[1])).plan
+    stages = compile_spec(str(staged), "data=1,pipe=2").plan
+    assert len(stages.by_stage) == 2
+    assert bases(stages) == bases(whole)
+    one, other = updated(whole), updated(stages)
+    assert len(one) == 15 and one.keys() == other.keys()
+    for name, each in one.items():
+        assert each.factor == other[name].factor == 1.5
+        names = {f"{name}.lora_a", f"{name}.lora_b"}
+        assert names == {p.name for p in each.parts} == {p.name for p in other[name].parts}
 
 
 def faults() -> Iterator[tuple[str, dict[str, Tensor]]]:
