@@ -39,6 +39,9 @@ class Parameter(msgspec.Struct, frozen=True):
     `name` is the path without positions, `body.attn.wq`; `stack` is the dim of the stack or empty,
     and `depth` the number of path parts before the position: layer 7 is `body.7.attn.wq`. In the
     program of a pipeline stage `layers` are the positions of those that it has; empty for all.
+
+    `plain` is one that was declared as a tensor and not as a map. One of the two parts of a low-rank
+    update names the parameter that it `updates`: their product, times `factor`, is added to that.
     """
 
     name: str
@@ -50,6 +53,9 @@ class Parameter(msgspec.Struct, frozen=True):
     decays: bool = True
     span: Span = NOWHERE
     layers: tuple[int, ...] = ()
+    plain: bool = False
+    updates: str = ""
+    factor: float = 0.0
 
     def layer_name(self, layer: int) -> str:
         """The path of the part at that position of the tensor, as users and checkpoints name it."""

@@ -38,6 +38,11 @@ class Update(msgspec.Struct, frozen=True):
     arrow: Arrow
     rank_dim: str
 
+    @property
+    def factor(self) -> float:
+        """alpha/rank, by which the product of both parts is multiplied."""
+        return self.lora.alpha / self.lora.rank
+
     def parameter(self, part: str, program: Program) -> Parameter:
         """`lora_a` or `lora_b`."""
         arrow, rank = self.arrow, (self.rank_dim,)
@@ -54,6 +59,8 @@ class Update(msgspec.Struct, frozen=True):
             init=init,
             trainable=True,
             span=self.lora.span,
+            updates=self.base.name,
+            factor=self.factor,
         )
 
     def parts(self, used: Arrow) -> tuple[str, str]:
@@ -126,4 +133,4 @@ def updated(
         inner = b.one(Dot(used.source), given, b.cast(weights[first], dtype))
     b.path = f"{where}.{second}"
     outer = b.one(Dot((update.rank_dim,)), inner, b.cast(weights[second], dtype))
-    return b.mul(outer, b.constant(update.lora.alpha / update.lora.rank))
+    return b.mul(outer, b.constant(update.factor))

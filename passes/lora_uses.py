@@ -103,14 +103,15 @@ def used_as(op: Op, weight: int, function: Function) -> Arrow:
 
 
 def arrows(program: Program) -> dict[str, Arrow]:
-    """Every parameter that is applied as a map, as its first use makes it."""
+    """Every parameter that is applied as a map, as its first use makes it; no plain tensors."""
+    plain = {parameter.name for parameter in program.parameters if parameter.plain}
     found: dict[str, Arrow] = {}
     for name, inputs in bound_parameters(program).items():
         function = program.function(name)
         held = held_values(function, inputs)
         for op in function.ops:
             weight = weight_of(op, held)
-            if weight is not None:
+            if weight is not None and held[op.operands[weight]] not in plain:
                 arrow = used_as(op, weight, function)
                 if arrow.source and arrow.target:
                     found.setdefault(held[op.operands[weight]], arrow)

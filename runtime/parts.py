@@ -30,6 +30,12 @@ class Part(msgspec.Struct, frozen=True):
     owned: bool
 
     @property
+    def dims(self) -> tuple[str, ...]:
+        """The names of the tensor's dims."""
+        names = self.stored.type.names
+        return names if self.layer is None else names[1:]
+
+    @property
     def slices(self) -> tuple[slice, ...]:
         """Where the part lies in the whole tensor."""
         return tuple(slice(o, o + n) for o, n in zip(self.offsets, self.local, strict=True))
@@ -113,8 +119,14 @@ def _is_owner(kind: Type, sizes: Sizes, rank: int, pipe: str) -> bool:
 
 def expected(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
     """The dtype and whole shape of everything that a checkpoint of this plan holds."""
+    parts = whole_tensors(plan)
+    return {name: (part.stored.type.dtype, part.shape) for name, part in parts.items()}
+
+
+def whole_tensors(plan: Plan) -> dict[str, Part]:
+    """For everything that a checkpoint of this plan holds, by name, one rank's part of it."""
     found = {
-        part.name: (part.stored.type.dtype, part.shape)
+        part.name: part
         for stage in plan.by_stage
         for rank in range(plan.program.mesh.size if _splits_stacks(stage) else 1)
         for stored in stage.stored

@@ -8,7 +8,7 @@ takes its first input, the parameters, then the other inputs, as `scan` hands th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from msgspec import Struct, structs
 
@@ -29,14 +29,10 @@ RESERVED = ("model", "optimizer", "optimizer.no_decay", "optimizer.states", "rat
 
 
 class Model(Struct, frozen=True):
-    """The functions of a model, callees first and `model` last, and its parameters.
-
-    `arrows` names the parameters that are linear maps.
-    """
+    """The functions of a model, callees first and `model` last, and its parameters."""
 
     functions: tuple[Function, ...]
     parameters: tuple[Parameter, ...]
-    arrows: frozenset[str]
 
 
 def lower_model(
@@ -46,16 +42,7 @@ def lower_model(
     lowering = _Lowering(blocks, sizes, table, precision)
     entry = lowering.function(key, "model")
     functions = (*lowering.functions.values(), entry)
-    return Model(functions, lowering.parameters(key), frozenset(_arrows(key, blocks)))
-
-
-def _arrows(key: Key, blocks: Mapping[Key, Block]) -> Iterator[str]:
-    """Paths of all arrows under a block."""
-    for member in blocks[key].members:
-        if isinstance(member, Nested):
-            yield from (f"{member.name}.{path}" for path in _arrows(member.block, blocks))
-        elif member.arrow:
-            yield member.name
+    return Model(functions, lowering.parameters(key))
 
 
 class _Lowering:
@@ -106,7 +93,7 @@ class _Lowering:
     def own(self, param: Param) -> Parameter:
         """A block's own parameter."""
         kind = tensor(self.precision.params, *param.stored)
-        return Parameter(param.name, kind, self.init(param), span=param.span)
+        return Parameter(param.name, kind, self.init(param), span=param.span, plain=not param.arrow)
 
     def under(self, nested: Nested) -> tuple[Parameter, ...]:
         """The parameters of a sub-block, or those of a stack as one tensor for all layers."""

@@ -84,7 +84,7 @@ class Lowering:
             model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
         )
         program = self.program(model, table, train)
-        paths = paths_of(program, model.arrows)
+        paths = paths_of(program)
         program = self.decayed(program, paths, train)
         schedule, mesh = self.schedule(train, program, paths)
         adapter = self.adapter(adapter_node, paths)

@@ -22,13 +22,12 @@ def selector_text(selector: ast.Expr) -> str:
 
 
 class Paths(Struct, frozen=True):
-    """The paths of a model: its parameters, which of them are arrows, and its operations.
+    """The paths of a model: its parameters and its operations.
 
     Operations stand with `0` for the layer.
     """
 
     params: tuple[Parameter, ...]
-    arrows: frozenset[str]
     ops: tuple[str, ...]
     layers: dict[str, int]
 
@@ -39,15 +38,15 @@ class Paths(Struct, frozen=True):
     def parameters(self, selector: ast.Expr, arrows: bool = False) -> Iterator[Diagnostic]:
         """What is wrong with a selector of parameters."""
         text = selector_text(selector)
-        chosen = self.selected(text)
-        if any(not arrows or name in self.arrows for name in chosen):
+        known = [each for each in self.params if not (arrows and each.plain)]
+        if any(selects_parameter(text, each) for each in known):
             return
         for each in self.params:
             if each.stack and self._some_layer(text, each):
                 yield PartOfStack(selector.span, text, each.name)
                 return
         what = "arrow" if arrows else "parameter"
-        paths = [p.layer_name(0) for p in self.params if not arrows or p.name in self.arrows]
+        paths = [each.layer_name(0) for each in known]
         yield NothingSelected(selector.span, text, what, _nearest(text, paths))
 
     def _some_layer(self, text: str, each: Parameter) -> bool:
@@ -62,12 +61,12 @@ class Paths(Struct, frozen=True):
             yield NothingSelected(selector.span, text, "operation", _nearest(text, self.ops))
 
 
-def paths_of(program: Program, arrows: frozenset[str]) -> Paths:
+def paths_of(program: Program) -> Paths:
     """All paths of a program of the model level."""
     functions = {function.name: function for function in program.functions}
     ops = tuple(dict.fromkeys(_ops(functions["model"], functions, "")))
     layers = {dim.name: dim.size for dim in program.dims}
-    return Paths(program.parameters, arrows, ops, layers)
+    return Paths(program.parameters, ops, layers)
 
 
 def _ops(function: Function, functions: dict[str, Function], scope: str) -> Iterator[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -34,27 +35,36 @@ def write_pieces(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
 
     Raises OSError. The order is by falling item size, then by name, so every tensor is aligned.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    kinds = {name: (DTYPE_NAMES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
+    return write_streamed(path, kinds, tensors.__getitem__)
+
+
+def write_streamed(
+    path: Path, kinds: Mapping[str, tuple[str, tuple[int, ...]]], read: Callable[[str], Tensor]
+) -> FileRecord:
+    """As `write_pieces`, of tensors whose dtypes and shapes are known and that are read one by one."""
+    sizes = {name: TORCH_DTYPES[dtype].itemsize for name, (dtype, _) in kinds.items()}
+    names = sorted(kinds, key=lambda name: (-sizes[name], name))
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
-        _write(file, _header(names, tensors), digest)
+        _write(file, _header(names, kinds), digest)
         for name in names:
-            for part in _parts(tensors[name]):
+            for part in _parts(read(name)):
                 _write(file, part, digest)
         os.fsync(file.fileno())
         size = file.tell()
     return FileRecord(size, digest.hexdigest())
 
 
-def _header(names: list[str], tensors: Mapping[str, Tensor]) -> bytes:
+def _header(names: list[str], kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     entries: dict[str, object] = {}
     offset = 0
     for name in names:
-        tensor = tensors[name]
-        end = offset + tensor.numel() * tensor.element_size()
+        dtype, shape = kinds[name]
+        end = offset + prod(shape) * TORCH_DTYPES[dtype].itemsize
         entries[name] = {
-            "dtype": STORED_DTYPES[DTYPE_NAMES[tensor.dtype]],
-            "shape": list(tensor.shape),
+            "dtype": STORED_DTYPES[dtype],
+            "shape": list(shape),
             "data_offsets": [offset, end],
         }
         offset = end

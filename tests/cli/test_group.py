@@ -47,6 +47,7 @@ OPTIONS = {
     "opt": ["--passes", "--mesh", "-v", "--verbose"],
     "run": ["--mesh", "--set", "-o", "--output", *TRAINING],
     "resume": ["--mesh", *TRAINING],
+    "merge": ["--out", "--undo"],
 }
 
 

@@ -10,10 +10,13 @@ from fllmc.frontend.lowering.model import LOOKUP_STD
 from fllmc.ir.evaluate import evaluate
 from fllmc.ir.ops import Call, Scan
 from fllmc.ir.program import Init, Program
-from fllmc.ir.settings import Precision, Spec
+from fllmc.ir.settings import Lora, Precision, Spec
 from fllmc.ir.text import parse_program, print_program
 from fllmc.ir.types import Type
 from fllmc.ir.verify import verify
+from fllmc.passes.apply_adapter import ApplyAdapter
+from fllmc.passes.base import Context
+from fllmc.passes.inline import Inline
 
 SHAPE = (
     "fllm 1\ndims { batch seq vocab = 256 embed = 8 heads = 4 kv_heads = 2 head_dim = 2 ffn = 6 "
@@ -128,6 +131,21 @@ return c(a(tokens) * d + e + b(f(a(tokens))))
     assert begun["b"] == Init("normal", 1 / math.sqrt(8))
     assert begun["c"] == Init("normal", 0.1 / 4)
     assert (begun["d"], begun["e"]) == (Init("ones"), Init("zeros"))
+
+
+def test_updates_are_on_maps_and_not_on_plain_tensors() -> None:
+    body = """
+param a: vocab -> embed
+param w: [embed, heads, head_dim] = ones()
+param f: (heads, head_dim) -> embed
+return a.T(f(dot[embed](a(tokens), w)))
+"""
+    spec = lowered(body)
+    assert [p.name for p in spec.program.parameters if p.plain] == ["w"]
+    flat = Inline().run(spec.program, Context(spec.program.mesh, [].append))
+    adapter = ApplyAdapter(lora=(Lora("*", 2, 4.0),))
+    adapted = adapter.run(flat, Context(flat.mesh, [].append))
+    assert {p.updates for p in adapted.parameters} == {"", "a", "f"}
 
 
 def test_precision_is_cast_at_the_border_of_each_use() -> None:

@@ -72,6 +72,20 @@ def test_updates_are_as_if_the_weights_were_changed() -> None:
     np.testing.assert_allclose(evaluate(after, "model", given)["out"], wanted, rtol=1e-11)
 
 
+def test_a_plain_tensor_in_a_product_gets_no_update() -> None:
+    before = flat()
+    parameters = tuple(
+        msgspec.structs.replace(p, plain=p.name == "body.mlp.up") for p in before.parameters
+    )
+    before = msgspec.structs.replace(before, parameters=parameters)
+    after = applied(ApplyAdapter(lora=(Lora("*", RANK, 3.0),)), before)
+    updated = {p.updates for p in after.parameters if p.updates}
+    assert updated == {"embedding", "body.mlp.down"}
+    with pytest.raises(DiagnosticError) as caught:
+        applied(ApplyAdapter(lora=(Lora("body.*.mlp.up", RANK, 3.0),)), before)
+    assert [type(found) for found in caught.value.diagnostics] == [NoArrow]
+
+
 def test_dropout_differs_by_layer_and_sample_and_keeps_the_mean() -> None:
     lora = Lora("body.*.mlp.up", RANK, 2.0, dropout=0.5)
     after = applied(ApplyAdapter(lora=(lora,)), flat())

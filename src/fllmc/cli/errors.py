@@ -85,3 +85,13 @@ class NotWritable(Diagnostic, frozen=True):
 
     path: str
     reason: str
+
+
+class NotReadable(Diagnostic, frozen=True):
+    """A file that a command was given can't be read."""
+
+    code = "E0831"
+    title = "cannot read `{path}`: {reason}"
+
+    path: str
+    reason: str

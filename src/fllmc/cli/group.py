@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
     "Run": {
         "run": "Train what an artifact or a spec describes.",
         "resume": "Go on with a run from its newest checkpoint.",
+        "merge": "Add the low-rank updates of a run to its weights.",
     },
 }
 
