@@ -40,8 +40,9 @@ class Parameter(msgspec.Struct, frozen=True):
     and `depth` the number of path parts before the position: layer 7 is `body.7.attn.wq`. In the
     program of a pipeline stage `layers` are the positions of those that it has; empty for all.
 
-    `plain` is one that was declared as a tensor and not as a map. One of the two parts of a low-rank
-    update names the parameter that it `updates`: their product, times `factor`, is added to that.
+    `plain` is one that was declared as a tensor and not as a map. One of the two parts of a
+    low-rank update names the parameter that it `updates`: their product, times `factor`, is added
+    to that.
     """
 
     name: str

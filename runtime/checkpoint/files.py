@@ -42,7 +42,7 @@ def write_pieces(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
 def write_streamed(
     path: Path, kinds: Mapping[str, tuple[str, tuple[int, ...]]], read: Callable[[str], Tensor]
 ) -> FileRecord:
-    """As `write_pieces`, of tensors whose dtypes and shapes are known and that are read one by one."""
+    """As `write_pieces`, of tensors of known dtypes and shapes that are read one by one."""
     sizes = {name: TORCH_DTYPES[dtype].itemsize for name, (dtype, _) in kinds.items()}
     names = sorted(kinds, key=lambda name: (-sizes[name], name))
     digest = hashlib.sha256()
