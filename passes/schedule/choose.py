@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from fllmc.ir.diagnostics import DiagnosticError, InternalError
 from fllmc.ir.settings import Pipeline
-from fllmc.ir.timetable import Timetable
+from fllmc.ir.timetable import Action, Timetable
 from fllmc.passes.schedule.costs import Costs
 from fllmc.passes.schedule.errors import (
     NoSuchChunks,
@@ -61,19 +63,35 @@ def automatically(
 ) -> Simulation:
     """The best order within the memory. Where nothing is gained by splitting, 1F1B.
 
-    A weight gradient that takes no time, as of frozen weights, fills no wait.
+    A weight gradient that takes no time, as of frozen weights, fills no wait: then nothing is
+    split, and another order than 1F1B is only looked for where that takes too much memory.
     """
     unit = max(costs.kept, default=0.0)
     memory = pipeline.memory or 1.0
     limits = [memory * ranks * unit] * ranks
     plain = simulate(one_f_one_b(ranks, micros), costs)
-    best = automatic(homes, micros, costs, limits) if any(costs.weight) else None
     fits = all(peak <= limit * (1 + 1e-9) for peak, limit in zip(plain.peaks, limits, strict=True))
+    best = None
+    if any(costs.weight):
+        best = automatic(homes, micros, costs, limits)
+    elif not fits:
+        at_once = structs.replace(costs, late=(0.0,) * len(homes))
+        found = automatic(homes, micros, at_once, limits)
+        best = found and simulate(unsplit(found.timetable), costs)
     options = [each for each in (plain if fits else None, best) if each is not None]
     if not options:
         needed = 1.0 / ranks  # one micro-batch after the other
         raise DiagnosticError(TooLittleMemory(pipeline.span, memory, needed, needed - memory))
     return min(options, key=lambda each: round(each.bubble, 9))
+
+
+def unsplit(timetable: Timetable) -> Timetable:
+    """The same order with whole backwards, each where its part for the input stood."""
+    rows = tuple(
+        tuple(Action("B", a.stage, a.micro) if a.kind == "I" else a for a in row if a.kind != "W")
+        for row in timetable.rows
+    )
+    return structs.replace(timetable, rows=rows)
 
 
 def forward_table(pipeline: Pipeline, ranks: int, micros: int) -> Timetable:

@@ -69,6 +69,14 @@ def test_frozen_weights_gain_nothing_from_zero_bubble() -> None:
     assert found.name == "1f1b"
 
 
+@pytest.mark.parametrize("memory", [0.25, 0.3, 0.5, 0.75])
+def test_frozen_weights_keep_within_less_memory_than_1f1b(memory: float) -> None:
+    costs = uniform(4, weight=0.0)
+    found = chosen(Pipeline("auto", memory=memory), 4, 8, costs)
+    assert faults(found.timetable, costs=costs, limit=memory * 4) == ()
+    assert {action.kind for row in found.timetable.rows for action in row} == {"F", "B"}
+
+
 def test_automatic_uses_the_memory_that_it_is_given() -> None:
     costs = uniform(4, transfer=0.05)
     bubbles: list[float] = []
