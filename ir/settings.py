@@ -128,7 +128,7 @@ class Pipeline(msgspec.Struct, frozen=True):
     """The order in which pipeline stages work; see `passes/schedule`.
 
     `chunks` are the virtual stages of a rank. `memory` bounds kept activations, in those that 1F1B
-    keeps on its first stage; 0 is no bound.
+    keeps on its first stage; 0 stands for 1.
     """
 
     kind: str = "1f1b"

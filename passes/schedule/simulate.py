@@ -79,22 +79,27 @@ def simulate(timetable: Timetable, costs: Costs) -> Simulation:
     begins: dict[Action, float] = {}
     ends: dict[Action, float] = {}
     links: dict[tuple[int, int], float] = {}
-    arrivals: dict[tuple[Action, int], float] = {}
+    arrivals: dict[Action, float] = {}
     split = {a.stage for row in timetable.rows for a in row if a.kind == "I"}
     backward = {a.stage for row in timetable.rows for a in row if a.kind in "BI"}
     nexts = [0] * timetable.ranks
     free = [0.0] * timetable.ranks
 
+    def send(action: Action) -> None:
+        """Note when the result is where it is needed; a link carries results as they are made."""
+        arrivals[action] = ends[action]
+        target = action.stage + (1 if action.kind == "F" else -1)
+        if action.kind == "W" or not 0 <= target < timetable.stages:
+            return
+        link = (timetable.homes[action.stage], timetable.homes[target])
+        if link[0] != link[1] and (action.kind == "F" or target in backward):
+            links[link] = max(links.get(link, 0.0), ends[action]) + costs.transfer
+            arrivals[action] = links[link]
+
     def arrival(action: Action, rank: int) -> float | None:
         """When the result of an action is at a rank; None if it is not made yet."""
-        end, home = ends.get(action), timetable.homes[action.stage]
-        if end is None or home == rank:
-            return end
-        if (action, rank) not in arrivals:
-            link = (home, rank)
-            links[link] = max(links.get(link, 0.0), end) + costs.transfer
-            arrivals[action, rank] = links[link]
-        return arrivals[action, rank]
+        own = timetable.homes[action.stage] == rank
+        return ends.get(action) if own else arrivals.get(action)
 
     def ready(action: Action, rank: int) -> float | None:
         """When everything that the action needs is there."""
@@ -119,6 +124,7 @@ def simulate(timetable: Timetable, costs: Costs) -> Simulation:
                     break
                 begins[action] = max(free[rank], at)
                 ends[action] = free[rank] = begins[action] + costs.time(action.kind, action.stage)
+                send(action)
                 nexts[rank] += 1
                 moved = True
     stuck = tuple(row[at] for row, at in zip(timetable.rows, nexts, strict=True) if at < len(row))

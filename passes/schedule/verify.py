@@ -1,8 +1,9 @@
 """The verifier: whether a timetable does a training step, and comes to its end.
 
 What is wrong is told by the action where it shows. A timetable without faults does every stage and
-micro-batch exactly once forward and backward, each rank its own stages, in an order in which all
-values are there in time, also where a rank's sends and receives wait for each other.
+micro-batch exactly once forward and backward, each rank its own stages, in an order in which every
+value is made before it is waited for, and taken on each channel in the order in which it is sent.
+Sends do not wait for their receivers; those of one direction between two ranks share a channel.
 """
 
 from __future__ import annotations
