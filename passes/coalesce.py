@@ -18,7 +18,15 @@ from typing import ClassVar
 
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import AllGather, AllReduce, Coalesced, ReduceScatter, Scan, Signature
+from fllmc.ir.ops import (
+    AllGather,
+    AllReduce,
+    Coalesced,
+    Pipeline,
+    ReduceScatter,
+    Scan,
+    Signature,
+)
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.types import Type, deals_zigzag
 from fllmc.passes.base import Context, Pass
@@ -71,6 +79,12 @@ class Joiner:
         self.limit = limit
         self.clusters = Clusters(function)
         self.dims = [set(parameter.type.names) for parameter in program.parameters]
+        self.pipes = {
+            op.attrs.axis
+            for f in program.functions
+            for op in f.ops
+            if isinstance(op.attrs, Pipeline)
+        }
         self.open: dict[Key, list[int]] = {}
         self.bytes: dict[int, int] = {}
 
@@ -85,6 +99,8 @@ class Joiner:
     def place(self, at: int) -> None:
         """Put an op into the cluster that it may join, or into one of its own."""
         op = self.function.ops[at]
+        if self.between_stages(op):
+            self.open.clear()
         key = self.key(op)
         if key is None:
             self.clusters.start(at)
@@ -106,9 +122,17 @@ class Joiner:
         if not isinstance(op.attrs, AllGather | AllReduce | ReduceScatter):
             return None
         kind = self.function.types[op.operands[0]]
-        if deals_zigzag(op.attrs.axes) or not self.of_parameters(kind):
+        apart = deals_zigzag(op.attrs.axes) or self.between_stages(op)
+        if apart or not self.of_parameters(kind):
             return None
         return op.kind, op.attrs.axes, kind.dtype, kind.combine
+
+    def between_stages(self, op: Op) -> bool:
+        """Whether stages of a pipeline take part, each with a program of its own.
+
+        They meet in one order, so these stay as they are and nothing is joined across them.
+        """
+        return isinstance(op.attrs, AllReduce) and bool(self.pipes.intersection(op.attrs.axes))
 
     def of_parameters(self, kind: Type) -> bool:
         """Whether some parameter has all the dims, so that the value is no activation."""
