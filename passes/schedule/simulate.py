@@ -74,40 +74,48 @@ def needs(action: Action, stages: int, split: bool) -> tuple[Action, ...]:
     return own, Action("I" if split else "B", stage + 1, micro)
 
 
+class Deliveries:
+    """When results are where they are needed; a link carries them as they are made."""
+
+    def __init__(self, timetable: Timetable, transfer: float) -> None:
+        self.timetable, self.transfer = timetable, transfer
+        self.backward = {a.stage for row in timetable.rows for a in row if a.kind in "BI"}
+        self._links: dict[tuple[int, int], float] = {}
+        self._arrivals: dict[Action, float] = {}
+
+    def send(self, action: Action, end: float) -> None:
+        """Note a result that is made at `end`, and when it is where another stage takes it."""
+        self._arrivals[action] = end
+        target = action.stage + (1 if action.kind == "F" else -1)
+        if action.kind == "W" or not 0 <= target < self.timetable.stages:
+            return
+        link = (self.timetable.homes[action.stage], self.timetable.homes[target])
+        if link[0] != link[1] and (action.kind == "F" or target in self.backward):
+            self._links[link] = max(self._links.get(link, 0.0), end) + self.transfer
+            self._arrivals[action] = self._links[link]
+
+    def arrival(self, action: Action) -> float | None:
+        """When the result is at the rank that takes it; None if it is not made yet."""
+        return self._arrivals.get(action)
+
+
 def simulate(timetable: Timetable, costs: Costs) -> Simulation:
     """The times of every action, and the most memory that each rank has at once."""
     begins: dict[Action, float] = {}
     ends: dict[Action, float] = {}
-    links: dict[tuple[int, int], float] = {}
-    arrivals: dict[Action, float] = {}
+    made = Deliveries(timetable, costs.transfer)
     split = {a.stage for row in timetable.rows for a in row if a.kind == "I"}
-    backward = {a.stage for row in timetable.rows for a in row if a.kind in "BI"}
     nexts = [0] * timetable.ranks
     free = [0.0] * timetable.ranks
 
-    def send(action: Action) -> None:
-        """Note when the result is where it is needed; a link carries results as they are made."""
-        arrivals[action] = ends[action]
-        target = action.stage + (1 if action.kind == "F" else -1)
-        if action.kind == "W" or not 0 <= target < timetable.stages:
-            return
-        link = (timetable.homes[action.stage], timetable.homes[target])
-        if link[0] != link[1] and (action.kind == "F" or target in backward):
-            links[link] = max(links.get(link, 0.0), ends[action]) + costs.transfer
-            arrivals[action] = links[link]
-
-    def arrival(action: Action, rank: int) -> float | None:
-        """When the result of an action is at a rank; None if it is not made yet."""
-        own = timetable.homes[action.stage] == rank
-        return ends.get(action) if own else arrivals.get(action)
-
-    def ready(action: Action, rank: int) -> float | None:
+    def ready(action: Action) -> float | None:
         """When everything that the action needs is there."""
         latest = 0.0
         for other in needs(action, timetable.stages, action.stage + 1 in split):
-            if other.kind in "BI" and other.stage not in backward:
+            if other.kind in "BI" and other.stage not in made.backward:
                 continue  # nothing behind it is trained, so nothing is handed back
-            at = arrival(other, rank)
+            own = other.stage == action.stage
+            at = ends.get(other) if own else made.arrival(other)
             if at is None:
                 return None
             latest = max(latest, at)
@@ -119,12 +127,12 @@ def simulate(timetable: Timetable, costs: Costs) -> Simulation:
         for rank, row in enumerate(timetable.rows):
             while nexts[rank] < len(row):
                 action = row[nexts[rank]]
-                at = ready(action, rank)
+                at = ready(action)
                 if at is None:
                     break
                 begins[action] = max(free[rank], at)
                 ends[action] = free[rank] = begins[action] + costs.time(action.kind, action.stage)
-                send(action)
+                made.send(action, ends[action])
                 nexts[rank] += 1
                 moved = True
     stuck = tuple(row[at] for row, at in zip(timetable.rows, nexts, strict=True) if at < len(row))
