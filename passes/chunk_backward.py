@@ -15,11 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.program import Function, Level, Program
 from fllmc.ir.span import NOWHERE
 from fllmc.passes.base import Context, Pass
-from fllmc.passes.chunk_loss import logit_dims
 from fllmc.passes.chunk_region import (
     DIVISIBLE,
     Chunks,
@@ -30,9 +28,9 @@ from fllmc.passes.chunk_region import (
     readers,
     with_what_follows,
 )
-from fllmc.passes.naming import CHUNKS, PART, unique
+from fllmc.passes.chunk_sequence import in_chunks
 from fllmc.passes.recompute_stacks import scan_of, stacks
-from fllmc.passes.training_errors import NoChunks, NothingToChunk, UnevenChunks
+from fllmc.passes.training_errors import NothingToChunk
 
 
 class ChunkBackward(Pass, frozen=True):
@@ -50,19 +48,9 @@ class ChunkBackward(Pass, frozen=True):
         """The program with a scan over chunks in each stack's backward body."""
         if self.chunks == 1:
             return program
-        found = logit_dims(program)
-        if found is None:
-            raise DiagnosticError(NoChunks(NOWHERE, "the model has no sequence of tokens"))
-        along = found[1]
-        size = program.sizes.size(along)
-        if self.chunks < 1 or size % self.chunks:
-            field = "backward_chunks"
-            raise DiagnosticError(UnevenChunks(NOWHERE, along, size, self.chunks, field))
-        taken = set(program.sizes.dims)
-        chunks = Chunks(along, unique(along + PART, taken), unique(CHUNKS, taken), self.reduce)
         whole = program
-        program = program.with_dim(chunks.part, size // self.chunks)
-        before = program = program.with_dim(chunks.over, self.chunks)
+        program, chunks, _ = in_chunks(program, self.chunks, self.reduce, "backward_chunks")
+        before = program
         for name, width in backward_bodies(program).items():
             program = in_body(program.function(name), width, chunks, program)
         if program == before:

@@ -16,13 +16,10 @@ from typing import ClassVar
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.program import Function, Level, Program
 from fllmc.ir.span import NOWHERE
-from fllmc.passes.apply_loss import BATCH
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.chunk_region import Chunks, between, chunked, obstacle, with_what_follows
-from fllmc.passes.naming import CHUNKS, PART, unique
-from fllmc.passes.training_errors import NoChunks, UnevenChunks
-
-TARGETS = "targets"
+from fllmc.passes.chunk_sequence import in_chunks
+from fllmc.passes.training_errors import NoChunks
 
 
 class ChunkLoss(Pass, frozen=True):
@@ -40,31 +37,10 @@ class ChunkLoss(Pass, frozen=True):
         """The program with a scan over chunks in each function that makes logits."""
         if self.chunks == 1:
             return program
-        found = logit_dims(program)
-        if found is None:
-            raise DiagnosticError(NoChunks(NOWHERE, "the model has no sequence of tokens"))
-        vocab, along = found
-        size = program.sizes.size(along)
-        if self.chunks < 1 or size % self.chunks:
-            raise DiagnosticError(UnevenChunks(NOWHERE, along, size, self.chunks))
-        taken = set(program.sizes.dims)
-        chunks = Chunks(along, along + PART, unique(CHUNKS, taken), self.reduce)
-        program = program.with_dim(chunks.part, size // self.chunks)
-        program = program.with_dim(chunks.over, self.chunks)
+        program, chunks, vocab = in_chunks(program, self.chunks, self.reduce, "loss_chunks")
         for function in program.functions:
             program = in_function(function, vocab, chunks, program)
         return program
-
-
-def logit_dims(program: Program) -> tuple[str, str] | None:
-    """The vocabulary and the dim of the targets that is no batch."""
-    for name in program.entries:
-        function = program.function(name)
-        for given, kind in zip(function.inputs, function.types, strict=False):
-            along = [dim for dim in kind.names if dim not in (BATCH, "microbatches")]
-            if given.name.rpartition(".")[2] == TARGETS and kind.index and len(along) == 1:
-                return kind.index, along[0]
-    return None
 
 
 def in_function(function: Function, vocab: str, chunks: Chunks, program: Program) -> Program:

@@ -14,7 +14,7 @@ from fllmc.passes.schedule.errors import (
     NotInGroups,
     TooLittleMemory,
 )
-from fllmc.passes.schedule.families import FAMILIES, folded, forward_only, looped, one_f_one_b
+from fllmc.passes.schedule.families import FAMILIES, folded, looped, one_f_one_b
 from fllmc.passes.schedule.greedy import automatic
 from fllmc.passes.schedule.simulate import Simulation, simulate
 from fllmc.passes.schedule.verify import faults
@@ -92,8 +92,3 @@ def unsplit(timetable: Timetable) -> Timetable:
         for row in timetable.rows
     )
     return structs.replace(timetable, rows=rows)
-
-
-def forward_table(pipeline: Pipeline, ranks: int, micros: int) -> Timetable:
-    """The order of an evaluation on the same stages."""
-    return forward_only(ranks, micros, homes_of(pipeline, ranks))

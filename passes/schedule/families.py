@@ -35,15 +35,6 @@ def finished(name: str, homes: tuple[int, ...], micros: int, rows: Sequence[Row]
     return Timetable(name, len(rows), len(homes), micros, homes, tuple(map(tuple, rows)))
 
 
-def forward_only(ranks: int, micros: int, homes: tuple[int, ...]) -> Timetable:
-    """Every stage forward, for evaluation: micro-batch after micro-batch, stage after stage."""
-    rows: list[Row] = [[] for _ in range(ranks)]
-    for micro in range(micros):
-        for stage, home in enumerate(homes):
-            rows[home].append(Action("F", stage, micro))
-    return finished("forward", homes, micros, rows)
-
-
 def gpipe(ranks: int, micros: int, chunks: int = 1) -> Timetable:
     """All micro-batches forward, then all backward."""
     return breadth_first(ranks, micros, chunks, "gpipe")

@@ -23,7 +23,7 @@ MEANINGS: Final = {
     SUCCESS: "success; there may have been warnings",
     BAD_INPUT: "the input is wrong, and diagnostics say how; `fmt --check`: a file would change",
     USAGE: "the command line is wrong",
-    INFEASIBLE: "the input is right, but its plan does not fit the target's memory",
+    INFEASIBLE: "the input is right, but no plan of it fits the memory that there is",
     NUMERIC: "the run stopped because a loss or gradient norm is not finite",
     ENVIRONMENT: "this machine lacks what is needed: torch, devices, memory, data files",
     WORKER_FAILED: "a process of the run failed, and its first error was printed",

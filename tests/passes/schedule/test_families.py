@@ -6,7 +6,7 @@ import pytest
 
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.settings import Pipeline
-from fllmc.passes.schedule.choose import chosen, forward_table
+from fllmc.passes.schedule.choose import chosen
 from fllmc.passes.schedule.costs import Costs, uniform
 from fllmc.passes.schedule.families import FAMILIES
 from fllmc.passes.schedule.simulate import Simulation, simulate
@@ -95,12 +95,6 @@ def test_automatic_suits_uneven_stages() -> None:
     found = chosen(Pipeline("auto"), 4, 8, costs)
     assert found.makespan < plain.makespan
     assert faults(found.timetable, costs=costs, limit=4.0) == ()
-
-
-def test_forward_alone() -> None:
-    for kind, chunks in (("1f1b", 1), ("interleaved", 3), ("zb_v", 2)):
-        table = forward_table(Pipeline(kind, chunks), 4, 5)
-        assert faults(table, trained=()) == ()
 
 
 @pytest.mark.parametrize(
