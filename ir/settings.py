@@ -128,13 +128,15 @@ class Pipeline(msgspec.Struct, frozen=True):
     """The order in which pipeline stages work; see `passes/schedule`.
 
     `chunks` are the virtual stages of a rank. `memory` bounds kept activations, in those that 1F1B
-    keeps on its first stage; 0 stands for 1.
+    keeps on its first stage; 0 stands for no bound, and for 1 where an order is looked for. An
+    `exact` order is looked for until it is proven best, or the solver's effort is spent.
     """
 
     kind: str = "1f1b"
     chunks: int = 1
     memory: float = 0.0
     span: Span = NOWHERE
+    exact: bool = False
 
 
 class Lora(msgspec.Struct, frozen=True):

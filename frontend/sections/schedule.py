@@ -99,7 +99,8 @@ class _ScheduleReader:
             return None
         (name,) = (kind for kind in PIPELINES if found.what == f"`{kind}`")
         chunks = found.count("chunks", 2 if name in CHUNKED else 1, low=1)
-        pipeline = Pipeline(name, chunks, found.number("memory", 0.0), found.place)
+        memory, exact = found.number("memory", 0.0), found.flag("exact")
+        pipeline = Pipeline(name, chunks, memory, found.place, exact)
         self.record.take(found)
         return pipeline
 
