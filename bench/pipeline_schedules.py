@@ -5,9 +5,9 @@
 
 For each model and number of micro-batches: the bubble of 1F1B and of the automatic order within
 1, 1.5 and 2 times the activations that 1F1B keeps, beside the published rates, to
-`bench/results/pipeline_schedules.json`. With `--exact`, what the exact search makes of the automatic
-order within 1, 1.25, 1.5 and 2 times, and the bubble that it proves no order to be below, to
-`bench/results/exact_schedules.json`. Counted, not timed: the same on any machine.
+`bench/results/pipeline_schedules.json`. With `--exact`, what the exact search makes of the
+automatic order within 1, 1.25, 1.5 and 2 times, and the bubble that it proves no order to be below,
+to `bench/results/exact_schedules.json`. Counted, not timed: the same on any machine.
 """
 
 from __future__ import annotations
