@@ -70,6 +70,7 @@ class KeepsMore(Diagnostic, frozen=True):
     """
 
     code: ClassVar[str] = "E0422"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = "`{kind}` keeps {kept:g} of what 1F1B keeps: {over:g} over {memory:g}"
     help: ClassVar[tuple[str, ...]] = (
         "`auto(memory: {memory:g})` looks for an order that keeps within it",
