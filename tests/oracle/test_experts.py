@@ -32,7 +32,7 @@ from tests.oracle.moe_specs import (
 )
 from tests.oracle.reference import Batch
 from tests.oracle.test_gradients_against_jax import agrees_with_jax
-from tests.specs.evaluated import evaluated_step
+from tests.specs.evaluated import arguments, evaluated_step
 from tests.specs.random_specs import Drawn
 
 EXACT, CLOSE = 1e-12, 1e-11
@@ -42,6 +42,7 @@ WAYS = {
     "recomputed": ("recompute body.*",),
     "both": ("microbatches: 2", "recompute *"),
 }
+BLOCKS = ("moe", "capacity_moe", "balanced_moe")
 Values = Mapping[str, Any]
 
 
@@ -109,13 +110,39 @@ def by_loop(values: Values) -> tuple[np.ndarray, int]:
     return out, dropped
 
 
-@pytest.mark.parametrize("block", ["moe", "capacity_moe"])
+@pytest.mark.parametrize("block", ["balanced_moe", "capacity_moe"])
 def test_gradients_are_those_of_jax(block: str) -> None:
     jax = pytest.importorskip("jax")
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
     agrees_with_jax(Drawn(moe_spec(block)))
     jax.config.update("jax_enable_x64", before)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_penalties_do_not_depend_on_the_schedule(way: str) -> None:
+    plain = evaluated_step(moe_spec("balanced_moe"), "1")
+    assert furthest(evaluated_step(moe_spec("balanced_moe", *WAYS[way]), "1"), plain) < EXACT
+    assert furthest(evaluated_step(moe_spec("moe"), "1"), plain) > 1e-3
+
+
+def test_penalties_are_trained_on_and_not_measured() -> None:
+    cx = Context(Mesh(), lambda _: None)
+    told: dict[str, dict[str, np.ndarray]] = {}
+    for block in ("moe", "balanced_moe"):
+        spec, _, _ = load("moe.fllm", text=moe_spec(block))
+        assert spec is not None
+        program, _ = run_pipeline(spec.program, standard_pipeline(spec), cx, lambda: 0.0)
+        given = arguments(program)
+        evaluation = program.function("evaluate")
+        names = {each.name for each in evaluation.inputs}
+        told[block] = {
+            "evaluate": evaluate(program, "evaluate", {n: given[n] for n in names})["loss"],
+            "train": evaluate(program, "train", given)["loss"],
+        }
+    assert told["moe"]["evaluate"] == told["balanced_moe"]["evaluate"]
+    # Balanced or not, imbalance is at least near 1 in each layer, and squares are positive.
+    assert told["balanced_moe"]["train"] > told["moe"]["train"] + 0.005 * LAYERS
 
 
 # Compiled plans against plain PyTorch.
@@ -155,14 +182,18 @@ def layered(params: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def reference_loss(params: Mapping[str, torch.Tensor], batch: Batch, slots: int) -> torch.Tensor:
+def reference_loss(
+    params: Mapping[str, torch.Tensor], batch: Batch, slots: int, balanced: bool
+) -> torch.Tensor:
     """The loss in plain PyTorch, expert by expert, each over the tokens that chose it."""
     x = params["embedding"][batch.tokens]
+    penalties = torch.zeros(BATCH, SEQ, dtype=torch.float64)
     for layer in range(LAYERS):
         own = {name: value[layer] for name, value in params.items() if name.startswith("body.")}
         scale = own["body.norm.scale"]
         normed = torch.nn.functional.rms_norm(x, (EMBED,), scale, 1e-5)
-        scores = (normed @ own["body.moe.router"]).softmax(-1)
+        router_logits = normed @ own["body.moe.router"]
+        scores = router_logits.softmax(-1)
         top, chosen = scores.topk(CHOICES, -1)
         weights = top / top.sum(-1, keepdim=True)
         total = torch.zeros_like(x)
@@ -178,18 +209,22 @@ def reference_loss(params: Mapping[str, torch.Tensor], batch: Batch, slots: int)
             rows = rows * weights[sample, token, choice][:, None]
             total = total.index_put((sample, token), rows, accumulate=True)
         x = x + total
+        used = torch.nn.functional.one_hot(chosen, EXPERTS).sum(2).double().mean(1) / CHOICES
+        penalties = penalties + 0.01 * EXPERTS * (used * scores.mean(1)).sum(1, keepdim=True)
+        penalties = penalties + 0.001 * router_logits.logsumexp(-1) ** 2
     logits = x @ params["head"]
     lse = logits.logsumexp(-1)
     picked = logits.gather(-1, batch.targets[..., None])[..., 0]
-    losses = lse - picked + 0.1 * lse.square()
+    losses = lse - picked + 0.1 * lse.square() + (penalties if balanced else 0.0)
     weights = batch.weights.double()
     return (losses * weights).sum() / weights.sum()
 
 
-def reference_gradients(slots: int) -> tuple[float, dict[str, torch.Tensor]]:
+def reference_gradients(block: str) -> tuple[float, dict[str, torch.Tensor]]:
     """The first step's loss and gradients, clipped as the spec says."""
+    slots = SLOTS if block == "capacity_moe" else 0
     held = {name: value.clone().requires_grad_() for name, value in beginning().items()}
-    loss = reference_loss(held, batches()[0], slots)
+    loss = reference_loss(held, batches()[0], slots, block == "balanced_moe")
     loss.backward()
     grads = {name: value.grad for name, value in held.items() if value.grad is not None}
     norm = torch.cat([grad.flatten() for grad in grads.values()]).norm().item()
@@ -199,11 +234,11 @@ def reference_gradients(slots: int) -> tuple[float, dict[str, torch.Tensor]]:
 def test_one_device_takes_the_step_of_plain_pytorch() -> None:
     cases = [
         Case(f"{block} {way}", moe_spec(block, *WAYS[way]), "1")
-        for block in ("moe", "capacity_moe")
+        for block in BLOCKS
         for way in ("plain", "both")
     ]
     for name, outcome in run_cases(cases, layered(beginning()), batches(), processes=1).items():
-        loss, grads = reference_gradients(SLOTS if name.startswith("capacity") else 0)
+        loss, grads = reference_gradients(name.split()[0])
         assert abs(outcome.told.losses[0] / loss - 1) < CLOSE
         found = {grad: outcome.first[f"{grad}#m"] / 0.1 for grad in grads}
         assert furthest(found, grads) < CLOSE, name
@@ -238,18 +273,18 @@ PLANS = {
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("block", ["moe", "capacity_moe"])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_divided_experts_take_the_step_of_one_device(block: str, plan: str) -> None:
     mesh, lines = PLANS[plan]
     found = evaluated_step(moe_spec(block, *lines), mesh)
     assert furthest(found, evaluated_step(moe_spec(block), "1")) < CLOSE
 
 
-@pytest.mark.parametrize("block", ["moe", "capacity_moe"])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_processes_exchange_rows_and_take_the_step_of_plain_pytorch(block: str) -> None:
     names = ("exchanged", "on the tensor axis", "with zero", "with ffn", "with context")
     cases = [Case(name, moe_spec(block, *PLANS[name][1]), PLANS[name][0]) for name in names]
-    loss, grads = reference_gradients(SLOTS if block == "capacity_moe" else 0)
+    loss, grads = reference_gradients(block)
     for name, outcome in run_cases(cases, layered(beginning()), batches()).items():
         assert abs(outcome.told.losses[0] / loss - 1) < CLOSE
         found = {grad: outcome.first[f"{grad}#m"] / 0.1 for grad in grads}
