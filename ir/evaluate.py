@@ -16,6 +16,7 @@ import numpy as np
 
 from fllmc.ir import ops
 from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.evaluate_experts import exchange_rows
 from fllmc.ir.evaluate_local import LOCAL, LocalRule, identity
 from fllmc.ir.evaluate_parts import (
     Array,
@@ -197,6 +198,7 @@ EVALUATE: dict[type[ops.Attrs], Rule] = {
     ops.AllToAll: across(all_to_all),
     ops.Call: call,
     ops.Coalesced: coalesced,
+    ops.ExchangeRows: ring(exchange_rows),
     ops.Fused: call,
     ops.LocalSlice: across(local_slice),
     ops.ReduceScatter: across(reduce_scatter),

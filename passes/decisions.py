@@ -11,14 +11,18 @@ from fllmc.ir.quantities import bytes_text
 from fllmc.ir.select import selects
 from fllmc.ir.settings import Schedule
 from fllmc.passes.context_decisions import attentions
+from fllmc.passes.expert_decisions import exchanges
 from fllmc.passes.place import summary
 
 
 def decisions(program: Program, schedule: Schedule) -> tuple[Decision, ...]:
-    """The decisions behind a placed program: of parameters, of attention, then of what is kept."""
+    """The decisions behind a placed program: of parameters, attention and experts, then of what is
+    kept.
+    """
     return (
         *placements(program, schedule),
         *attentions(program, schedule),
+        *exchanges(program),
         *kept(program, schedule),
     )
 

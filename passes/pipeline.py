@@ -101,6 +101,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
             context=schedule.context,
             zero=schedule.zero,
             reduce=train.precision.reduce,
+            expert_rows=schedule.expert_rows,
         ),
         ShareEqual(),
         DropUnused(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from fllmc.ir.flops import op_flops
-from fllmc.ir.ops import COLLECTIVES, Fill, Iota, Rename, Scan, Stop
+from fllmc.ir.ops import COLLECTIVES, ExchangeRows, Fill, Iota, Rename, Scan, Stop
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.target import Target
 from fllmc.ir.types import bare_axes
@@ -30,7 +30,9 @@ def op_seconds(program: Program, function: Function, op: Op, target: Target) -> 
     if isinstance(op.attrs, COLLECTIVES):
         extent = sizes.mesh.extent(bare_axes(op.attrs.axes))
         rate = target.link_gbps if extent <= target.node else target.network_gbps
-        whole = max(sizes.local_bytes(function.types[v]) for v in (*op.operands, *op.results))
+        each = (sizes.local_bytes(function.types[v]) for v in (op.operands[0], *op.results))
+        ragged = isinstance(op.attrs, ExchangeRows)  # as many rows come as go, if chosen alike
+        whole = min(each) if ragged else max(each)
         return whole * (extent - 1) / extent / (rate * 1e9)
     narrow = function.types[op.results[0]].dtype in ("bf16", "f16")
     peak = (target.bf16_tflops if narrow else target.f32_tflops) * 1e12

@@ -63,7 +63,15 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
-from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.ops.experts import (
+    Combine,
+    Dispatch,
+    ExchangeRows,
+    GroupedDot,
+    GroupedOuter,
+    Tally,
+    TopK,
+)
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -87,6 +95,7 @@ AnyAttrs = (
     | Dot
     | DotAdd
     | Erf
+    | ExchangeRows
     | Exp
     | Fill
     | FromHost
@@ -169,6 +178,7 @@ __all__ = [
     "Elementwise",
     "Env",
     "Erf",
+    "ExchangeRows",
     "Exp",
     "Fill",
     "FromHost",
