@@ -6,6 +6,7 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
+from fllmc.ir.ops.blockwise import Blockwise, Dequantize, Quantize
 from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
@@ -80,6 +81,7 @@ AnyAttrs = (
     | Coalesced
     | Combine
     | Cos
+    | Dequantize
     | Dispatch
     | Div
     | Dot
@@ -106,6 +108,7 @@ AnyAttrs = (
     | Pow
     | Put
     | PutAdd
+    | Quantize
     | Random
     | ReduceMax
     | ReduceScatter
@@ -151,12 +154,14 @@ __all__ = [
     "Attend",
     "AttendGrad",
     "Attrs",
+    "Blockwise",
     "Call",
     "Cast",
     "Chunk",
     "Coalesced",
     "Combine",
     "Cos",
+    "Dequantize",
     "Dispatch",
     "Div",
     "Dot",
@@ -185,6 +190,7 @@ __all__ = [
     "Pow",
     "Put",
     "PutAdd",
+    "Quantize",
     "Random",
     "Reduce",
     "ReduceMax",
