@@ -8,7 +8,6 @@ is changed only where that moves fewer bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from fractions import Fraction
 
 from msgspec import Struct
 
@@ -104,29 +103,28 @@ def decisions(settled: Settled) -> Iterator[Decision]:
     """What each entry's collectives move, the bound, and what the rules alone would move."""
     for entry in settled.program.entries:
         runs = turns(settled.program, entry)
-        found = [(s, runs[name]) for name, s in settled.solutions.items() if name in runs]
-        cost = sum((s.cost * count for s, count in found), NOTHING)
-        if not cost:
-            continue
-        bound = min(Fraction(sum(s.bound * count for s, count in found)), cost)
-        ruled = sum((s.ruled * count for s, count in found), NOTHING)
-        yield decision(entry, cost, float(bound), ruled, [s for s, _ in found])
+        found = {name: each for name, each in settled.solutions.items() if name in runs}
+        if any(each.cost for each in found.values()):
+            yield decision(entry, found, runs)
 
 
-def decision(
-    entry: str, cost: Fraction, bound: float, ruled: Fraction, found: list[Solution]
-) -> Decision:
-    """The decision about an entry's collectives."""
-    gap = max(0.0, 1 - bound / float(cost))
-    proof = "no placement that the directives allow moves less"
-    if gap > 1e-6:
-        proof = f"no placement that the directives allow moves {100 * gap:.1f} % less"
-    relaxation = "its relaxation is integral" if all(s.integral for s in found) else "by search"
-    variables = sum(s.variables for s in found)
-    more = bytes_text(int(ruled - cost))
+def decision(entry: str, found: Mapping[str, Solution], runs: Mapping[str, int]) -> Decision:
+    """The decision about the collectives of an entry and of the functions that it runs."""
+    cost = sum((each.cost * runs[name] for name, each in found.items()), NOTHING)
+    ruled = sum((each.ruled * runs[name] for name, each in found.items()), NOTHING)
+    bound = sum(each.bound * runs[name] for name, each in found.items())
+    changed = [name for name, each in found.items() if each.cost < each.ruled]
+    gap = 1 - bound / float(cost)
+    least = "less" if gap <= 1e-6 else f"{100 * gap:.1f} % less"
+    how = "its relaxation" if all(each.relaxed for each in found.values()) else "a search"
+    variables = sum(each.variables for each in found.values())
     return Decision(
         f"what {entry} moves",
         f"each rank sends {bytes_text(int(cost))} in collectives",
-        f"{proof}: integer program of {variables} variables, {relaxation}",
-        f"collectives where the rules put them: {more} more" if ruled > cost else "",
+        f"no placement that the directives allow moves {least}, as {how} proves; integer program "
+        f"of {variables} variables",
+        f"collectives where the rules put them: {bytes_text(int(ruled - cost))} more, in "
+        f"{', '.join(f'`{name}`' for name in changed)}"
+        if changed
+        else "",
     )

@@ -1,16 +1,17 @@
 """The cheapest options and moves, by integer program.
 
-Per step o one of its options k is picked, s[o,k] in {0,1}. In each stream v the moves a that are
-made, x[a], carry one unit of flow y[t,a] <= x[a] from the form in which the stream is made to each
-form t that is taken of it (the multi-commodity formulation of directed Steiner trees, Wong 1984):
+Per step o one of its options k is picked, s[o,k] in {0,1}. In each stream the moves a that are
+made, x[a], carry one unit of flow for each step o that takes of the stream, from the form that its
+maker gives to the form that o takes (the multi-commodity formulation of directed Steiner trees,
+Wong 1984, whose ends here depend on picks):
 
-    min sum(cost_a x[a])      sum_k s[o,k] = 1      d[t] >= sum of s[o,k] that take t, each o
-    flow into n - flow out of n + p[t,n] = d[t] if n = t else 0     p[t,n] <= sum of s[o,k] giving n
+    min sum(cost_a x[a])      sum_k s[o,k] = 1      y[o,a] <= x[a]
+    flow y[o] into n - flow out of n + sum of s that give n - sum of s[o,k] that take n = 0
 
 Streams that no choice joins are apart, and so are solved apart: each cluster by itself. The linear
-relaxation is solved first; where it is integral it proves the answer. Else a search bounded by
-nodes, not by time, so that the same program has the same answer. What is picked is priced exactly,
-and taken only where it costs less than what the rules have.
+relaxation is solved first; where the rules, or what it rounds to, cost what it proves, that is all.
+Else a search bounded by nodes, not by time, so that the same program has the same answer. What is
+picked is priced exactly, and taken only where it costs less than what the rules have.
 """
 
 # pyright: basic
@@ -18,7 +19,7 @@ and taken only where it costs less than what the rules have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Final
 
@@ -34,16 +35,16 @@ from fllmc.passes.place.choices import (
 )
 
 NODES: Final = 10_000
-WHOLE: Final = 1e-6
-"""How far from a whole number the solver's results may be."""
+NEAR: Final = 1e-6
+"""How far from a bound, in parts of the largest move, a cost may be that equals it."""
 
 
 class Solution(Struct, frozen=True):
     """The option of each step and the moves of each stream, with what is known of them.
 
     `cost` and `bound` are bytes that a rank sends in one run of the function; no placement that the
-    instance allows is below `bound`. `ruled` is what the rules alone cost. `integral` says that the
-    linear relaxation was; `variables` counts those of all clusters.
+    instance allows is below `bound`. `ruled` is what the rules alone cost. `relaxed` says that the
+    linear relaxation proves as much; `variables` counts those of all clusters.
     """
 
     picks: tuple[int, ...]
@@ -52,7 +53,7 @@ class Solution(Struct, frozen=True):
     bound: float
     ruled: Fraction
     variables: int
-    integral: bool
+    relaxed: bool
 
 
 class Cluster(Struct, frozen=True):
@@ -66,29 +67,26 @@ def solve(instance: Instance) -> Solution:
     """The cheapest solution found, never dearer than the rules'."""
     picks = [0] * len(instance.steps)
     moves = [stream.ruled for stream in instance.streams]
-    bound, variables, integral = 0.0, 0, True
+    bound, variables, relaxed = 0.0, 0, True
     for cluster in clusters(instance):
         ruled = sum((instance.streams[v].ruled_cost for v in cluster.streams), NOTHING)
         if not ruled:
             continue
         part = restricted(instance, cluster)
         prices = Prices(part)
-        below, chosen, count, whole = relaxed(part)
-        variables, integral = variables + count, integral and whole
-        cost = None if chosen is None else prices.cost(chosen)
-        if chosen is not None and cost is not None and cost < ruled:
-            chosen = as_ruled(prices, chosen, cost)
+        found = cheapest(prices, ruled)
+        variables, relaxed = variables + found.variables, relaxed and found.relaxed
+        if found.picks is not None:
+            chosen = as_ruled(prices, found.picks, found.cost)
             for step, pick in zip(cluster.steps, chosen, strict=True):
                 picks[step] = pick
             for stream, (_, tree) in (prices.trees(chosen) or {}).items():
                 taken = tuple(part.streams[stream].moves[n] for n in sorted(tree))
                 moves[cluster.streams[stream]] = taken
-        else:
-            cost = ruled
-        bound += min(below, float(cost))
+        bound += found.bound
     total = sum((move.cost for found in moves for move in found), NOTHING)
     return Solution(
-        tuple(picks), tuple(moves), total, bound, instance.ruled_cost, variables, integral
+        tuple(picks), tuple(moves), total, bound, instance.ruled_cost, variables, relaxed
     )
 
 
@@ -177,78 +175,109 @@ class Rows:
         self.high.append(high)
 
 
+Goals = tuple[tuple[int, tuple[int, ...]], ...]
+"""The forms that a step may take of a stream, with the options that do."""
+
+
 def program_of(instance: Instance, scale: float) -> tuple[Rows, list[list[int]]]:
     """The program, and the variable of each option of each step; costs are divided by scale."""
     rows = Rows()
     picks = [[rows.variable(whole=True) for _ in options] for options in instance.steps]
-    takes: dict[tuple[int, int], dict[int, list[int]]] = {}
-    gives: dict[tuple[int, int], list[int]] = {}
-    for step, (options, own) in enumerate(zip(instance.steps, picks, strict=True)):
+    wanted: list[dict[Goals, None]] = [{} for _ in instance.streams]
+    made: list[list[tuple[int, int]]] = [[] for _ in instance.streams]
+    for options, own in zip(instance.steps, picks, strict=True):
         rows.row([(each, 1.0) for each in own], 1.0, 1.0)
         for option, variable in zip(options, own, strict=True):
-            for form in option.takes:
-                takes.setdefault(form, {}).setdefault(step, []).append(variable)
-            for form in option.gives:
-                gives.setdefault(form, []).append(variable)
-    for number, stream in enumerate(instance.streams):
-        wanted = {form: users for (v, form), users in takes.items() if v == number}
-        made = {form: makers for (v, form), makers in gives.items() if v == number}
-        add_stream(rows, stream, wanted, made, scale)
+            for stream, form in option.gives:
+                made[stream].append((form, variable))
+        for stream in dict.fromkeys(v for option in options for v, _ in option.takes):
+            for goals in goals_of(options, own, stream):
+                wanted[stream][goals] = None
+    for stream, goals, makers in zip(instance.streams, wanted, made, strict=True):
+        add_stream(rows, stream, tuple(goals), makers, scale)
     return rows, picks
+
+
+def goals_of(options: Sequence[Option], own: Sequence[int], stream: int) -> Iterator[Goals]:
+    """What a step takes of a stream; twice where an option takes two forms of it, and so on."""
+    taken = [[form for v, form in option.takes if v == stream] for option in options]
+    for number in range(max(map(len, taken))):
+        found: dict[int, list[int]] = {}
+        for forms, variable in zip(taken, own, strict=True):
+            found.setdefault(forms[min(number, len(forms) - 1)], []).append(variable)
+        yield tuple((form, tuple(variables)) for form, variables in found.items())
 
 
 def add_stream(
     rows: Rows,
     stream: Stream,
-    wanted: dict[int, dict[int, list[int]]],
-    made: dict[int, list[int]],
+    wanted: Sequence[Goals],
+    makers: Sequence[tuple[int, int]],
     scale: float,
 ) -> None:
     """The flows of a stream, from the forms in which it may be made to those that may be taken."""
-    if set(wanted) <= set(made) and len(made) == 1:
+    if len(stream.forms) == 1:
         return
     moves = [rows.variable(float(move.cost) / scale) for move in stream.moves]
-    for goal, users in wanted.items():
-        demand = rows.variable()
-        for variables in users.values():
-            rows.row([(demand, 1.0), *((v, -1.0) for v in variables)], 0.0, float("inf"))
+    for goals in wanted:
         balance: list[list[tuple[int, float]]] = [[] for _ in stream.forms]
-        balance[goal].append((demand, -1.0))
-        for move, made_move in zip(stream.moves, moves, strict=True):
+        for form, maker in makers:
+            balance[form].append((maker, 1.0))
+        for form, users in goals:
+            balance[form] += [(user, -1.0) for user in users]
+        for move, made in zip(stream.moves, moves, strict=True):
             flow = rows.variable()
-            rows.row([(made_move, 1.0), (flow, -1.0)], 0.0, float("inf"))
+            rows.row([(made, 1.0), (flow, -1.0)], 0.0, float("inf"))
             balance[move.end].append((flow, 1.0))
             balance[move.begin].append((flow, -1.0))
-        for form, makers in made.items():
-            begins = rows.variable()
-            rows.row([(begins, -1.0), *((v, 1.0) for v in makers)], 0.0, float("inf"))
-            balance[form].append((begins, 1.0))
         for terms in balance:
             if terms:
                 rows.row(terms, 0.0, 0.0)
 
 
-def relaxed(instance: Instance) -> tuple[float, list[int] | None, int, bool]:
-    """A bound in bytes, the options picked if any, the variables, and whether it was integral."""
-    costs = [move.cost for stream in instance.streams for move in stream.moves]
+class Found(Struct, frozen=True):
+    """What was found for a cluster; `picks` is None where nothing costs less than the rules."""
+
+    picks: list[int] | None
+    cost: Fraction
+    bound: float
+    variables: int
+    relaxed: bool
+
+
+def cheapest(prices: Prices, ruled: Fraction) -> Found:
+    """The cheapest options of a cluster for which the rules' cost `ruled`.
+
+    Without any option to pick the cheapest moves are that. Else the linear relaxation is enough
+    where its answer, or the rules', costs what it proves.
+    """
+    if all(len(options) == 1 for options in prices.instance.steps):
+        only = [0] * len(prices.instance.steps)
+        least = prices.cost(only)
+        assert least is not None
+        return Found(only if least < ruled else None, least, float(least), 0, True)
+    costs = [move.cost for stream in prices.instance.streams for move in stream.moves]
     scale = float(max(costs, default=NOTHING)) or 1.0
-    rows, picks = program_of(instance, scale)
-    bound, answer = optimum(rows, whole=False)
-    integral = answer is not None and all(
-        abs(chance - round(chance)) <= WHOLE for own in chances(answer, picks) for chance in own
-    )
-    if not integral:
-        tighter, answer = optimum(rows, whole=True)
-        bound = max(bound, tighter)
-    chosen = None
-    if answer is not None:
-        chosen = [values.index(max(values)) for values in chances(answer, picks)]
-    return bound * scale, chosen, len(rows.costs), integral
+    rows, picks = program_of(prices.instance, scale)
+    best: list[int] | None = None
+    cost, bound, proved = ruled, 0.0, False
+    for whole in (False, True):
+        below, answer = optimum(rows, whole)
+        bound = max(bound, below * scale)
+        chosen = None if answer is None else likeliest(answer, picks)
+        price = None if chosen is None else prices.cost(chosen)
+        if price is not None and price < cost:
+            best, cost = chosen, price
+        proved = float(cost) - bound <= NEAR * scale
+        if proved:
+            break
+    return Found(best, cost, min(bound, float(cost)), len(rows.costs), proved and not whole)
 
 
-def chances(answer: Sequence[float], picks: Sequence[Sequence[int]]) -> list[list[float]]:
-    """What the solver gives each option of each step."""
-    return [[answer[variable] for variable in own] for own in picks]
+def likeliest(answer: Sequence[float], picks: Sequence[Sequence[int]]) -> list[int]:
+    """Of each step the option that the solver gives most, the first of those."""
+    given = [[answer[variable] for variable in own] for own in picks]
+    return [each.index(max(each)) for each in given]
 
 
 def optimum(rows: Rows, whole: bool) -> tuple[float, list[float] | None]:

@@ -176,7 +176,7 @@ def test_no_choice_is_cheaper_than_the_solution_of_random_programs() -> None:
         counted["with a choice"] += space > 1
         counted["with collectives"] += found.ruled > 0
         counted["rules dearer"] += found.cost < found.ruled
-        counted["relaxation integral"] += found.integral
+        counted["proved by relaxation"] += found.relaxed
     print(dict(counted))
     assert counted["with a choice"] > 100
     assert counted["rules dearer"] > 5
@@ -232,11 +232,11 @@ def chain(length: int) -> Program:
 
 @pytest.mark.parametrize("shards", LAYOUTS)
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_the_relaxation_is_integral_on_chains(length: int, shards: tuple[Shard, ...]) -> None:
+def test_the_relaxation_is_enough_on_chains(length: int, shards: tuple[Shard, ...]) -> None:
     for on in (ONE_AXIS, FOUR, TWO_AXES):
         for instance in instances(chain(length), shards, on):
             found = solve(instance)
-            assert found.integral
+            assert found.relaxed
             assert found.bound == pytest.approx(float(found.cost), rel=1e-6, abs=1e-6)
 
 
@@ -276,7 +276,7 @@ def test_an_open_sum_goes_through_the_second_matrix_of_a_low_rank_update() -> No
     assert [op.kind for op in placed.function("main").ops].count("all_reduce") == 1
     ruled, _ = Place(shards).ruled(low_rank(), Context(FOUR, lambda _: None))
     assert [op.kind for op in ruled.function("main").ops].count("all_reduce") == 2
-    assert told[0].rejected == "collectives where the rules put them: 384 B more"
+    assert told[0].rejected == "collectives where the rules put them: 384 B more, in `main`"
     values = arguments_for(low_rank(), 1)
     assert np.allclose(
         evaluate(placed, "main", values)["y"],
