@@ -59,8 +59,8 @@ def compile_spec(
     chosen, mesh_read = choose_mesh(mesh, spec)
     tell(mesh_read)
     found: list[Diagnostic] = list(warnings)
-    chosen_by_passes: list[Decision] = []
-    cx = Context(mesh=chosen, report=found.append, decide=chosen_by_passes.append)
+    by_passes: list[Decision] = []
+    cx = Context(mesh=chosen, report=found.append, decide=by_passes.append)
     levels: dict[str, Program] = {}
 
     def keep(number: int, name: str, program: Program) -> None:
@@ -75,12 +75,7 @@ def compile_spec(
         done = finish(spec, cx, clock, keep, within)
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
-    reasons = (
-        *done.decisions,
-        *decisions(done.sharded, values),
-        *chosen_by_passes,
-        *told,
-    )
+    reasons = (*done.decisions, *decisions(done.sharded, values), *by_passes, *told)
     known = load_target(target or "cpu")
     first, *others = done.programs
     plan = make_plan(

@@ -12,6 +12,9 @@ from math import prod
 import numpy as np
 import pytest
 
+from fllmc.driver import compile_spec
+from fllmc.frontend import load_spec
+from fllmc.frontend.mesh import parse_mesh
 from fllmc.ir import ops
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import DiagnosticError
@@ -22,6 +25,7 @@ from fllmc.ir.settings import Shard
 from fllmc.ir.types import Axis, Mesh, Sizes, tensor
 from fllmc.ir.verify import verify
 from fllmc.passes.base import Context
+from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.place import Place
 from fllmc.passes.place.cheapest import options, settle
 from fllmc.passes.place.choices import Instance, Move
@@ -30,6 +34,7 @@ from fllmc.passes.place.instances import Known, instance_of
 from fllmc.passes.place.reading import MOVES, read
 from fllmc.passes.place.reshard import step_cost
 from fllmc.passes.place.solve import solve
+from fllmc.passes.runner import run_pipeline
 from tests.ir.programs import arguments_for
 from tests.passes.place_programs import FSDP, MEGATRON, SEQUENCE, llama, mesh
 
@@ -284,3 +289,35 @@ def test_an_open_sum_goes_through_the_second_matrix_of_a_low_rank_update() -> No
         rtol=1e-12,
         atol=1e-12,
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "on"),
+    [
+        ("llama3_8b", "data=8,tensor=4"),
+        ("llama3_8b", "data=2,fsdp=16,tensor=8"),
+        ("llama3_405b_pipeline", "pipe=16,data=128,tensor=8"),
+        ("tiny_moe", "data=2,tensor=2"),
+    ],
+)
+def test_models_that_ship_are_proved_to_move_least(model: str, on: str) -> None:
+    spec, _ = load_spec(model, {})
+    cx = Context(parse_mesh(on, spec.mesh)[0], lambda _: None)
+    passes = standard_pipeline(spec)
+    at = next(number for number, each in enumerate(passes) if isinstance(each, Place))
+    before, _ = run_pipeline(spec.program, passes[:at], cx, lambda: 0.0)
+    place = passes[at]
+    assert isinstance(place, Place)
+    ruled, layout = place.ruled(before, cx)
+    settled = settle(ruled, layout)
+    assert len(settled.solutions) > 4
+    for name, solution in settled.solutions.items():
+        assert sent(settled.program, name) == solution.cost <= solution.ruled == sent(ruled, name)
+        assert solution.bound == pytest.approx(float(solution.cost), rel=1e-6)
+
+
+def test_a_plan_says_what_an_entry_moves_and_that_it_is_least() -> None:
+    plan = compile_spec("tiny_llama", "data=2,tensor=2").plan
+    found = {each.subject: each for each in plan.decisions}["what train moves"]
+    assert found.choice.startswith("each rank sends ")
+    assert found.reason.startswith("no placement that the directives allow moves less, as its ")
