@@ -6,7 +6,8 @@
 
 So the backward pass of a stack ends at the lowest op of its first layer that trains: where nothing
 below the stack trains, nobody reads the cotangent of the stack's input, and the first layer's work
-for it is not done. In that turn the carry is handed through.
+for it is not done. In that turn the carry is handed through. Where one turn is all there is, it is
+the scan's only function.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def with_final(program: Program, op: Op, unread: list[int]) -> tuple[Program, Op
     if work(wider, last) == work(program, body.name):
         return program, op
     wider = wider.with_functions(drop=tuple(sorted(mine - left)))
-    return wider, structs.replace(op, attrs=structs.replace(op.attrs, final=last))
+    changed = {"function" if program.sizes.size(op.attrs.over) == 1 else "final": last}
+    return wider, structs.replace(op, attrs=structs.replace(op.attrs, **changed))
 
 
 def work(program: Program, name: str) -> int:
