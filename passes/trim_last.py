@@ -17,7 +17,7 @@ from typing import ClassVar
 from msgspec import structs
 
 from fllmc.ir.ops import Fused, Scan
-from fllmc.ir.program import Function, Level, Op, Program
+from fllmc.ir.program import Function, Level, Op, Program, callees
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.drop_unused import Needed, settle, trimmed
 from fllmc.passes.inline import callees_first, reachable
@@ -33,7 +33,9 @@ class TrimLast(Pass, frozen=True):
     keeps: ClassVar[str] = "bits"
 
     def run(self, program: Program, cx: Context) -> Program:
-        """The program with last turns trimmed."""
+        """The program with last turns trimmed, and without functions that no turn is left to run."""
+        called = {name for function in program.functions for name in callees(function)}
+        roots = tuple(f.name for f in program.functions if f.name not in called)
         for function in callees_first(program):
             ops = list(function.ops)
             for at, op in enumerate(ops):
@@ -41,7 +43,10 @@ class TrimLast(Pass, frozen=True):
                 if unread:
                     program, ops[at] = with_final(program, op, unread)
             program = program.with_functions(structs.replace(function, ops=tuple(ops)))
-        return program
+        used = reachable(program, roots)
+        return program.with_functions(
+            drop=tuple(f.name for f in program.functions if f.name not in used)
+        )
 
 
 def unread_carries(function: Function, op: Op) -> list[int]:
