@@ -33,7 +33,7 @@ class TrimLast(Pass, frozen=True):
     keeps: ClassVar[str] = "bits"
 
     def run(self, program: Program, cx: Context) -> Program:
-        """The program with last turns trimmed, and without functions that no turn is left to run."""
+        """The program with last turns trimmed, and without functions that no turn runs."""
         called = {name for function in program.functions for name in callees(function)}
         roots = tuple(f.name for f in program.functions if f.name not in called)
         for function in callees_first(program):
