@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Final
 
 from fllmc.ir.flops import op_flops
-from fllmc.ir.ops import COLLECTIVES, Fill, Iota, Rename, Scan, Stop
+from fllmc.ir.ops import COLLECTIVES, Fill, Iota, Rename, Scan, Stop, Wait
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.target import Target
 from fllmc.ir.types import bare_axes
 from fllmc.ir.walk import host_values
 
-FREE: Final = (Fill, Iota, Rename, Stop)
+FREE: Final = (Fill, Iota, Rename, Stop, Wait)
 """Ops whose results are another name of something, or are made while they are used."""
 
 

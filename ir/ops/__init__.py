@@ -63,6 +63,7 @@ from fllmc.ir.ops.elementwise import (
     Where,
 )
 from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -132,6 +133,7 @@ AnyAttrs = (
     | TopK
     | Transpose
     | Unchunk
+    | Wait
     | Where
 )
 
@@ -142,6 +144,7 @@ OPS: dict[str, type[Attrs]] = {
 __all__ = [
     "COLLECTIVES",
     "OPS",
+    "STARTABLE",
     "Add",
     "AddN",
     "AllGather",
@@ -214,5 +217,6 @@ __all__ = [
     "Transpose",
     "TypeRuleError",
     "Unchunk",
+    "Wait",
     "Where",
 ]

@@ -309,6 +309,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
             ops.Pipeline,
             ops.Share,
             ops.ToHost,
+            ops.Wait,
         ),
         misplaced,
     ),
