@@ -161,11 +161,15 @@ Context = Literal["gather", "ring", "exchange"]
 round a ring, or heads are exchanged for sequence."""
 
 
+Switch = Literal["on", "off"]
+
+
 class Schedule(msgspec.Struct, frozen=True):
     """Placement and memory directives.
 
     `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `loss_chunks` and
-    `backward_chunks` cut the loss and the backward pass of a layer along the sequence.
+    `backward_chunks` cut the loss and the backward pass of a layer along the sequence. With
+    `overlap` collectives and host copies run beside computation.
     """
 
     name: str = "default"
@@ -179,6 +183,7 @@ class Schedule(msgspec.Struct, frozen=True):
     budget_gib: float = 0.0
     loss_chunks: int = 1
     backward_chunks: int = 1
+    overlap: Switch = "on"
 
 
 class Spec(msgspec.Struct, frozen=True):

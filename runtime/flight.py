@@ -50,7 +50,9 @@ class Copies:
         self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
         with torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
-            return Copied(self.stream.record_event())
+            event = torch.cuda.Event()
+            event.record()
+            return Copied(event)
 
 
 class Copied:
