@@ -20,6 +20,7 @@ from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
 from fllmc.ir.types import Mesh
+from fllmc.passes.at_settings import at_settings
 from fllmc.passes.base import Context
 from fllmc.passes.decisions import decisions
 from fllmc.passes.finishing import CUT, finish
@@ -68,8 +69,9 @@ def compile_spec(
             dump(number, name, program)
 
     read = Timing("read and check", clock() - begin, 0.0)
-    within, told = within_budget(spec, chosen, target)
-    done = finish(spec, cx, clock, keep, within, overlapping(spec, target))
+    with at_settings(spec.schedule, cx) as cx:
+        within, told = within_budget(spec, chosen, target)
+        done = finish(spec, cx, clock, keep, within, overlapping(spec, target))
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
     reasons = (*done.decisions, *decisions(done.sharded, values), *told)
