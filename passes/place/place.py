@@ -58,11 +58,11 @@ class Place(Pass, frozen=True):
         if errors:
             raise DiagnosticError(*errors)
         program = structs.replace(program, level="sharded", mesh=cx.mesh)
-        program = with_room(program, layout.experts, cx.mesh)
         if layout.empty:
             return program, layout
         layout = dealt(layout, program)
-        return place_program(with_copies(program, layout), layout), layout
+        program = with_room(with_copies(program, layout), layout.experts, cx.mesh)
+        return place_program(program, layout), layout
 
 
 def judged(found: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
