@@ -38,6 +38,7 @@ from fllmc.ir.ops import (
     ReduceMax,
     ReduceScatter,
     ReduceSum,
+    Reindex,
     Rename,
     RingAttend,
     RingAttendGrad,
@@ -219,6 +220,14 @@ def iota(text: FunctionText, op: Op, at: int) -> list[str]:
     return [f"torch.arange({start}, {stop}, out={out})"]
 
 
+def reindex(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Indices less the first of a stretch."""
+    del at
+    assert isinstance(op.attrs, Reindex)
+    index, out = text.tensor(op.operands[0]), text.tensor(op.results[0])
+    return [f"torch.sub({index}, {op.attrs.first}, out={out})"]
+
+
 def random(text: FunctionText, op: Op, at: int) -> list[str]:
     """Uniform numbers from counters."""
     del at
@@ -357,6 +366,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     ReduceMax: reduction("amax"),
     ReduceScatter: moved("reduce_scatter"),
     ReduceSum: reduction("sum"),
+    Reindex: reindex,
     Rename: same_storage,
     Share: same_storage,
     Rope: rope,

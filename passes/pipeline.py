@@ -16,6 +16,7 @@ from fllmc.passes.chunk_loss import ChunkLoss
 from fllmc.passes.coalesce import Coalesce
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
+from fllmc.passes.early_rows import EarlyRows
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
 from fllmc.passes.layout import Layout
@@ -26,6 +27,7 @@ from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
+from fllmc.passes.split_rows import SplitRows
 from fllmc.passes.stages.directives import pipeline_shards, placing_shards
 from fllmc.passes.store_frozen import StoreFrozen
 from fllmc.passes.trim_last import TrimLast
@@ -33,9 +35,11 @@ from fllmc.passes.trim_last import TrimLast
 PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
     ApplyAdapter,
+    SplitRows,
     StoreFrozen,
     ApplyLoss,
     PickEarly,
+    EarlyRows,
     DropUnused,
     ShareEqual,
     Differentiate,
@@ -76,6 +80,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
     if adapter is not None:
         adapt = (
             ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
+            SplitRows(rows=adapter.rows, dtype=train.precision.compute),
             StoreFrozen(dtype=train.precision.compute),
         )
     return (
@@ -84,7 +89,9 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
         PickEarly(),
+        EarlyRows(),
         Differentiate(),
+        EarlyRows(),
         Accumulate(
             microbatches=schedule.microbatches,
             reduce=train.precision.reduce,

@@ -25,6 +25,7 @@ from fllmc.ir.ops.contraction import (
     Reduce,
     ReduceMax,
     ReduceSum,
+    Reindex,
     Spread,
     Take,
 )
@@ -110,6 +111,7 @@ AnyAttrs = (
     | ReduceMax
     | ReduceScatter
     | ReduceSum
+    | Reindex
     | Rename
     | RingAttend
     | RingAttendGrad
@@ -190,6 +192,7 @@ __all__ = [
     "ReduceMax",
     "ReduceScatter",
     "ReduceSum",
+    "Reindex",
     "Rename",
     "RingAttend",
     "RingAttendGrad",
