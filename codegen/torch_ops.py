@@ -120,7 +120,8 @@ def take(text: FunctionText, op: Op, at: int) -> list[str]:
     out = text.view(matrix(text.tensor(op.results[0]), kind_out, text.sizes, (names, rest)))
     flat = text.view(f"{text.tensor(index)}.view(-1)")
     start = position(text, kind.dim(op.attrs.dim))
-    if start == "0":
+    stretches = {part.row_dim for part in text.program.parameters if part.part_of}
+    if start == "0" and op.attrs.dim not in stretches:  # else an index may lie outside
         return [f"torch.index_select({rows}, 0, {flat}, out={out})"]
     return [f"kernels.take({rows}, {flat}, {start}, {out})"]
 

@@ -22,7 +22,20 @@ from typing import ClassVar
 from msgspec import structs
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Add, AddN, AnyAttrs, Cast, Dot, Iota, Neg, Put, Reindex, Sub, Take, Transpose
+from fllmc.ir.ops import (
+    Add,
+    AddN,
+    AnyAttrs,
+    Cast,
+    Dot,
+    Iota,
+    Neg,
+    Put,
+    Reindex,
+    Sub,
+    Take,
+    Transpose,
+)
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.passes.base import AnyLevelPass, Context
 from fllmc.passes.gradient_site import ordered
@@ -65,7 +78,9 @@ class Early:
             found = self.taken(op, op.attrs) if isinstance(op.attrs, Take) else None
             results = (found,) if found is not None else b.emit(op.attrs, *self.given(op))
             self.mapping.update(zip(op.results, results, strict=True))
-        return b.finish([self.mapping[v] for v in function.results], function.outputs, function.span)
+        return b.finish(
+            [self.mapping[v] for v in function.results], function.outputs, function.span
+        )
 
     def given(self, op: Op) -> list[int]:
         """The op's operands."""
@@ -106,7 +121,7 @@ class Early:
         return self.b.add(rest, part)
 
     def rows(self, value: int, attrs: Take, index: int) -> int:
-        """The rows of a value, computed of the same rows of what it is made of where that can be."""
+        """The rows of a value, of the same rows of what it is made of where that can be."""
         maker = self.makers.get(value)
         kinds = self.function.types
         made: AnyAttrs | None = maker.attrs if maker else None

@@ -203,17 +203,15 @@ class Reverse:
         if value < len(self.function.inputs):
             return self.function.inputs[value].role == "param"
         maker = self._makers[value]
-        if isinstance(maker.attrs, Put):
-            return isinstance(self._makers[maker.operands[0]].attrs, Iota) and self._is_parameter(
-                maker.operands[1]
-            )
+        if isinstance(maker.attrs, Iota):
+            return True
         same = isinstance(maker.attrs, OTHER_FORMS) or self._puts_rows(maker)
         return same and all(map(self._is_parameter, maker.operands))
 
     def _puts_rows(self, maker: Op) -> bool:
-        """Whether the op puts the parts of a parameter together, which its parts' copies would be."""
-        last = self._makers.get(maker.operands[-1]) if isinstance(maker.attrs, Add) else None
-        return last is not None and isinstance(last.attrs, Put)
+        """Whether the op puts rows at their places, or adds such rows: the parts of a parameter."""
+        put = self._makers.get(maker.operands[-1]) if isinstance(maker.attrs, Add) else maker
+        return put is not None and isinstance(put.attrs, Put)
 
     def push(self, value: int, cotangent: int | None) -> None:
         """Add to the cotangent of a value, if it is active."""

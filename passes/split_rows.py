@@ -81,9 +81,7 @@ class SplitRows(Pass, frozen=True):
             parameters.append(parameter)
         return restored(msgspec.structs.replace(program, parameters=tuple(parameters)), forms)
 
-    def form(
-        self, base: Parameter, stretches: Stretches, program: Program
-    ) -> tuple[Form, Program]:
+    def form(self, base: Parameter, stretches: Stretches, program: Program) -> tuple[Form, Program]:
         """How a parameter is stored of which these rows train, and the program with their dims."""
         frozen = complement(stretches, row_count(base, program))
         narrow = min(base.type.dtype, self.dtype, key=lambda name: DTYPE_BYTES[name])
@@ -100,14 +98,17 @@ class SplitRows(Pass, frozen=True):
         return InParts(base, tuple(parts)), program
 
 
-def trained_part(
-    base: Parameter, name: str, dim: str, stretch: tuple[int, int]
-) -> Parameter:
+def trained_part(base: Parameter, name: str, dim: str, stretch: tuple[int, int]) -> Parameter:
     """The part that holds rows of a parameter that train."""
     old = base.row_dim
     dims = [Dim(dim) if each.name == old else each for each in base.type.dims]
     return msgspec.structs.replace(
-        base, name=name, type=base.type.placed(dims), trainable=True, part_of=base.name, rows=stretch
+        base,
+        name=name,
+        type=base.type.placed(dims),
+        trainable=True,
+        part_of=base.name,
+        rows=stretch,
     )
 
 
