@@ -9,6 +9,7 @@ from fllmc.codegen import torch_experts as experts
 from fllmc.codegen.function_text import FunctionText, position
 from fllmc.codegen.memory import flat_elements
 from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
+from fllmc.codegen.torch_blockwise import blockwise
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
 from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
@@ -21,6 +22,7 @@ from fllmc.ir.ops import (
     Chunk,
     Coalesced,
     Combine,
+    Dequantize,
     Dispatch,
     Dot,
     DotAdd,
@@ -34,6 +36,7 @@ from fllmc.ir.ops import (
     Pick,
     Put,
     PutAdd,
+    Quantize,
     Random,
     ReduceMax,
     ReduceScatter,
@@ -348,6 +351,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     RingAttend: ring_attend,
     RingAttendGrad: ring_attend,
     Combine: experts.moved,
+    Dequantize: blockwise,
     Dispatch: experts.moved,
     Dot: dot,
     DotAdd: dot,
@@ -363,6 +367,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Pick: pick,
     Put: put,
     PutAdd: put,
+    Quantize: blockwise,
     Random: random,
     ReduceMax: reduction("amax"),
     ReduceScatter: moved("reduce_scatter"),

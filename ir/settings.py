@@ -179,7 +179,8 @@ class Schedule(msgspec.Struct, frozen=True):
     """Placement and memory directives.
 
     `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `loss_chunks` and
-    `backward_chunks` cut the loss and the backward pass of a layer along the sequence.
+    `backward_chunks` cut the loss and the backward pass of a layer along the sequence. `places`
+    are where fields stand in the text.
     """
 
     name: str = "default"
@@ -193,6 +194,11 @@ class Schedule(msgspec.Struct, frozen=True):
     budget_gib: float = 0.0
     loss_chunks: int = 1
     backward_chunks: int = 1
+    places: tuple[tuple[str, Span], ...] = ()
+
+    def place_of(self, field: str) -> Span:
+        """Where a field stands, or nowhere."""
+        return dict(self.places).get(field, NOWHERE)
 
 
 class Spec(msgspec.Struct, frozen=True):

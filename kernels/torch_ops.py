@@ -6,6 +6,7 @@ but for the grouped products of experts, which read how many rows each expert ha
 
 from fllmc.kernels.attention import attend, attend_grad
 from fllmc.kernels.attention_parts import attend_part, attend_part_grad
+from fllmc.kernels.blockwise import dequantize, quantize
 from fllmc.kernels.dropout import random, random_parts
 from fllmc.kernels.experts import combine, dispatch, grouped_dot, grouped_outer, tally, top_k
 from fllmc.kernels.indexing import keep, pick, put_add, spread, take
@@ -17,12 +18,14 @@ __all__ = [
     "attend_part",
     "attend_part_grad",
     "combine",
+    "dequantize",
     "dispatch",
     "grouped_dot",
     "grouped_outer",
     "keep",
     "pick",
     "put_add",
+    "quantize",
     "random",
     "random_parts",
     "rope",

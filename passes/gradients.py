@@ -253,6 +253,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (ops.Fill, ops.Iota, ops.Less, ops.Random, ops.Reindex, ops.Stop, ops.Tally), nothing
     ),
+    **dict.fromkeys((ops.Dequantize, ops.Quantize), nothing),
     ops.Add: elementwise(passed),
     ops.AddN: elementwise(passed),
     ops.Attend: attend,

@@ -6,6 +6,7 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
+from fllmc.ir.ops.blockwise import Blockwise, Dequantize, Quantize
 from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
@@ -81,6 +82,7 @@ AnyAttrs = (
     | Coalesced
     | Combine
     | Cos
+    | Dequantize
     | Dispatch
     | Div
     | Dot
@@ -107,6 +109,7 @@ AnyAttrs = (
     | Pow
     | Put
     | PutAdd
+    | Quantize
     | Random
     | ReduceMax
     | ReduceScatter
@@ -153,12 +156,14 @@ __all__ = [
     "Attend",
     "AttendGrad",
     "Attrs",
+    "Blockwise",
     "Call",
     "Cast",
     "Chunk",
     "Coalesced",
     "Combine",
     "Cos",
+    "Dequantize",
     "Dispatch",
     "Div",
     "Dot",
@@ -187,6 +192,7 @@ __all__ = [
     "Pow",
     "Put",
     "PutAdd",
+    "Quantize",
     "Random",
     "Reduce",
     "ReduceMax",

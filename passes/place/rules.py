@@ -97,6 +97,16 @@ def place_dim(dim: Dim, axes: Axes) -> Dim:
     return Dim(dim.name, axes.get(dim.name, ()))
 
 
+def blockwise(site: Site, op: Op, attrs: ops.Quantize | ops.Dequantize) -> Sequence[Value]:
+    """Where the value's dims are, if each rank then holds whole blocks; codes and scales alike."""
+    value = (*op.operands, *op.results)[0 if isinstance(attrs, ops.Quantize) else 2]
+    axes = dict(site.layout.axes(site.source.types[value].names))
+    dim = one_stretch(place_dim(Dim(attrs.dim), axes))
+    whole = site.mover.build.sizes.size(attrs.blocks) % site.layout.mesh.extent(dim.axes)
+    axes.update(dict.fromkeys((attrs.dim, attrs.codes, attrs.blocks), () if whole else dim.axes))
+    return site.emit(attrs, *(site.take(operand, axes) for operand in op.operands))
+
+
 def fill(site: Site, op: Op, attrs: ops.Fill) -> Sequence[Value]:
     """Made where it is used."""
     return (Constant(site.source.types[op.results[0]], attrs.value, op),)
@@ -314,6 +324,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
         misplaced,
     ),
     **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),
+    **dict.fromkeys((ops.Dequantize, ops.Quantize), blockwise),
     ops.Combine: experts.combine,
     ops.Dispatch: experts.dispatch,
     ops.Fill: fill,

@@ -15,6 +15,7 @@ class NotInGroups(Diagnostic, frozen=True):
     """
 
     code: ClassVar[str] = "E0521"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = (
         "`interleaved` on {ranks} ranks needs a multiple of {ranks} micro-batches, not {micros}"
     )
@@ -50,6 +51,7 @@ class TooLittleMemory(Diagnostic, frozen=True):
     """
 
     code: ClassVar[str] = "E0421"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = "no schedule keeps within {memory:g} of what 1F1B keeps: {short:g} short"
     help: ClassVar[tuple[str, ...]] = ("`memory: {needed:g}` is the least that works",)
 

@@ -20,6 +20,7 @@ from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
 from fllmc.ir.types import Mesh
+from fllmc.passes.at_settings import at_settings
 from fllmc.passes.base import Context
 from fllmc.passes.decisions import decisions
 from fllmc.passes.finishing import CUT, finish
@@ -68,8 +69,9 @@ def compile_spec(
             dump(number, name, program)
 
     read = Timing("read and check", clock() - begin, 0.0)
-    within, told = within_budget(spec, chosen, target)
-    done = finish(spec, cx, clock, keep, within)
+    with at_settings(spec.schedule, cx) as cx:
+        within, told = within_budget(spec, chosen, target)
+        done = finish(spec, cx, clock, keep, within)
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
     reasons = (*done.decisions, *decisions(done.sharded, values), *told)
@@ -95,7 +97,7 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     budget, for one, may be too small for it).
     """
     adapter, mesh = spec.adapter, plan.program.mesh
-    if plan.stages or adapter is None or not adapter.freeze:
+    if plan.stages or adapter is None or not (adapter.freeze or adapter.rows):
         return None
     whole = structs.replace(spec, adapter=None)
     cx = Context(mesh=mesh, report=lambda found: None)

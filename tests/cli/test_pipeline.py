@@ -40,7 +40,7 @@ def test_a_drawing_is_written(tmp_path: Path) -> None:
     ("arguments", "status", "words"),
     [
         (("auto", "--memory", "0.1"), exits.INFEASIBLE, "`memory: 0.25` is the least that works"),
-        (("interleaved",), exits.BAD_INPUT, "needs a multiple of 4 micro-batches, not 6"),
+        (("interleaved",), exits.INFEASIBLE, "needs a multiple of 4 micro-batches, not 6"),
         (("zigzag",), exits.BAD_INPUT, "there is no pipeline schedule `zigzag`"),
         (("zb_v", "--chunks", "3"), exits.BAD_INPUT, "gives each rank two stages, not 3"),
         (("1f1b", "--times", "1,x,1"), exits.USAGE, "is not three times"),
