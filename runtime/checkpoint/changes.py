@@ -1,7 +1,7 @@
 """How a plan may store what a checkpoint holds otherwise: frozen parameters and trained ones.
 
 A trained parameter lies in a checkpoint in the dtype of `params` with its optimizer's states, a
-frozen one in the compute dtype without. Either is read as the other.
+frozen one in the compute dtype without. Either is read as the other, and so are rows of one.
 """
 
 from __future__ import annotations
