@@ -45,8 +45,8 @@ class Cost(NamedTuple):
 
     def of(self, rows: int, count: int) -> Cost:
         """The share of some rows of so many; calls are made for all of them."""
-        shares = (each * rows // count for each in self[:4])
-        return Cost(*shares, self.calls)
+        stored, beside, gradients, moved = (each * rows // count for each in self[:4])
+        return Cost(stored, beside, gradients, moved, self.calls)
 
 
 def frozen_figures(plan: Plan, full: Plan) -> Frozen:

@@ -75,17 +75,10 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
     `within` chooses what is kept under a budget, once it is known what a rank holds; before it only
     what directives select is recomputed.
     """
-    train, schedule, adapter = spec.train, spec.schedule, spec.adapter
-    adapt: tuple[Pass, ...] = ()
-    if adapter is not None:
-        adapt = (
-            ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
-            SplitRows(rows=adapter.rows, dtype=train.precision.compute),
-            StoreFrozen(dtype=train.precision.compute),
-        )
+    train, schedule = spec.train, spec.schedule
     return (
         Inline(),
-        *adapt,
+        *adapting(spec),
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
         PickEarly(),
@@ -119,6 +112,18 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         Fuse(),
         DropUnused(),
         TrimLast(),
+    )
+
+
+def adapting(spec: Spec) -> tuple[Pass, ...]:
+    """The passes that an adapter asks for."""
+    adapter, compute = spec.adapter, spec.train.precision.compute
+    if adapter is None:
+        return ()
+    return (
+        ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
+        SplitRows(rows=adapter.rows, dtype=compute),
+        StoreFrozen(dtype=compute),
     )
 
 

@@ -24,6 +24,7 @@ from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
 from fllmc.passes.naming import PART, parts_of
 from fllmc.passes.place.expert_layout import ExpertDims, apart
+from fllmc.passes.place.part_rows import place_rows
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
@@ -31,7 +32,6 @@ from fllmc.passes.place_errors import (
     KeyHeadsCopied,
     LeftWhole,
     NoSuchAxis,
-    RowsLeftWhole,
     SelectsNothing,
 )
 
@@ -200,7 +200,7 @@ def resolve(
                     stored[parameter.name] = axes
                     others = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*others, *here)
-    found += _rows(program, sizes, canonical, reasons, stored, stored_reasons)
+    found += place_rows(program, sizes, canonical, reasons, stored, stored_reasons)
     experts, canonical, elsewhere = apart(program, canonical, elsewhere)
     for name, axes in stored.items():
         names = program.parameter(name).type.names
@@ -213,34 +213,6 @@ def resolve(
     every = {**layout.canonical, **experts.experts}
     found += _indivisible(structs.replace(layout, canonical=every), sizes, program)
     return Resolved(layout, tuple(found))
-
-
-def _rows(
-    program: Program,
-    sizes: Sizes,
-    canonical: Axes,
-    reasons: Sequence[Because],
-    stored: dict[str, Axes],
-    stored_reasons: dict[str, tuple[Because, ...]],
-) -> Iterable[Diagnostic]:
-    """Store trained rows divided as the rows of the whole are, where their number allows that.
-
-    They are put at their places in the whole, so where that is divided each rank needs them all.
-    """
-    for part in program.parameters:
-        if not part.part_of:
-            continue
-        whole = program.parameter(part.part_of)
-        axes = stored.get(whole.name, canonical).get(whole.row_dim, ())
-        because = [r for r in (*reasons, *stored_reasons.get(whole.name, ())) if r.axis in axes]
-        because = [r for r in because if r.dim == whole.row_dim]
-        count, extent = sizes.size(part.row_dim), sizes.mesh.extent(axes)
-        if axes and count % extent:
-            yield RowsLeftWhole(because[0].span, whole.name, count, axes[0], extent)
-        elif axes:
-            stored[part.name] = {**stored.get(part.name, canonical), part.row_dim: axes}
-            own = tuple(structs.replace(reason, dim=part.row_dim) for reason in because)
-            stored_reasons[part.name] = (*stored_reasons.get(part.name, ()), *own)
 
 
 def _with_zero(
