@@ -22,6 +22,7 @@ from fllmc.passes.inline import Inline
 from fllmc.passes.layout import Layout
 from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
+from fllmc.passes.overlap import Overlap
 from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
@@ -55,6 +56,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     SinkSums,
     Fuse,
     TrimLast,
+    Overlap,
 )
 """Every pass, in the order in which a program usually meets them."""
 
@@ -69,11 +71,13 @@ def print_pipeline(passes: Sequence[Pass]) -> str:
     return pipeline_text.print_pipeline(passes)
 
 
-def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass, ...]:
+def standard_pipeline(
+    spec: Spec, within: Recompute | None = None, beside: Overlap | None = None
+) -> tuple[Pass, ...]:
     """The passes that compile a spec, with the options that its sections ask for.
 
     `within` chooses what is kept under a budget, once it is known what a rank holds; before it only
-    what directives select is recomputed.
+    what directives select is recomputed. `beside` lets transfers run beside computation, if given.
     """
     train, schedule = spec.train, spec.schedule
     return (
@@ -112,6 +116,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         Fuse(),
         DropUnused(),
         TrimLast(),
+        *((beside,) if beside is not None else ()),
     )
 
 
