@@ -40,6 +40,27 @@ class Indivisible(Diagnostic, frozen=True):
         return (f"`{self.axis}` of size {sizes_shown(self.works)} divides {what}",)
 
 
+class RowsLeftWhole(Diagnostic, frozen=True):
+    """Rows that train beside frozen ones are fewer or more than an axis that divides the whole.
+
+    So each rank along the axis stores and steps all of them. A number of trained rows that is a
+    multiple of the axis is divided over it.
+    """
+
+    code = "W0319"
+    severity = "warning"
+    title = (
+        "the {count} rows of `{parameter}` that train stay whole: axis `{axis}` of size {extent} "
+        "does not divide them"
+    )
+    label = "divides the whole of `{parameter}`"
+
+    parameter: str
+    count: int
+    axis: str
+    extent: int
+
+
 class LeftWhole(Diagnostic, frozen=True):
     """The default schedule would divide a dim over an axis that does not divide it.
 

@@ -98,7 +98,7 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     budget, for one, may be too small for it).
     """
     adapter, mesh = spec.adapter, plan.program.mesh
-    if plan.stages or adapter is None or not adapter.freeze:
+    if plan.stages or adapter is None or not (adapter.freeze or adapter.rows):
         return None
     whole = structs.replace(spec, adapter=None)
     cx = Context(mesh=mesh, report=lambda found: None)
