@@ -26,6 +26,7 @@ from fllmc.ir.ops.contraction import (
     Reduce,
     ReduceMax,
     ReduceSum,
+    Reindex,
     Spread,
     Take,
 )
@@ -64,6 +65,7 @@ from fllmc.ir.ops.elementwise import (
     Where,
 )
 from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -113,6 +115,7 @@ AnyAttrs = (
     | ReduceMax
     | ReduceScatter
     | ReduceSum
+    | Reindex
     | Rename
     | RingAttend
     | RingAttendGrad
@@ -135,6 +138,7 @@ AnyAttrs = (
     | TopK
     | Transpose
     | Unchunk
+    | Wait
     | Where
 )
 
@@ -145,6 +149,7 @@ OPS: dict[str, type[Attrs]] = {
 __all__ = [
     "COLLECTIVES",
     "OPS",
+    "STARTABLE",
     "Add",
     "AddN",
     "AllGather",
@@ -196,6 +201,7 @@ __all__ = [
     "ReduceMax",
     "ReduceScatter",
     "ReduceSum",
+    "Reindex",
     "Rename",
     "RingAttend",
     "RingAttendGrad",
@@ -220,5 +226,6 @@ __all__ = [
     "Transpose",
     "TypeRuleError",
     "Unchunk",
+    "Wait",
     "Where",
 ]
