@@ -279,6 +279,19 @@ def _call(attrs: ops.Call | ops.Fused, site: _Site, *arrays: Value) -> tuple[Val
     return site.runner.run(site.runner.functions[attrs.function], arrays)
 
 
+def _bucketed(attrs: ops.Bucketed, site: _Site, *arrays: Value) -> tuple[Value, ...]:
+    lists, found = attrs.listed(arrays), list[Value]()
+    flat = [_jnp.concatenate([part.reshape(-1) for part in parts]) for parts in lists]
+    function = site.runner.functions[attrs.function]
+    for result in site.runner.run(function, (*flat, *attrs.scalars(arrays))):
+        start = 0
+        for part in lists[0] if result.ndim else ():
+            found.append(result[start : start + part.size].reshape(part.shape))
+            start += part.size
+        found += [] if result.ndim else [result]
+    return tuple(found)
+
+
 def _scan(attrs: ops.Scan, site: _Site, *arrays: Value) -> tuple[Value, ...]:
     function = site.runner.functions[attrs.function]
     stop = attrs.carries + attrs.slices
@@ -341,6 +354,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Exp: _elementwise(_jnp.exp),
     ops.Fill: _fill,
     ops.Fused: _call,
+    ops.Bucketed: _bucketed,
     ops.GroupedDot: experts.grouped_dot,
     ops.GroupedOuter: experts.grouped_outer,
     ops.Iota: _iota,

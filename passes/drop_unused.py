@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import AnyAttrs, Call, Coalesced, Fused, Pipeline, Scan, Signature
+from fllmc.ir.ops import AnyAttrs, Bucketed, Call, Coalesced, Fused, Pipeline, Scan, Signature
 from fllmc.ir.program import Function, Op, Program
 from fllmc.passes.base import AnyLevelPass, Context
 from fllmc.passes.inline import EQUATIONS, callees_first, reachable
@@ -77,6 +77,11 @@ def mark(function: Function, needed: Mapping[str, Needed]) -> bool:
     return grows
 
 
+def whole(op: Op) -> bool:
+    """Whether the op runs a function that keeps all its inputs and results."""
+    return isinstance(op.attrs, Bucketed)
+
+
 def kept_roots(program: Program) -> tuple[str, ...]:
     """Functions that are run from outside or looked up by later passes."""
     early = program.level in ("model", "training")
@@ -87,7 +92,8 @@ def kept_roots(program: Program) -> tuple[str, ...]:
         if isinstance(op.attrs, Pipeline)
         for _, name in op.attrs.functions
     ]
-    return (*program.entries, *turns, *(EQUATIONS if early else ("optimizer.states",)))
+    joined = [op.attrs.function for f in program.functions for op in f.ops if whole(op)]
+    return (*program.entries, *turns, *joined, *(EQUATIONS if early else ("optimizer.states",)))
 
 
 def find_needed(program: Program) -> dict[str, Needed]:

@@ -18,6 +18,7 @@ from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
+from fllmc.passes.join_updates import JoinUpdates
 from fllmc.passes.layout import Layout
 from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
@@ -49,6 +50,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     Coalesce,
     Layout,
     SinkSums,
+    JoinUpdates,
     Fuse,
     TrimLast,
 )
@@ -109,6 +111,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         Coalesce(),
         Layout(),
         SinkSums(),
+        JoinUpdates(),
         Fuse(),
         DropUnused(),
         TrimLast(),

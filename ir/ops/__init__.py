@@ -6,6 +6,7 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
+from fllmc.ir.ops.bucketed import Bucketed
 from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
@@ -74,6 +75,7 @@ AnyAttrs = (
     | AllToAll
     | Attend
     | AttendGrad
+    | Bucketed
     | Call
     | Cast
     | Chunk
@@ -151,6 +153,7 @@ __all__ = [
     "Attend",
     "AttendGrad",
     "Attrs",
+    "Bucketed",
     "Call",
     "Cast",
     "Chunk",
