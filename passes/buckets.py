@@ -68,7 +68,8 @@ class Finder:
             names = sorted(group, key=self.rank)
             parts = tuple(group[name] for name in names)
             values = [value for part in parts for value in (*part.reads, *part.writes)]
-            if len(parts) > 1 and len(set(values)) == len(values):
+            apart = len(set(values)) == len(values) and self.added_up(parts)
+            if len(parts) > 1 and apart:
                 bucket = f"{self.function.name}.bucket{len(self.regions)}"
                 self.regions[bucket] = tuple(names)
                 yield self.joined(bucket, parts)
@@ -80,7 +81,8 @@ class Finder:
 
     def updated(self, part: Part) -> str:
         """The parameter that a part steps together with its states, or nothing."""
-        names = [self.outputs.get(value, "") for value in part.writes]
+        written = [value for value in part.writes if self.function.types[value].dims]
+        names = [self.outputs.get(value, "") for value in written]
         replaced = {self.inputs.get(name, -1) for name in names}
         if not replaced <= set(part.reads) or not all(map(self.apart, set(part.reads) - replaced)):
             return ""
