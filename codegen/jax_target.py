@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from fllmc.codegen import jax_attention as attention
+from fllmc.codegen import jax_blockwise as blockwise
 from fllmc.codegen import jax_experts as experts
+from fllmc.codegen.jax_bucketed import bucketed
 from fllmc.codegen.jax_site import aligned
 from fllmc.ir import ops, philox
 from fllmc.ir.diagnostics import InternalError
@@ -30,6 +32,8 @@ DTYPES: Mapping[str, str] = {
     "f16": "float16",
     "i64": "int64",
     "i32": "int32",
+    "i8": "int8",
+    "u8": "uint8",
     "bool": "bool",
 }
 
@@ -96,6 +100,10 @@ class _Site(NamedTuple):
     def size(self, name: str) -> int:
         """The size of a dim."""
         return self.runner.sizes.size(name)
+
+    def dtype_of(self, kind: Type) -> Any:
+        """The JAX dtype in which values of a type are held."""
+        return self.runner.dtype(kind)
 
     @property
     def dtype(self) -> Any:
@@ -280,16 +288,8 @@ def _call(attrs: ops.Call | ops.Fused, site: _Site, *arrays: Value) -> tuple[Val
 
 
 def _bucketed(attrs: ops.Bucketed, site: _Site, *arrays: Value) -> tuple[Value, ...]:
-    lists, found = attrs.listed(arrays), list[Value]()
-    flat = [_jnp.concatenate([part.reshape(-1) for part in parts]) for parts in lists]
     function = site.runner.functions[attrs.function]
-    for result in site.runner.run(function, (*flat, *attrs.scalars(arrays))):
-        start = 0
-        for part in lists[0] if result.ndim else ():
-            found.append(result[start : start + part.size].reshape(part.shape))
-            start += part.size
-        found += [] if result.ndim else [result]
-    return tuple(found)
+    return bucketed(attrs, lambda given: site.runner.run(function, given), arrays)
 
 
 def _scan(attrs: ops.Scan, site: _Site, *arrays: Value) -> tuple[Value, ...]:
@@ -346,6 +346,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Cast: _cast,
     ops.Combine: experts.combine,
     ops.Cos: _elementwise(_jnp.cos),
+    ops.Dequantize: blockwise.dequantize,
     ops.Dispatch: experts.dispatch,
     ops.Div: _elementwise(_jnp.divide),
     ops.Dot: _dot,
@@ -372,6 +373,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Pow: _elementwise(_jnp.power),
     ops.Put: _put,
     ops.PutAdd: _put_add,
+    ops.Quantize: blockwise.quantize,
     ops.Random: _random,
     ops.ReduceMax: _max,
     ops.ReduceSum: _sum,

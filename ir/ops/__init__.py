@@ -6,6 +6,7 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
+from fllmc.ir.ops.blockwise import Blockwise, Dequantize, Quantize
 from fllmc.ir.ops.bucketed import Bucketed
 from fllmc.ir.ops.collective import (
     COLLECTIVES,
@@ -64,6 +65,7 @@ from fllmc.ir.ops.elementwise import (
     Where,
 )
 from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -82,6 +84,7 @@ AnyAttrs = (
     | Coalesced
     | Combine
     | Cos
+    | Dequantize
     | Dispatch
     | Div
     | Dot
@@ -108,6 +111,7 @@ AnyAttrs = (
     | Pow
     | Put
     | PutAdd
+    | Quantize
     | Random
     | ReduceMax
     | ReduceScatter
@@ -134,6 +138,7 @@ AnyAttrs = (
     | TopK
     | Transpose
     | Unchunk
+    | Wait
     | Where
 )
 
@@ -144,6 +149,7 @@ OPS: dict[str, type[Attrs]] = {
 __all__ = [
     "COLLECTIVES",
     "OPS",
+    "STARTABLE",
     "Add",
     "AddN",
     "AllGather",
@@ -153,6 +159,7 @@ __all__ = [
     "Attend",
     "AttendGrad",
     "Attrs",
+    "Blockwise",
     "Bucketed",
     "Call",
     "Cast",
@@ -160,6 +167,7 @@ __all__ = [
     "Coalesced",
     "Combine",
     "Cos",
+    "Dequantize",
     "Dispatch",
     "Div",
     "Dot",
@@ -188,6 +196,7 @@ __all__ = [
     "Pow",
     "Put",
     "PutAdd",
+    "Quantize",
     "Random",
     "Reduce",
     "ReduceMax",
@@ -217,5 +226,6 @@ __all__ = [
     "Transpose",
     "TypeRuleError",
     "Unchunk",
+    "Wait",
     "Where",
 ]
