@@ -27,6 +27,7 @@ from fllmc.ir.ops.contraction import (
     Reduce,
     ReduceMax,
     ReduceSum,
+    Reindex,
     Spread,
     Take,
 )
@@ -116,6 +117,7 @@ AnyAttrs = (
     | ReduceMax
     | ReduceScatter
     | ReduceSum
+    | Reindex
     | Rename
     | RingAttend
     | RingAttendGrad
@@ -202,6 +204,7 @@ __all__ = [
     "ReduceMax",
     "ReduceScatter",
     "ReduceSum",
+    "Reindex",
     "Rename",
     "RingAttend",
     "RingAttendGrad",
