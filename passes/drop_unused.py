@@ -87,11 +87,6 @@ def mark(function: Function, needed: Mapping[str, Needed]) -> bool:
     return grows
 
 
-def whole(op: Op) -> bool:
-    """Whether the op runs a function that keeps all its inputs and results."""
-    return isinstance(op.attrs, Bucketed)
-
-
 def kept_roots(program: Program) -> tuple[str, ...]:
     """Functions that are run from outside or looked up by later passes."""
     early = program.level in ("model", "training")
@@ -102,7 +97,8 @@ def kept_roots(program: Program) -> tuple[str, ...]:
         if isinstance(op.attrs, Pipeline)
         for _, name in op.attrs.functions
     ]
-    joined = [op.attrs.function for f in program.functions for op in f.ops if whole(op)]
+    attrs = [op.attrs for function in program.functions for op in function.ops]
+    joined = [each.function for each in attrs if isinstance(each, Bucketed)]
     return (*program.entries, *turns, *joined, *(EQUATIONS if early else ("optimizer.states",)))
 
 
