@@ -149,13 +149,27 @@ class Lora(msgspec.Struct, frozen=True):
     span: Span = NOWHERE
 
 
+class Rows(msgspec.Struct, frozen=True):
+    """Rows [first, stop) of the selected parameters are frozen, or trained where `tune` is set.
+
+    Rows count along a parameter's first dim, of each layer of a stack.
+    """
+
+    selector: str
+    first: int
+    stop: int
+    tune: bool = False
+    span: Span = NOWHERE
+
+
 class Adapter(msgspec.Struct, frozen=True):
-    """What an adapter changes, in order: frozen, then tuned, then low-rank updates."""
+    """What an adapter changes, in order: frozen, then tuned, then rows, then low-rank updates."""
 
     name: str
     freeze: tuple[str, ...] = ()
     tune: tuple[str, ...] = ()
     lora: tuple[Lora, ...] = ()
+    rows: tuple[Rows, ...] = ()
 
 
 Context = Literal["gather", "ring", "exchange"]
@@ -167,12 +181,16 @@ ExpertRows = Literal["routed", "padded"]
 """What is moved to experts without a capacity: the rows in use, or the room for all that may be."""
 
 
+Switch = Literal["on", "off"]
+
+
 class Schedule(msgspec.Struct, frozen=True):
     """Placement and memory directives.
 
     `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `loss_chunks` and
-    `backward_chunks` cut the loss and the backward pass of a layer along the sequence. `places`
-    are where fields stand in the text.
+    `backward_chunks` cut the loss and the backward pass of a layer along the sequence. With
+    `overlap` collectives and host copies run beside computation. `places` are where fields stand in
+    the text.
     """
 
     name: str = "default"
@@ -187,6 +205,7 @@ class Schedule(msgspec.Struct, frozen=True):
     budget_gib: float = 0.0
     loss_chunks: int = 1
     backward_chunks: int = 1
+    overlap: Switch = "on"
     places: tuple[tuple[str, Span], ...] = ()
 
     def place_of(self, field: str) -> Span:

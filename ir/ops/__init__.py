@@ -7,6 +7,7 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
 from fllmc.ir.ops.blockwise import Blockwise, Dequantize, Quantize
+from fllmc.ir.ops.bucketed import Bucketed
 from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
@@ -26,6 +27,7 @@ from fllmc.ir.ops.contraction import (
     Reduce,
     ReduceMax,
     ReduceSum,
+    Reindex,
     Spread,
     Take,
 )
@@ -72,6 +74,7 @@ from fllmc.ir.ops.experts import (
     Tally,
     TopK,
 )
+from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -83,6 +86,7 @@ AnyAttrs = (
     | AllToAll
     | Attend
     | AttendGrad
+    | Bucketed
     | Call
     | Cast
     | Chunk
@@ -122,6 +126,7 @@ AnyAttrs = (
     | ReduceMax
     | ReduceScatter
     | ReduceSum
+    | Reindex
     | Rename
     | RingAttend
     | RingAttendGrad
@@ -144,6 +149,7 @@ AnyAttrs = (
     | TopK
     | Transpose
     | Unchunk
+    | Wait
     | Where
 )
 
@@ -154,6 +160,7 @@ OPS: dict[str, type[Attrs]] = {
 __all__ = [
     "COLLECTIVES",
     "OPS",
+    "STARTABLE",
     "Add",
     "AddN",
     "AllGather",
@@ -164,6 +171,7 @@ __all__ = [
     "AttendGrad",
     "Attrs",
     "Blockwise",
+    "Bucketed",
     "Call",
     "Cast",
     "Chunk",
@@ -206,6 +214,7 @@ __all__ = [
     "ReduceMax",
     "ReduceScatter",
     "ReduceSum",
+    "Reindex",
     "Rename",
     "RingAttend",
     "RingAttendGrad",
@@ -230,5 +239,6 @@ __all__ = [
     "Transpose",
     "TypeRuleError",
     "Unchunk",
+    "Wait",
     "Where",
 ]

@@ -15,6 +15,7 @@ from fllmc.ir.ops import (
     OPS,
     AttendGrad,
     Attrs,
+    Bucketed,
     Call,
     DotAdd,
     Elementwise,
@@ -29,6 +30,7 @@ from fllmc.ir.ops import (
     Share,
     SiluGrad,
     ToHost,
+    Wait,
 )
 from fllmc.passes.gradients import GRADIENTS
 from fllmc.passes.place.rules import RULES
@@ -44,7 +46,7 @@ class Table(NamedTuple):
 
 SUNK = dict.fromkeys((DotAdd, MulAdd, MulSub, PutAdd), "made of others at the plan level")
 PLACED = dict.fromkeys((*COLLECTIVES, LocalSlice, Pipeline, Share), "made where values are placed")
-OFFLOADED = dict.fromkeys((FromHost, ToHost), "made behind placement")
+OFFLOADED = dict.fromkeys((FromHost, ToHost, Wait), "made behind placement")
 
 TABLES = (
     Table("evaluator", frozenset(EVALUATE), {Pipeline: "run by ir/evaluate_stages.py"}),
@@ -52,7 +54,7 @@ TABLES = (
         "JAX",
         frozenset(JAX),
         dict.fromkeys(
-            (*COLLECTIVES, FromHost, LocalSlice, Pipeline, Share, ToHost),
+            (*COLLECTIVES, FromHost, LocalSlice, Pipeline, Share, ToHost, Wait),
             "JAX runs unplaced programs",
         ),
     ),
@@ -63,7 +65,7 @@ TABLES = (
             Call: "calls are inlined",
             Scan: "has a writer of its own",
             Pipeline: "has a writer of its own",
-            Fused: "has a writer of its own",
+            **dict.fromkeys((Bucketed, Fused), "has a writer of its own"),
         },
     ),
     Table("placement", frozenset(RULES), {Scan: "has a rule of its own", **SUNK}),
@@ -75,7 +77,9 @@ TABLES = (
             **PLACED,
             **OFFLOADED,
             **dict.fromkeys((AttendGrad, SiluGrad), "a gradient itself"),
-            **dict.fromkeys((Call, Fused), "calls are inlined, and groups are made later"),
+            **dict.fromkeys(
+                (Bucketed, Call, Fused), "calls are inlined, and groups are made later"
+            ),
             Scan: "has a rule of its own",
         },
     ),
