@@ -128,8 +128,8 @@ def proof(found: Sequence[Solution], gap: float) -> str:
     least = "less" if gap <= 1e-6 else f"{100 * gap:.1f} % less"
     how = "its relaxation" if all(each.relaxed for each in found) else "a search"
     return (
-        f"no placement that the directives allow moves {least}, as {how} proves; integer program "
-        f"of {variables} variables"
+        "with what passes between functions as it is, no placement that the directives allow "
+        f"moves {least}, as {how} proves; integer program of {variables} variables"
     )
 
 
