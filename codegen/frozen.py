@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fllmc.codegen import figures
 from fllmc.codegen.timeline import CATEGORIES, timeline
+from fllmc.ir.coded import owner_name
 from fllmc.ir.ops import (
     AllGather,
     Cast,
@@ -46,10 +47,10 @@ class Cost(NamedTuple):
 
 def frozen_figures(plan: Plan, full: Plan) -> Frozen:
     """The figures of a plan, and of that of the same spec without its adapter."""
-    names = [p.name for p in plan.program.parameters if not p.trainable]
+    names = list(dict.fromkeys(owner_name(p) for p in plan.program.parameters if not p.trainable))
     here, there = costs(plan, names), costs(full, names)
     groups = tuple(
-        FrozenGroup(name, elements(plan.program, name), *here[name], *there[name]) for name in names
+        FrozenGroup(name, elements(full.program, name), *here[name], *there[name]) for name in names
     )
     return Frozen(groups, *whole_step(plan), *whole_step(full))
 
@@ -81,7 +82,17 @@ def kept(plan: Plan) -> int:
 
 
 def costs(plan: Plan, names: Sequence[str]) -> dict[str, Cost]:
-    """The cost of each named parameter; of one that this plan lacks, nothing."""
+    """The cost of each named parameter, with that of its codes and scales if it is stored so."""
+    parts: dict[str, list[str]] = {name: [] for name in names}
+    for parameter in plan.program.parameters:
+        parts.setdefault(owner_name(parameter), []).append(parameter.name)
+    found = part_costs(plan, [part for name in names for part in parts[name]])
+    sums = {name: zip(*(found[part] for part in parts[name]), strict=True) for name in names}
+    return {name: Cost(*map(sum, columns)) for name, columns in sums.items()}
+
+
+def part_costs(plan: Plan, names: Sequence[str]) -> dict[str, Cost]:
+    """The cost of each named tensor."""
     moved = dict.fromkeys(names, 0)
     calls = dict.fromkeys(names, 0)
     for each, name, share in handed_on(plan):
@@ -92,9 +103,9 @@ def costs(plan: Plan, names: Sequence[str]) -> dict[str, Cost]:
     wide = DTYPE_BYTES[plan.train.precision.compute]
     found: dict[str, Cost] = {}
     for name in names:
-        own = stored[name].bytes if name in stored else 0
+        own = stored[name].bytes
         beside = sum(e.bytes for n, e in stored.items() if n.startswith(f"{name}#"))
-        if name in stored and stored[name].type.dtype in ("f32", "f64"):
+        if not plan.program.parameter(name).holds and stored[name].type.dtype in ("f32", "f64"):
             narrow = own * wide // DTYPE_BYTES[stored[name].type.dtype]
             own, beside = narrow, beside + own - narrow
         gradients = gradient_bytes(plan, name)

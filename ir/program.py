@@ -43,6 +43,9 @@ class Parameter(msgspec.Struct, frozen=True):
     `plain` is one that was declared as a tensor and not as a map. One of the two parts of a
     low-rank update names the parameter that it `updates`: their product, times `factor`, is added
     to that.
+
+    One that `holds` the codes or the scales of a parameter in few `bits` says how blocks lie: each
+    of `block` positions, `along` a dim of that. See `ir/coded.py`.
     """
 
     name: str
@@ -57,6 +60,10 @@ class Parameter(msgspec.Struct, frozen=True):
     plain: bool = False
     updates: str = ""
     factor: float = 0.0
+    holds: Literal["", "codes", "scales"] = ""
+    bits: int = 0
+    block: int = 0
+    along: str = ""
 
     def layer_name(self, layer: int) -> str:
         """The path of the part at that position of the tensor, as users and checkpoints name it."""

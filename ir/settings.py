@@ -147,13 +147,27 @@ class Lora(msgspec.Struct, frozen=True):
     span: Span = NOWHERE
 
 
+class Quantize(msgspec.Struct, frozen=True):
+    """Selected frozen maps in `bits`, 4 (NF4) or 8, with a scale for each `block` of elements.
+
+    Blocks lie `along` a dim; if it is empty, along the one that suits best.
+    """
+
+    selector: str
+    bits: int = 4
+    block: int = 64
+    along: str = ""
+    span: Span = NOWHERE
+
+
 class Adapter(msgspec.Struct, frozen=True):
-    """What an adapter changes, in order: frozen, then tuned, then low-rank updates."""
+    """What an adapter changes, in order: frozen, tuned, low-rank updates, stored in few bits."""
 
     name: str
     freeze: tuple[str, ...] = ()
     tune: tuple[str, ...] = ()
     lora: tuple[Lora, ...] = ()
+    quantize: tuple[Quantize, ...] = ()
 
 
 Context = Literal["gather", "ring", "exchange"]

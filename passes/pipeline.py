@@ -23,6 +23,7 @@ from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
 from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
+from fllmc.passes.quantize_frozen import QuantizeFrozen
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
@@ -33,6 +34,7 @@ from fllmc.passes.trim_last import TrimLast
 PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
     ApplyAdapter,
+    QuantizeFrozen,
     StoreFrozen,
     ApplyLoss,
     PickEarly,
@@ -76,6 +78,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
     if adapter is not None:
         adapt = (
             ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
+            *([QuantizeFrozen(adapter.quantize)] if adapter.quantize else []),
             StoreFrozen(dtype=train.precision.compute),
         )
     return (

@@ -389,3 +389,33 @@ class StatesDropped(Diagnostic, frozen=True):
     checkpoint: str
     count: int
     example: str
+
+
+class ParametersQuantized(Diagnostic, frozen=True):
+    """The plan stores parameters in few bits that the checkpoint holds in full.
+
+    They are rounded to codes with a scale for each block, which changes the loss a little.
+    """
+
+    code = "W0705"
+    severity = "warning"
+    title = "{count} parameter(s) of `{checkpoint}` are quantised, such as `{example}`"
+
+    checkpoint: str
+    count: int
+    example: str
+
+
+class ParametersDequantized(Diagnostic, frozen=True):
+    """The plan stores parameters in full that the checkpoint holds in few bits.
+
+    They are what their codes stand for; what rounding took from them before is lost.
+    """
+
+    code = "W0706"
+    severity = "warning"
+    title = "{count} quantised parameter(s) of `{checkpoint}` are restored, such as `{example}`"
+
+    checkpoint: str
+    count: int
+    example: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fllmc.ir.span import NOWHERE
 from fllmc.runtime.checkpoint.load import open_checkpoint, open_latest
 from fllmc.runtime.checkpoint.manifest import Position
 from fllmc.runtime.checkpoint.save import Gather, Shard, save
+from fllmc.runtime.coding import blocks_of, fill_coded
 from fllmc.runtime.data.dataset import Dataset
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.initialise import view_of
@@ -77,8 +79,9 @@ def restore_run(
 ) -> Resumed:
     """Fill the arena from the newest whole checkpoint. Rank 0 verifies it; all read their parts.
 
-    Parameters are converted to the plan's dtype, states that the checkpoint lacks begin at their
-    initial values, and what differs otherwise is refused (`Checkpoint.changes` and `.faults`).
+    Parameters are converted to the plan's dtype, quantised or dequantised, states that the
+    checkpoint lacks begin at their initial values, and what differs otherwise is refused
+    (`Checkpoint.changes` and `.faults`).
     """
     warnings: tuple[Diagnostic, ...] = ()
     name = ""
@@ -95,8 +98,14 @@ def restore_run(
             out = view_of(part, executor)
             if part.stored.role == "state" and part.name not in stored:
                 out.fill_(part.stored.initial)
-            else:
+            elif part.name in stored:
                 checkpoint.read_into(part.name, out, part.slices)
+            elif checkpoint.coded(part.name):
+                out.copy_(checkpoint.read_value(part.name, part.slices))
+            else:
+                parameter = executor.plan.program.parameter(part.stored.name)
+                base = blocks_of(part, parameter).name
+                fill_coded(out, part, parameter, partial(checkpoint.read, base))
         position = checkpoint.position
     return Resumed(Progress(position.step, position.samples), path, position.plan, warnings)
 

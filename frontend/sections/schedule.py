@@ -17,6 +17,7 @@ from fllmc.ir.settings import (
     Lora,
     Offload,
     Pipeline,
+    Quantize,
     Recompute,
     Schedule,
     Shard,
@@ -178,17 +179,31 @@ def read_adapter(
     freeze: list[str] = []
     tune: list[str] = []
     lora: list[Lora] = []
+    quantize: list[Quantize] = []
     for item in section.items:
         text = selector_text(item.selector)
         if isinstance(item, ast.Lora):
             update, mistakes = _lora(item, text)
             lora.append(update)
             found.extend(mistakes)
+        elif isinstance(item, ast.Quantize):
+            stored, mistakes = _quantize(item, text)
+            quantize.append(stored)
+            found.extend(mistakes)
         else:
             (freeze if isinstance(item, ast.Freeze) else tune).append(text)
         if paths:
-            found.extend(paths.parameters(item.selector, arrows=isinstance(item, ast.Lora)))
-    return Adapter(section.name.text, tuple(freeze), tuple(tune), tuple(lora)), tuple(found)
+            arrows = isinstance(item, ast.Lora | ast.Quantize)
+            found.extend(paths.parameters(item.selector, arrows=arrows))
+    changes = tuple(freeze), tuple(tune), tuple(lora), tuple(quantize)
+    return Adapter(section.name.text, *changes), tuple(found)
+
+
+def _quantize(item: ast.Quantize, selector: str) -> tuple[Quantize, tuple[Diagnostic, ...]]:
+    record = Record("`quantize`", item.selector.span, item.fields)
+    bits, block = record.choice("bits", (4, 8), 4), record.count("block", 64, low=2)
+    stored = Quantize(selector, bits, block, record.name("along"), item.span)
+    return stored, record.done()
 
 
 def _lora(item: ast.Lora, selector: str) -> tuple[Lora, tuple[Diagnostic, ...]]:
