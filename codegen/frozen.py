@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from fllmc.codegen import figures
 from fllmc.codegen.timeline import CATEGORIES, timeline
-from fllmc.ir.coded import owner_name
+from fllmc.ir.codebooks import most_moved
+from fllmc.ir.coded import codes_of, owner_name
 from fllmc.ir.ops import (
     AllGather,
     Cast,
@@ -224,6 +225,19 @@ def frozen_lines(plan: Plan) -> Iterator[str]:
     yield f"kept for it    {bytes_text(found.kept)} of {bytes_text(found.full_kept)} if all trained"
     moved = bytes_text(found.moved), bytes_text(found.full_moved)
     yield f"all that moves {moved[0]} of {moved[1]} if all trained"
+    yield from quantized_lines(plan.program)
+
+
+def quantized_lines(program: Program) -> Iterator[str]:
+    """A line for each number of bits that is in use; none where all is stored in full."""
+    coded = codes_of(program.parameters)
+    for bits in sorted({codes.bits for codes in coded}):
+        own = [codes for codes in coded if codes.bits == bits]
+        blocks = " and ".join(map(str, sorted({codes.block for codes in own})))
+        yield (
+            f"in {bits} bits      {len(own)} of them, with a scale for each block of {blocks}: "
+            f"this changes numbers, by up to {most_moved(bits):.1%} of the largest of a block"
+        )
 
 
 def row(name: str, groups: Sequence[FrozenGroup]) -> tuple[str, ...]:

@@ -67,6 +67,11 @@ def coded(parameter: Parameter, along: str, block: int, bits: int) -> tuple[Para
     return codes, part(SCALES, blocks_dim(along, block), "f32")
 
 
+def codes_of(parameters: Iterable[Parameter]) -> tuple[Parameter, ...]:
+    """Those that hold codes."""
+    return tuple(parameter for parameter in parameters if parameter.holds == CODES)
+
+
 def owner_name(parameter: Parameter) -> str:
     """The name of the parameter that is stored, in part, as this one."""
     return parameter.name.removesuffix(f".{parameter.holds}") if parameter.holds else parameter.name

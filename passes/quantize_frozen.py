@@ -113,7 +113,7 @@ def dim_of_blocks(parameter: Parameter, directive: Quantize, program: Program) -
     best, found = (False, 0), ""
     for name in parameter.type.names:
         size = program.sizes.size(name)
-        asked = name == directive.along if directive.along else name != parameter.stack
+        asked = name != parameter.stack and directive.along in ("", name)
         if asked and size % directive.block == 0 and directive.block * directive.bits % 8 == 0:
             blocks = size // directive.block
             key = (name not in tables, blocks & -blocks)

@@ -201,7 +201,7 @@ def read_adapter(
 
 def _quantize(item: ast.Quantize, selector: str) -> tuple[Quantize, tuple[Diagnostic, ...]]:
     record = Record("`quantize`", item.selector.span, item.fields)
-    bits, block = record.choice("bits", (4, 8), 4), record.count("block", 64, low=2)
+    bits, block = record.choice("bits", (4, 8), 4), record.count("block", 64, low=4)
     stored = Quantize(selector, bits, block, record.name("along"), item.span)
     return stored, record.done()
 

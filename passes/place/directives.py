@@ -14,7 +14,7 @@ from math import gcd, isqrt
 
 from msgspec import Struct, structs
 
-from fllmc.ir.coded import cuts_of, uncut
+from fllmc.ir.coded import uncut
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
@@ -23,7 +23,7 @@ from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
-from fllmc.passes.naming import PART, parts_of
+from fllmc.passes.naming import is_stand_in, stand_ins
 from fllmc.passes.place.expert_layout import ExpertDims, apart
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
@@ -150,7 +150,7 @@ def yielding(
 
 def directive_text(shard: Shard) -> str:
     """The directive as it is written."""
-    names = [dim for dim in shard.dims if PART not in dim and uncut(dim) == dim]
+    names = [dim for dim in shard.dims if not is_stand_in(dim)]
     dims = names[0] if len(names) == 1 else f"({', '.join(names)})"
     axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
     where = f" in {shard.selector}" if shard.selector else ""
@@ -239,8 +239,7 @@ def _with_zero(
 
 def with_parts(shard: Shard, sizes: Sizes) -> Shard:
     """The directive, which speaks of the parts that a dim is cut into as of the dim itself."""
-    dims = sizes.dims
-    parts = tuple(part for d in shard.dims for part in (*parts_of(d, dims), *cuts_of(d, dims)))
+    parts = tuple(part for dim in shard.dims for part in stand_ins(dim, sizes.dims))
     return structs.replace(shard, dims=(*shard.dims, *parts)) if parts else shard
 
 

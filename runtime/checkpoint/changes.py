@@ -14,7 +14,7 @@ import msgspec
 
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import NOWHERE
-from fllmc.runtime import errors
+from fllmc.runtime.checkpoint import change_errors
 from fllmc.runtime.checkpoint.boxes import Shape
 from fllmc.runtime.checkpoint.coded import Kind, held_as_codes, names_of
 from fllmc.runtime.checkpoint.files import TORCH_DTYPES
@@ -53,17 +53,19 @@ class Changes(msgspec.Struct, frozen=True):
         """One for each kind of change that there is."""
         if self.converted:
             kinds = ", ".join(sorted(set(self.converted.values())))
-            yield errors.ParametersConverted(NOWHERE, checkpoint, len(self.converted), kinds)
+            yield change_errors.ParametersConverted(NOWHERE, checkpoint, len(self.converted), kinds)
         if self.quantized:
             found = len(self.quantized), self.quantized[0]
-            yield errors.ParametersQuantized(NOWHERE, checkpoint, *found)
+            yield change_errors.ParametersQuantized(NOWHERE, checkpoint, *found)
         if self.dequantized:
             found = len(self.dequantized), self.dequantized[0]
-            yield errors.ParametersDequantized(NOWHERE, checkpoint, *found)
+            yield change_errors.ParametersDequantized(NOWHERE, checkpoint, *found)
         if self.begun:
-            yield errors.StatesBegun(NOWHERE, checkpoint, len(self.begun), self.begun[0])
+            yield change_errors.StatesBegun(NOWHERE, checkpoint, len(self.begun), self.begun[0])
         if self.dropped:
-            yield errors.StatesDropped(NOWHERE, checkpoint, len(self.dropped), self.dropped[0])
+            yield change_errors.StatesDropped(
+                NOWHERE, checkpoint, len(self.dropped), self.dropped[0]
+            )
 
 
 def changes(
