@@ -201,7 +201,7 @@ def resolve(
                     stored[parameter.name] = axes
                     others = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*others, *here)
-    experts, canonical, elsewhere = apart(program, canonical, elsewhere)
+    experts, canonical, elsewhere = apart(program, canonical, elsewhere, mesh)
     for name, axes in stored.items():
         names = program.parameter(name).type.names
         rest = {dim: on for dim, on in axes.items() if dim not in experts.experts}
@@ -367,15 +367,8 @@ def _misfit(layout: Layout, sizes: Sizes, parameter: str, dim: str, axis: str) -
     if uncut(dim) != dim:
         return BlocksApart(reason.span, uncut(dim), sizes.size(dim), axis, extent)
     works = sizes_that_work(layout, sizes, axis, (), parameter)
-    return Indivisible(
-        reason.span,
-        dim,
-        sizes.size(dim),
-        axis,
-        extent,
-        shown,
-        tuple(size for size in works if size <= 4 * extent),
-    )
+    few = tuple(size for size in works if size <= 4 * extent)
+    return Indivisible(reason.span, dim, sizes.size(dim), axis, extent, shown, few)
 
 
 def sizes_that_work(
