@@ -7,13 +7,12 @@ through the ops that hand them on, products and kept bytes by walking what a ste
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from typing import NamedTuple
 
 from fllmc.codegen import figures
 from fllmc.codegen.timeline import CATEGORIES, timeline
 from fllmc.ir.codebooks import most_moved
-from fllmc.ir.coded import codes_of, owner_name
+from fllmc.ir.coded import SCALES, codes_of, owner_name, value_elements
 from fllmc.ir.ops import (
     AllGather,
     Cast,
@@ -27,9 +26,9 @@ from fllmc.ir.ops import (
     Wait,
 )
 from fllmc.ir.plan import Collective, Frozen, FrozenGroup, Plan
-from fllmc.ir.program import Function, Program
+from fllmc.ir.program import Function, Parameter, Program
 from fllmc.ir.quantities import bytes_text, flops_text
-from fllmc.ir.types import DTYPE_BYTES, Sizes, Type
+from fllmc.ir.types import DTYPE_BYTES, Type
 
 TRAIN, EVALUATE = "train", "evaluate"
 HANDS_ON = (AllGather, Cast, LocalSlice, Rename, Stop, Transpose)
@@ -46,20 +45,41 @@ class Cost(NamedTuple):
     moved: int
     calls: int
 
+    def of(self, rows: int, count: int) -> Cost:
+        """The share of some rows of so many; calls are made for all of them."""
+        stored, beside, gradients, moved = (each * rows // count for each in self[:4])
+        return Cost(stored, beside, gradients, moved, self.calls)
+
 
 def frozen_figures(plan: Plan, full: Plan) -> Frozen:
     """The figures of a plan, and of that of the same spec without its adapter."""
-    names = list(dict.fromkeys(owner_name(p) for p in plan.program.parameters if not p.trainable))
-    here, there = costs(plan, names), costs(full, names)
-    groups = tuple(
-        FrozenGroup(name, elements(full.program, name), *here[name], *there[name]) for name in names
-    )
-    return Frozen(groups, *whole_step(plan), *whole_step(full))
+    frozen = [p for p in plan.program.parameters if not p.trainable]
+    beside = [p for p in plan.program.parameters if p.part_of]
+    groups, trained = (tuple(figures_of(plan, full, chosen)) for chosen in (frozen, beside))
+    return Frozen(groups, *whole_step(plan), *whole_step(full), trained)
 
 
-def elements(program: Program, name: str) -> int:
-    """The number of elements of a whole parameter."""
-    return prod(Sizes(program.sizes.dims).local_shape(program.parameter(name).type.unplaced()))
+def figures_of(plan: Plan, full: Plan, chosen: Sequence[Parameter]) -> Iterator[FrozenGroup]:
+    """The figures of parameters, of one that is stored in parts those of each part's rows."""
+    here = costs(plan, [owner_name(p) for p in chosen])
+    there = costs(full, [p.part_of or owner_name(p) for p in chosen])
+    for parameter in chosen:
+        if parameter.holds == SCALES:
+            continue  # counted with the codes
+        name = owner_name(parameter)
+        own, other = here[name], there[parameter.part_of or name]
+        count = value_elements(parameter, plan.program.sizes)
+        if parameter.rows:
+            whole = plan.program.parameter(parameter.part_of or name)
+            rows = plan.program.sizes.size(whole.row_dim)
+            held = sum(stop - first for first, stop in parameter.stretches)
+            shown = ", ".join(f"{first} to {stop}" for first, stop in parameter.stretches)
+            name, other = f"{whole.name} rows {shown}", other.of(held, rows)
+            if not parameter.part_of:  # the frozen part is zero in the other rows
+                used = own.of(held, rows)
+                own = used._replace(beside=used.beside + own.stored - used.stored)
+                count = count * held // rows
+        yield FrozenGroup(name, count, *own, *other)
 
 
 def whole_step(plan: Plan) -> tuple[int, int, int, int]:
@@ -215,6 +235,7 @@ def frozen_lines(plan: Plan) -> Iterator[str]:
     titles = ("frozen", "elements", "stored", "states, copies", "gradients", "moved/step", "calls")
     rows = [titles, *(row(group.name, (group,)) for group in found.groups)]
     rows.append(row("in all", found.groups))
+    rows += [row(f"{group.name} train", (group,)) for group in found.trained]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(titles))]
     for cells in rows:
         padded = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]

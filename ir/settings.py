@@ -162,13 +162,27 @@ class Quantize(msgspec.Struct, frozen=True):
     span: Span = NOWHERE
 
 
+class Rows(msgspec.Struct, frozen=True):
+    """Rows [first, stop) of the selected parameters are frozen, or trained where `tune` is set.
+
+    Rows count along a parameter's first dim, of each layer of a stack.
+    """
+
+    selector: str
+    first: int
+    stop: int
+    tune: bool = False
+    span: Span = NOWHERE
+
+
 class Adapter(msgspec.Struct, frozen=True):
-    """What an adapter changes, in order: frozen, tuned, low-rank updates, stored in few bits."""
+    """What an adapter changes, in order: frozen, tuned, rows, low-rank updates, bits."""
 
     name: str
     freeze: tuple[str, ...] = ()
     tune: tuple[str, ...] = ()
     lora: tuple[Lora, ...] = ()
+    rows: tuple[Rows, ...] = ()
     quantize: tuple[Quantize, ...] = ()
 
 

@@ -70,8 +70,8 @@ class QuantizeFrozen(Pass, frozen=True):
         forms: dict[str, Form] = {}
         for parameter, directive in chosen(program, self.quantize, wrong):
             along = dim_of_blocks(parameter, directive, program)
-            if parameter.trainable:
-                found = parameter.name, directive.selector, parameter.span
+            if parameter.trainable or parameter.rows:
+                found = parameter.part_of or parameter.name, directive.selector, parameter.span
                 wrong.append(QuantizedTrains(directive.span, *found))
             elif not along:
                 wrong.append(misfit(parameter, directive, program))

@@ -19,6 +19,7 @@ from fllmc.ir.settings import (
     Pipeline,
     Quantize,
     Recompute,
+    Rows,
     Schedule,
     Shard,
     Switch,
@@ -184,6 +185,7 @@ def read_adapter(
     tune: list[str] = []
     lora: list[Lora] = []
     quantize: list[Quantize] = []
+    rows: list[Rows] = []
     for item in section.items:
         text = selector_text(item.selector)
         if isinstance(item, ast.Lora):
@@ -194,12 +196,16 @@ def read_adapter(
             stored, mistakes = _quantize(item, text)
             quantize.append(stored)
             found.extend(mistakes)
+        elif item.fields is not None:
+            stretch, mistakes = _rows(item, item.fields, text)
+            rows.append(stretch)
+            found.extend(mistakes)
         else:
             (freeze if isinstance(item, ast.Freeze) else tune).append(text)
         if paths:
             arrows = isinstance(item, ast.Lora | ast.Quantize)
             found.extend(paths.parameters(item.selector, arrows=arrows))
-    changes = tuple(freeze), tuple(tune), tuple(lora), tuple(quantize)
+    changes = tuple(freeze), tuple(tune), tuple(lora), tuple(rows), tuple(quantize)
     return Adapter(section.name.text, *changes), tuple(found)
 
 
@@ -208,6 +214,15 @@ def _quantize(item: ast.Quantize, selector: str) -> tuple[Quantize, tuple[Diagno
     bits, block = record.choice("bits", (4, 8), 4), record.count("block", 64, low=4)
     stored = Quantize(selector, bits, block, record.name("along"), item.span)
     return stored, record.done()
+
+
+def _rows(
+    item: ast.Freeze | ast.Tune, fields: tuple[ast.Field, ...], selector: str
+) -> tuple[Rows, tuple[Diagnostic, ...]]:
+    tune = isinstance(item, ast.Tune)
+    record = Record("`tune`" if tune else "`freeze`", item.selector.span, fields)
+    first, stop = record.stretch("rows", "(0, 100)")
+    return Rows(selector, first, stop, tune, record.place_of("rows")), record.done()
 
 
 def _lora(item: ast.Lora, selector: str) -> tuple[Lora, tuple[Diagnostic, ...]]:

@@ -25,6 +25,7 @@ from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
 from fllmc.passes.naming import is_stand_in, stand_ins
 from fllmc.passes.place.expert_layout import ExpertDims, apart
+from fllmc.passes.place.part_rows import place_rows
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
@@ -201,6 +202,7 @@ def resolve(
                     stored[parameter.name] = axes
                     others = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*others, *here)
+    found += place_rows(program, sizes, canonical, reasons, stored, stored_reasons)
     experts, canonical, elsewhere = apart(program, canonical, elsewhere, mesh)
     for name, axes in stored.items():
         names = program.parameter(name).type.names

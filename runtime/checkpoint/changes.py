@@ -2,13 +2,13 @@
 
 A trained parameter lies in a checkpoint in the dtype of `params` with its optimizer's states, a
 frozen one in the compute dtype without, a quantised one as codes and scales. Any is read as any
-other, but no codes as codes of another block or number of bits.
+other, and so are rows of one, but no codes as codes of another block or number of bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -20,6 +20,12 @@ from fllmc.runtime.checkpoint.coded import Kind, held_as_codes, names_of
 from fllmc.runtime.checkpoint.files import TORCH_DTYPES
 from fllmc.runtime.checkpoint.manifest import TensorEntry
 from fllmc.runtime.checkpoint.names import STATE_MARK
+
+RowRange: TypeAlias = tuple[int, int, str]
+"""Rows [first, stop) of a tensor, and the dtype in which they are held."""
+
+HeldRows: TypeAlias = Mapping[str, Sequence[RowRange]]
+"""By tensor, the rows that are held."""
 
 FLOATING: Final = {name for name, kind in TORCH_DTYPES.items() if kind.is_floating_point}
 
@@ -69,11 +75,14 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 def changes(
-    stored: Mapping[str, TensorEntry], expected: Mapping[str, tuple[str, Shape]]
+    stored: Mapping[str, TensorEntry],
+    expected: Mapping[str, tuple[str, Shape]],
+    rows: HeldRows = {},  # noqa: B006 - never changed
 ) -> Changes:
     """What differs between a checkpoint and a plan and need not be a fault.
 
-    States begin or are dropped only where both have their parameter.
+    States begin or are dropped only where both have their parameter. `rows` are those that the plan
+    holds of tensors whose rows train in part; of such a tensor some rows may change.
     """
     converted = {
         name: f"{stored[name].dtype} to {dtype}"
@@ -86,10 +95,22 @@ def changes(
     held = {name: (entry.dtype, entry.shape) for name, entry in stored.items()}
     quantized = in_other_form(held, expected)
     dequantized = in_other_form(expected, held)
-    shared = (stored.keys() & expected.keys()) | {*quantized, *dequantized}
-    begun = _states_of(shared, expected.keys() - stored.keys())
-    dropped = _states_of(shared, stored.keys() - expected.keys())
-    return Changes(converted, begun, dropped, quantized, dequantized)
+    both = stored.keys() & expected.keys()
+    shared = both | {*quantized, *dequantized}
+    begun = set(_states_of(shared, expected.keys() - stored.keys()))
+    dropped = set(_states_of(shared, stored.keys() - expected.keys()))
+    for name in sorted(both):
+        entry, (dtype, shape) = stored[name], expected[name]
+        if entry.shape != shape or not (name in rows or entry.absent or entry.mixed):
+            continue
+        wanted = rows.get(name, ((0, shape[0], dtype),))
+        if STATE_MARK in name:
+            begun |= {name} if _lacking(wanted, entry.rows) else set()
+            dropped |= {name} if _lacking(entry.rows, wanted) else set()
+        elif kinds := sorted(_conversions(entry.rows, wanted)):
+            converted[name] = ", ".join(kinds)
+    settled = dict(sorted(converted.items())), tuple(sorted(begun)), tuple(sorted(dropped))
+    return Changes(*settled, quantized, dequantized)
 
 
 def in_other_form(plain: Mapping[str, Kind], coded: Mapping[str, Kind]) -> tuple[str, ...]:
@@ -107,6 +128,27 @@ def converts(name: str, found: str, wanted: str) -> bool:
     To a narrower dtype it is rounded to the nearest, ties to even.
     """
     return STATE_MARK not in name and {found, wanted} <= FLOATING
+
+
+def _lacking(wanted: Sequence[RowRange], held: Sequence[RowRange]) -> bool:
+    """Whether some wanted row is not held."""
+    for first, stop, _ in wanted:
+        for start, end, _ in sorted(held):
+            if start <= first < end:
+                first = end
+        if first < stop:
+            return True
+    return False
+
+
+def _conversions(held: Sequence[RowRange], wanted: Sequence[RowRange]) -> set[str]:
+    """The ways in which rows change their dtype."""
+    return {
+        f"{found} to {kind}"
+        for first, stop, found in held
+        for start, end, kind in wanted
+        if found != kind and first < end and start < stop
+    }
 
 
 def _states_of(parameters: set[str], names: set[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.evaluate import evaluate
 from fllmc.ir.ops import AllGather, Dequantize, Take
 from fllmc.ir.program import Program
-from fllmc.ir.settings import Lora, Quantize, Schedule, Shard
+from fllmc.ir.settings import Lora, Quantize, Rows, Schedule, Shard
 from fllmc.ir.span import Span
 from fllmc.ir.types import Axis, Mesh
 from fllmc.passes.accumulate import Accumulate
@@ -28,6 +28,7 @@ from fllmc.passes.place.place import Place
 from fllmc.passes.quantize_frozen import QuantizeFrozen
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
+from fllmc.passes.split_rows import SplitRows
 from fllmc.passes.store_frozen import StoreFrozen
 from tests.ir.blockwise import coded, packed
 from tests.oracle.techniques import combined
@@ -162,6 +163,14 @@ def test_what_trains_is_not_quantised() -> None:
     declared = tuple(replace(p, span=other) for p in program.parameters)
     found = refused(replace(program, parameters=declared), directive())
     assert [label.span for label in found.secondary()] == [other]
+
+
+def test_what_trains_in_part_is_not_quantised() -> None:
+    program = run(base(), SplitRows((Rows("body.*.mlp.gate", 0, 2, tune=True),)))
+    with pytest.raises(DiagnosticError) as caught:
+        run(program, QuantizeFrozen((directive(),)))
+    assert {found.code for found in caught.value.diagnostics} == {"E0365"}
+    assert all("`body.mlp.gate` trains" in found.message() for found in caught.value.diagnostics)
 
 
 @pytest.mark.parametrize(
