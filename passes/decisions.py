@@ -13,6 +13,7 @@ from fllmc.ir.settings import Schedule
 from fllmc.passes.context_decisions import attentions
 from fllmc.passes.expert_decisions import exchanges
 from fllmc.passes.place import summary
+from fllmc.passes.quantize_decisions import quantized
 
 
 def decisions(program: Program, schedule: Schedule) -> tuple[Decision, ...]:
@@ -21,6 +22,7 @@ def decisions(program: Program, schedule: Schedule) -> tuple[Decision, ...]:
     """
     return (
         *placements(program, schedule),
+        *quantized(program),
         *attentions(program, schedule),
         *exchanges(program),
         *kept(program, schedule),
