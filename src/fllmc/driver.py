@@ -10,7 +10,7 @@ from msgspec import structs
 from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
-from fllmc.fitting import within_budget
+from fllmc.fitting import check_host, within_budget
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
@@ -72,12 +72,15 @@ def compile_spec(
     done = finish(spec, cx, clock, keep, within)
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
-    reasons = (*done.decisions, *decisions(done.sharded, values), *told)
+    known_of = {each.subject for each in told}
+    others_told = (d for d in decisions(done.sharded, values) if d.subject not in known_of)
+    reasons = (*done.decisions, *others_told, *told)
     known = load_target(target or "cpu")
     first, *others = done.programs
     plan = make_plan(
         first, spec, known, reasons, mesh_read, done.pipe, others, timeline=done.timeline
     )
+    check_host(plan, spec.schedule)
     if not target:
         plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
     plan = structs.replace(plan, frozen=frozen_share(plan, spec))

@@ -235,4 +235,11 @@ BUGS = (
         "if fits:",
         ("data", "zero 1", "tensor"),
     ),
+    Bug(
+        "what waits in host memory is neither kept nor made again",
+        "passes.recompute_budget",
+        "decision = decision_of(held.all,",
+        "decision = decision_of(held.kept,",
+        ("budget",),
+    ),
 )
