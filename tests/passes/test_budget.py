@@ -190,7 +190,7 @@ def test_a_budget_that_cannot_be_met_says_by_how_much_and_what_would() -> None:
 
 def test_micro_batches_in_flight_count() -> None:
     """An early stage of a pipeline keeps several, so it keeps less of each."""
-    spec, devices = drawn("", LOTS)
+    spec, devices = drawn("", LOTS, host_gib=0.0)
     trial = Trial(spec, devices, "cpu")
     once = trial.keeping(trial.whole.least * 4)
     passes = (once, structs.replace(once, in_flight=4))
