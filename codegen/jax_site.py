@@ -27,6 +27,10 @@ class Site(Protocol):
         """The results' types."""
         ...
 
+    def dtype_of(self, kind: Type) -> Any:
+        """The JAX dtype in which values of a type are held."""
+        ...
+
     def size(self, name: str) -> int:
         """The size of a dim."""
         ...

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fllmc.codegen import jax_attention as attention
+from fllmc.codegen import jax_blockwise as blockwise
 from fllmc.codegen import jax_experts as experts
 from fllmc.codegen.jax_site import aligned
 from fllmc.ir import ops, philox
@@ -30,6 +31,8 @@ DTYPES: Mapping[str, str] = {
     "f16": "float16",
     "i64": "int64",
     "i32": "int32",
+    "i8": "int8",
+    "u8": "uint8",
     "bool": "bool",
 }
 
@@ -96,6 +99,10 @@ class _Site(NamedTuple):
     def size(self, name: str) -> int:
         """The size of a dim."""
         return self.runner.sizes.size(name)
+
+    def dtype_of(self, kind: Type) -> Any:
+        """The JAX dtype in which values of a type are held."""
+        return self.runner.dtype(kind)
 
     @property
     def dtype(self) -> Any:
@@ -333,6 +340,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Cast: _cast,
     ops.Combine: experts.combine,
     ops.Cos: _elementwise(_jnp.cos),
+    ops.Dequantize: blockwise.dequantize,
     ops.Dispatch: experts.dispatch,
     ops.Div: _elementwise(_jnp.divide),
     ops.Dot: _dot,
@@ -358,6 +366,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Pow: _elementwise(_jnp.power),
     ops.Put: _put,
     ops.PutAdd: _put_add,
+    ops.Quantize: blockwise.quantize,
     ops.Random: _random,
     ops.ReduceMax: _max,
     ops.ReduceSum: _sum,

@@ -9,6 +9,7 @@ from fllmc.codegen import torch_experts as experts
 from fllmc.codegen.function_text import FunctionText, position
 from fllmc.codegen.memory import flat_elements
 from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
+from fllmc.codegen.torch_blockwise import blockwise
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
 from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
@@ -21,6 +22,7 @@ from fllmc.ir.ops import (
     Chunk,
     Coalesced,
     Combine,
+    Dequantize,
     Dispatch,
     Dot,
     DotAdd,
@@ -34,6 +36,7 @@ from fllmc.ir.ops import (
     Pick,
     Put,
     PutAdd,
+    Quantize,
     Random,
     ReduceMax,
     ReduceScatter,
@@ -50,6 +53,7 @@ from fllmc.ir.ops import (
     TopK,
     Transpose,
     Unchunk,
+    Wait,
 )
 from fllmc.ir.program import Op
 from fllmc.ir.types import Type, deals_zigzag
@@ -327,6 +331,12 @@ def local_slice(text: FunctionText, op: Op, at: int) -> list[str]:
     return [f"{text.tensor(op.results[0])}.copy_({part})"]
 
 
+def wait(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Nothing is computed until what was started is there."""
+    del op
+    return [f"rt.wait({text.handle(text.waits[at])})"]
+
+
 TORCH: Final[Mapping[type[Attrs], Rule]] = {
     **{attrs: elementwise for attrs in ELEMENTWISE if issubclass(attrs, Elementwise)},
     AllGather: moved("all_gather"),
@@ -338,6 +348,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     RingAttend: ring_attend,
     RingAttendGrad: ring_attend,
     Combine: experts.moved,
+    Dequantize: blockwise,
     Dispatch: experts.moved,
     Dot: dot,
     DotAdd: dot,
@@ -353,6 +364,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Pick: pick,
     Put: put,
     PutAdd: put,
+    Quantize: blockwise,
     Random: random,
     ReduceMax: reduction("amax"),
     ReduceScatter: moved("reduce_scatter"),
@@ -365,4 +377,5 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Tally: experts.tally,
     TopK: experts.top_k,
     Transpose: transpose,
+    Wait: wait,
 }

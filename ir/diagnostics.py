@@ -42,6 +42,8 @@ class Diagnostic(Struct, frozen=True):
     label: ClassVar[str] = ""
     note: ClassVar[tuple[str, ...]] = ()
     help: ClassVar[tuple[str, ...]] = ()
+    infeasible: ClassVar[bool] = False
+    """Whether the input is right, and only mesh, memory or counts leave no plan of it."""
 
     span: Span
 
@@ -57,6 +59,10 @@ class Diagnostic(Struct, frozen=True):
     def primary(self) -> str:
         """The words at the place itself; understood without the message."""
         return self.fill(self.label)
+
+    def setting(self) -> str:
+        """The field of the schedule that it speaks of, if that is what gives it a place."""
+        return ""
 
     def secondary(self) -> tuple[Label, ...]:
         """Other places that explain the mistake."""

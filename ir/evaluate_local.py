@@ -15,6 +15,7 @@ import numpy as np
 
 from fllmc.ir import ops, philox
 from fllmc.ir.evaluate_attention import attend, attend_grad, rope
+from fllmc.ir.evaluate_blockwise import dequantize, quantize
 from fllmc.ir.evaluate_experts import (
     combine,
     dispatch,
@@ -226,6 +227,7 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Chunk: chunk,
     ops.Combine: combine,
     ops.Cos: elementwise(np.cos),
+    ops.Dequantize: dequantize,
     ops.Dispatch: dispatch,
     ops.Div: elementwise(np.true_divide),
     ops.Dot: dot,
@@ -251,6 +253,7 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Put: put,
     ops.PutAdd: put_add,
     ops.PutAdd: put_add,
+    ops.Quantize: quantize,
     ops.Random: random,
     ops.ReduceMax: reduce_max,
     ops.ReduceSum: reduce_sum,

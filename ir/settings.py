@@ -128,13 +128,15 @@ class Pipeline(msgspec.Struct, frozen=True):
     """The order in which pipeline stages work; see `passes/schedule`.
 
     `chunks` are the virtual stages of a rank. `memory` bounds kept activations, in those that 1F1B
-    keeps on its first stage; 0 stands for 1.
+    keeps on its first stage; 0 stands for no bound, and for 1 where an order is looked for. An
+    `exact` order is looked for until it is proven best, or the solver's effort is spent.
     """
 
     kind: str = "1f1b"
     chunks: int = 1
     memory: float = 0.0
     span: Span = NOWHERE
+    exact: bool = False
 
 
 class Lora(msgspec.Struct, frozen=True):
@@ -161,12 +163,17 @@ Context = Literal["gather", "ring", "exchange"]
 round a ring, or heads are exchanged for sequence."""
 
 
+Switch = Literal["on", "off"]
+
+
 class Schedule(msgspec.Struct, frozen=True):
     """Placement and memory directives.
 
     `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `host_gib` bounds what of it
     waits in host memory instead; without it the target's figure does. `loss_chunks` and
-    `backward_chunks` cut the loss and the backward pass of a layer along the sequence.
+    `backward_chunks` cut the loss and the backward pass of a layer along the sequence. With
+    `overlap` collectives and host copies run beside computation. `places` are where fields stand in
+    the text.
     """
 
     name: str = "default"
@@ -181,6 +188,12 @@ class Schedule(msgspec.Struct, frozen=True):
     host_gib: float | None = None
     loss_chunks: int = 1
     backward_chunks: int = 1
+    overlap: Switch = "on"
+    places: tuple[tuple[str, Span], ...] = ()
+
+    def place_of(self, field: str) -> Span:
+        """Where a field stands, or nowhere."""
+        return dict(self.places).get(field, NOWHERE)
 
 
 class Spec(msgspec.Struct, frozen=True):

@@ -24,6 +24,8 @@ DTYPE_BYTES: Final[Mapping[str, int]] = {
     "f16": 2,
     "i64": 8,
     "i32": 4,
+    "i8": 1,
+    "u8": 1,
     "bool": 1,
 }
 FLOATS: Final = ("f64", "f32", "bf16", "f16")

@@ -137,8 +137,15 @@ def grouped(*, rows: int, experts: int, columns: int, inner: int, width: int) ->
     return Cost(2 * rows * columns * inner, moved * width)
 
 
+def quantized(*, elements: int, block: int, bits: int, width: int) -> Cost:
+    """A value read or written, its codes and the 4 bytes of each block's scale written or read."""
+    return Cost(elements, elements * width + elements * bits // 8 + elements // block * 4)
+
+
 _Q, _K = "[batch, heads, queries, dim]", "[batch, groups, keys, dim]"
 _LSE = "[batch, heads, queries], f32, or f64 for f64"
+_BLOCKS, _SCALES = "[blocks, block, inner]", "f32 [blocks, inner]"
+_CODES = "i8 [blocks, block, inner], or u8 [blocks, block / 2, inner] at 4 bits"
 _GROUPS = "groups divides heads"
 _MASK = "queries <= keys; a causal mask is aligned bottom right"
 _APART = "out overlaps no operand"
@@ -264,6 +271,24 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         spread,
     ),
     Kernel(
+        "quantize",
+        "blockwise",
+        (("x", _BLOCKS), ("bits", "4 or 8"), ("out", f"(codes {_CODES}, scales {_SCALES})")),
+        "out",
+        "the nearest level of each element in its block's scale, and the scales",
+        ("block is even", _APART),
+        quantized,
+    ),
+    Kernel(
+        "dequantize",
+        "blockwise",
+        (("codes", _CODES), ("scales", _SCALES), ("bits", "4 or 8"), ("out", _BLOCKS)),
+        "out",
+        "the level of each code times its block's scale",
+        ("block is even", _APART),
+        quantized,
+    ),
+    Kernel(
         "random",
         "dropout",
         (("seed", "whole number below 2**53"), ("samples", "i64 [batch]"),
@@ -331,20 +356,22 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "grouped_dot",
         "experts",
         (("rows", "[sequences, rows, inner]"), ("weight", "[experts, inner, columns]"),
-         ("counts", "i64 [sequences, experts]"), ("out", "[sequences, rows, columns]")),
+         ("index", _CHOICES), ("start", "number of the first expert of weight"),
+         ("out", "[sequences, rows, columns]")),
         "out",
         "each expert's run of rows times its matrix, zeros behind the last run",
-        ("the counts of a sequence sum to rows at most", _APART),
+        ("a sequence chooses these experts as often as it has rows at most", _APART),
         grouped,
     ),
     Kernel(
         "grouped_outer",
         "experts",
         (("a", "[sequences, rows, inner]"), ("b", "[sequences, rows, columns]"),
-         ("counts", "i64 [sequences, experts]"), ("out", "[experts, inner, columns]")),
+         ("index", _CHOICES), ("start", "number of the first expert of out"),
+         ("out", "[experts, inner, columns]")),
         "out",
         "for each expert the sum of the outer products of its rows",
-        ("the counts of a sequence sum to rows at most", _APART),
+        ("a sequence chooses these experts as often as it has rows at most", _APART),
         grouped,
     ),
 )  # fmt: skip

@@ -211,6 +211,7 @@ class BudgetUnmet(Diagnostic, frozen=True):
     """
 
     code: ClassVar[str] = "E0402"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = "a rank needs {least}, and the budget is {budget}"
     note: ClassVar[tuple[str, ...]] = (
         "it is {over} too small, with all recomputed that can be: {kept} are kept",
@@ -221,6 +222,10 @@ class BudgetUnmet(Diagnostic, frozen=True):
     over: str
     kept: str
     ways: tuple[str, ...] = ()
+
+    def setting(self) -> str:
+        """Where the budget was set."""
+        return "budget_gib"
 
     def helps(self) -> tuple[str, ...]:
         """What was tried and fits."""

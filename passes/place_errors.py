@@ -22,6 +22,7 @@ class Indivisible(Diagnostic, frozen=True):
     """
 
     code = "E0310"
+    infeasible = True
     title = "axis `{axis}` of size {extent} does not divide `{dim}` of size {size}"
     label = "`{dim}` is divided over `{axis}` here"
     note = ("each rank holds an equal part of a divided dim",)
@@ -138,6 +139,7 @@ class UnevenSequence(Diagnostic, frozen=True):
     """
 
     code = "E0325"
+    infeasible = True
     title = (
         "`{dim}` of size {size} does not make two stretches for each of {extent} ranks on `{axis}`"
     )
@@ -176,6 +178,7 @@ class TooFewHeads(Diagnostic, frozen=True):
     """
 
     code = "E0326"
+    infeasible = True
     title = "`{dim}` of size {size} can't be divided over {axes} of {extent} ranks"
     label = "`{along}` is divided here, and exchanged for `{dim}` in attention"
     help = ("`context: gather` or `context: ring` divide no heads",)

@@ -29,11 +29,16 @@ class UnevenMicrobatches(Diagnostic, frozen=True):
     """A batch is cut into micro-batches of equal size, so their number must divide its samples."""
 
     code: ClassVar[str] = "E0501"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = "a batch of {batch} samples can't be cut into {count} micro-batches"
     label: ClassVar[str] = "does not divide {batch}"
 
     batch: int
     count: int
+
+    def setting(self) -> str:
+        """Where it was asked for."""
+        return "microbatches"
 
     def helps(self) -> tuple[str, ...]:
         """The numbers that work, nearest first."""
@@ -57,6 +62,7 @@ class UnevenChunks(Diagnostic, frozen=True):
     """Chunks are equal parts of the sequence, so their number must divide its length."""
 
     code: ClassVar[str] = "E0503"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = "`{dim}` of size {size} can't be cut into {count} chunks"
     label: ClassVar[str] = "does not divide {size}"
 
@@ -64,6 +70,10 @@ class UnevenChunks(Diagnostic, frozen=True):
     size: int
     count: int
     field: str = "loss_chunks"
+
+    def setting(self) -> str:
+        """Where it was asked for."""
+        return self.field
 
     def helps(self) -> tuple[str, ...]:
         """The numbers that work, nearest first."""
@@ -84,6 +94,10 @@ class NothingToChunk(Diagnostic, frozen=True):
     title: ClassVar[str] = "`backward_chunks` changes nothing"
     label: ClassVar[str] = "no layer has such values"
 
+    def setting(self) -> str:
+        """Where it was asked for."""
+        return "backward_chunks"
+
 
 class NoChunks(Diagnostic, frozen=True):
     """What is to be cut into chunks can't be computed for some positions of the sequence at a time.
@@ -99,3 +113,7 @@ class NoChunks(Diagnostic, frozen=True):
 
     why: str
     field: str = "loss_chunks"
+
+    def setting(self) -> str:
+        """Where it was asked for."""
+        return self.field

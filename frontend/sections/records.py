@@ -118,6 +118,14 @@ class Record:
         self.wrong(key, value, " or ".join(f"`{word}`" for word in words), words)
         return default
 
+    def flag(self, key: str) -> bool:
+        """`true` or `false`; false if missing."""
+        value = self.value(key)
+        if value is None or isinstance(value, ast.Boolean):
+            return value is not None and value.value
+        self.wrong(key, value, "`true` or `false`")
+        return False
+
     def call(self, key: str, names: Sequence[str], example: str = "") -> Record | None:
         """`NAME(key: value, ...)` as a record of its own; None if missing or wrong."""
         value = self.value(key, example)

@@ -20,6 +20,7 @@ from fllmc.ir.settings import (
     Recompute,
     Schedule,
     Shard,
+    Switch,
     Zero,
 )
 from fllmc.ir.types import Axis, Mesh
@@ -91,6 +92,8 @@ class _ScheduleReader:
             host_gib=record.number("host_gib", 0.0) if record.has("host_gib") else None,
             loss_chunks=record.count("loss_chunks", 1, low=1),
             backward_chunks=record.count("backward_chunks", 1, low=1),
+            overlap=cast(Switch, record.word("overlap", get_args(Switch), "on")),
+            places=tuple((name, field.value.span) for name, field in record.fields.items()),
         )
 
     def pipeline(self) -> Pipeline | None:
@@ -100,7 +103,8 @@ class _ScheduleReader:
             return None
         (name,) = (kind for kind in PIPELINES if found.what == f"`{kind}`")
         chunks = found.count("chunks", 2 if name in CHUNKED else 1, low=1)
-        pipeline = Pipeline(name, chunks, found.number("memory", 0.0), found.place)
+        memory, exact = found.number("memory", 0.0), found.flag("exact")
+        pipeline = Pipeline(name, chunks, memory, found.place, exact)
         self.record.take(found)
         return pipeline
 

@@ -6,6 +6,7 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
+from fllmc.ir.ops.blockwise import Blockwise, Dequantize, Quantize
 from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
@@ -63,6 +64,7 @@ from fllmc.ir.ops.elementwise import (
     Where,
 )
 from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -80,6 +82,7 @@ AnyAttrs = (
     | Coalesced
     | Combine
     | Cos
+    | Dequantize
     | Dispatch
     | Div
     | Dot
@@ -106,6 +109,7 @@ AnyAttrs = (
     | Pow
     | Put
     | PutAdd
+    | Quantize
     | Random
     | ReduceMax
     | ReduceScatter
@@ -132,6 +136,7 @@ AnyAttrs = (
     | TopK
     | Transpose
     | Unchunk
+    | Wait
     | Where
 )
 
@@ -142,6 +147,7 @@ OPS: dict[str, type[Attrs]] = {
 __all__ = [
     "COLLECTIVES",
     "OPS",
+    "STARTABLE",
     "Add",
     "AddN",
     "AllGather",
@@ -151,12 +157,14 @@ __all__ = [
     "Attend",
     "AttendGrad",
     "Attrs",
+    "Blockwise",
     "Call",
     "Cast",
     "Chunk",
     "Coalesced",
     "Combine",
     "Cos",
+    "Dequantize",
     "Dispatch",
     "Div",
     "Dot",
@@ -185,6 +193,7 @@ __all__ = [
     "Pow",
     "Put",
     "PutAdd",
+    "Quantize",
     "Random",
     "Reduce",
     "ReduceMax",
@@ -214,5 +223,6 @@ __all__ = [
     "Transpose",
     "TypeRuleError",
     "Unchunk",
+    "Wait",
     "Where",
 ]

@@ -97,6 +97,16 @@ def place_dim(dim: Dim, axes: Axes) -> Dim:
     return Dim(dim.name, axes.get(dim.name, ()))
 
 
+def blockwise(site: Site, op: Op, attrs: ops.Quantize | ops.Dequantize) -> Sequence[Value]:
+    """Where the value's dims are, if each rank then holds whole blocks; codes and scales alike."""
+    value = (*op.operands, *op.results)[0 if isinstance(attrs, ops.Quantize) else 2]
+    axes = dict(site.layout.axes(site.source.types[value].names))
+    dim = one_stretch(place_dim(Dim(attrs.dim), axes))
+    whole = site.mover.build.sizes.size(attrs.blocks) % site.layout.mesh.extent(dim.axes)
+    axes.update(dict.fromkeys((attrs.dim, attrs.codes, attrs.blocks), () if whole else dim.axes))
+    return site.emit(attrs, *(site.take(operand, axes) for operand in op.operands))
+
+
 def fill(site: Site, op: Op, attrs: ops.Fill) -> Sequence[Value]:
     """Made where it is used."""
     return (Constant(site.source.types[op.results[0]], attrs.value, op),)
@@ -253,13 +263,10 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
             ops.Dot,
-            ops.GroupedDot,
-            ops.GroupedOuter,
             ops.Iota,
             ops.Random,
             ops.Rope,
             ops.Spread,
-            ops.Tally,
             ops.TopK,
         ),
         at_home,
@@ -309,17 +316,22 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
             ops.Pipeline,
             ops.Share,
             ops.ToHost,
+            ops.Wait,
         ),
         misplaced,
     ),
     **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),
+    **dict.fromkeys((ops.Dequantize, ops.Quantize), blockwise),
     ops.Combine: experts.combine,
     ops.Dispatch: experts.dispatch,
     ops.Fill: fill,
+    ops.GroupedDot: experts.grouped,
+    ops.GroupedOuter: experts.grouped,
     ops.Pick: picked,
     ops.Put: put_back,
     ops.ReduceMax: greatest,
     ops.ReduceSum: summed,
     ops.Take: looked_up,
+    ops.Tally: experts.tally,
 }
 """Every op but scan, which `scans.py` places."""

@@ -9,11 +9,15 @@ from fllmc.ir.settings import Pipeline
 from fllmc.ir.timetable import Action, Timetable
 from fllmc.passes.schedule.costs import Costs
 from fllmc.passes.schedule.errors import (
+    KeepsMore,
+    NoSolver,
     NoSuchChunks,
     NoSuchSchedule,
+    NothingToSearch,
     NotInGroups,
     TooLittleMemory,
 )
+from fllmc.passes.schedule.exact import exact, installed
 from fllmc.passes.schedule.families import FAMILIES, folded, looped, one_f_one_b
 from fllmc.passes.schedule.greedy import automatic
 from fllmc.passes.schedule.simulate import Simulation, simulate
@@ -33,6 +37,10 @@ def homes_of(pipeline: Pipeline, ranks: int) -> tuple[int, ...]:
     if kind not in KINDS:
         known = ", ".join(f"`{name}`" for name in KINDS)
         raise DiagnosticError(NoSuchSchedule(pipeline.span, kind, known))
+    if pipeline.exact and kind != AUTO:
+        raise DiagnosticError(NothingToSearch(pipeline.span, kind))
+    if pipeline.exact and not installed():
+        raise DiagnosticError(NoSolver(pipeline.span))
     if kind in SINGLE and chunks != 1:
         raise DiagnosticError(NoSuchChunks(pipeline.span, kind, "one stage", chunks))
     if kind == "zb_v" and chunks != 2:
@@ -52,10 +60,29 @@ def chosen(pipeline: Pipeline, ranks: int, micros: int, costs: Costs) -> Simulat
         found = automatically(pipeline, homes, ranks, micros, costs)
     else:
         found = simulate(FAMILIES[pipeline.kind](ranks, micros, pipeline.chunks), costs)
+        within(pipeline, found, ranks * unit(homes, costs))
     wrong = faults(found.timetable)
     if wrong:
         raise InternalError(f"{pipeline.kind}: {wrong[0].text}")
     return found
+
+
+def unit(homes: tuple[int, ...], costs: Costs) -> float:
+    """What the rank that keeps most keeps of one micro-batch."""
+    kept = [0.0] * (max(homes) + 1)
+    for stage, home in enumerate(homes):
+        kept[home] += costs.kept[stage]
+    return max(kept)
+
+
+def within(pipeline: Pipeline, found: Simulation, plain: float) -> None:
+    """DiagnosticError where it keeps more than the schedule allows; `plain` is what 1F1B keeps."""
+    most, memory = max(found.peaks), pipeline.memory
+    if memory and most > memory * plain * (1 + 1e-9):
+        share = most / plain
+        raise DiagnosticError(
+            KeepsMore(pipeline.span, pipeline.kind, share, share - memory, memory)
+        )
 
 
 def automatically(
@@ -66,9 +93,8 @@ def automatically(
     A weight gradient that takes no time, as of frozen weights, fills no wait: then nothing is
     split, and another order than 1F1B is only looked for where that takes too much memory.
     """
-    unit = max(costs.kept, default=0.0)
     memory = pipeline.memory or 1.0
-    limits = [memory * ranks * unit] * ranks
+    limits = [memory * ranks * unit(homes, costs)] * ranks
     plain = simulate(one_f_one_b(ranks, micros), costs)
     fits = all(peak <= limit * (1 + 1e-9) for peak, limit in zip(plain.peaks, limits, strict=True))
     best = None
@@ -82,7 +108,8 @@ def automatically(
     if not options:
         needed = 1.0 / ranks  # one micro-batch after the other
         raise DiagnosticError(TooLittleMemory(pipeline.span, memory, needed, needed - memory))
-    return min(options, key=lambda each: round(each.bubble, 9))
+    found = min(options, key=lambda each: round(each.bubble, 9))
+    return exact(found, costs, limits) if pipeline.exact else found
 
 
 def unsplit(timetable: Timetable) -> Timetable:

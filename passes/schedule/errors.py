@@ -1,4 +1,7 @@
-"""What can be wrong with pipeline schedules, in words. Codes E0521 to E0529, and E0421."""
+"""What can be wrong with pipeline schedules, in words.
+
+Codes E0521 to E0529, E0421 and E0422, and E0841.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ class NotInGroups(Diagnostic, frozen=True):
     """
 
     code: ClassVar[str] = "E0521"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = (
         "`interleaved` on {ranks} ranks needs a multiple of {ranks} micro-batches, not {micros}"
     )
@@ -50,12 +54,53 @@ class TooLittleMemory(Diagnostic, frozen=True):
     """
 
     code: ClassVar[str] = "E0421"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = "no schedule keeps within {memory:g} of what 1F1B keeps: {short:g} short"
     help: ClassVar[tuple[str, ...]] = ("`memory: {needed:g}` is the least that works",)
 
     memory: float
     needed: float
     short: float
+
+
+class KeepsMore(Diagnostic, frozen=True):
+    """A published schedule keeps what it keeps, and that is more than `memory` allows.
+
+    `memory` counts activations in those that the first stage of 1F1B keeps: one for each rank.
+    """
+
+    code: ClassVar[str] = "E0422"
+    infeasible: ClassVar[bool] = True
+    title: ClassVar[str] = "`{kind}` keeps {kept:g} of what 1F1B keeps: {over:g} over {memory:g}"
+    help: ClassVar[tuple[str, ...]] = (
+        "`auto(memory: {memory:g})` looks for an order that keeps within it",
+    )
+
+    kind: str
+    kept: float
+    over: float
+    memory: float
+
+
+class NothingToSearch(Diagnostic, frozen=True):
+    """`exact` looks for the best of all orders; a schedule with a name of its own is one order."""
+
+    code: ClassVar[str] = "E0524"
+    title: ClassVar[str] = "`{kind}` is one order of work, so there is nothing `exact` to find"
+    help: ClassVar[tuple[str, ...]] = ("`auto` looks for the best order",)
+
+    kind: str
+
+
+class NoSolver(Diagnostic, frozen=True):
+    """The exact search for an order of work is done by OR-tools, which is not installed by default.
+
+    Without `exact`, orders are made by rules, and the best of many is taken.
+    """
+
+    code: ClassVar[str] = "E0841"
+    title: ClassVar[str] = "`exact` needs OR-tools, and it is not installed"
+    help: ClassVar[tuple[str, ...]] = ("`pip install 'fllmc[solver]'` installs it",)
 
 
 class NoSuchSchedule(Diagnostic, frozen=True):

@@ -18,7 +18,8 @@ from fllmc.passes.schedule.costs import Costs
 class Simulation(msgspec.Struct, frozen=True):
     """The times of a step. `begins` and `ends` are by action, `peaks` by rank.
 
-    `stuck` holds each rank's next action where the step does not come to its end.
+    `stuck` holds each rank's next action where the step does not come to its end. No order of the
+    same work within the same memory has a bubble below `bound`, as far as is proven.
     """
 
     timetable: Timetable
@@ -26,6 +27,7 @@ class Simulation(msgspec.Struct, frozen=True):
     ends: Mapping[Action, float]
     peaks: tuple[float, ...]
     stuck: tuple[Action, ...] = ()
+    bound: float = 0.0
 
     @property
     def makespan(self) -> float:

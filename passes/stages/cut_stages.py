@@ -28,7 +28,7 @@ from fllmc.passes.inline import reachable
 from fllmc.passes.optimizer_step import STATES
 from fllmc.passes.schedule.choose import chosen, homes_of
 from fllmc.passes.schedule.costs import Costs
-from fllmc.passes.schedule.simulate import simulate
+from fllmc.passes.schedule.simulate import Simulation, simulate
 from fllmc.passes.stages.body import Body, scan_attrs
 from fllmc.passes.stages.costs import stage_costs, unit_costs
 from fllmc.passes.stages.cut_body import Cutter, StageWork
@@ -41,18 +41,15 @@ from fllmc.passes.stages.split_backward import Splitter
 
 
 class Cut(NamedTuple):
-    """The program of each rank of the pipeline axis, the order of work, and what stages cost."""
+    """The program of each rank of the pipeline axis, and the order of work as it is simulated."""
 
     programs: tuple[Program, ...]
-    table: Timetable | None
-    costs: Costs | None
+    work: Simulation | None
 
     @property
     def timeline(self) -> tuple[Timed, ...]:
-        """The work of a step as it is simulated for these costs."""
-        if self.table is None or self.costs is None:
-            return ()
-        return simulate(self.table, self.costs).timeline
+        """The work of a step."""
+        return self.work.timeline if self.work is not None else ()
 
 
 def stage_programs(program: Program, asked: Asked, micros: int) -> Cut:
@@ -62,8 +59,8 @@ def stage_programs(program: Program, asked: Asked, micros: int) -> Cut:
     """
     ranks = program.mesh.extent((asked.axis,))
 
-    def choose(costs: Costs) -> Timetable:
-        return chosen(asked.order, ranks, micros, costs).timetable
+    def choose(costs: Costs) -> Simulation:
+        return chosen(asked.order, ranks, micros, costs)
 
     homes = homes_of(asked.order, ranks)
     halves = asked.order.kind in HALVING
@@ -82,7 +79,7 @@ class Plan(msgspec.Struct, frozen=True):
     axis: str
     dims: tuple[str, ...]
     homes: tuple[int, ...]
-    choose: Callable[[Costs], Timetable]
+    choose: Callable[[Costs], Simulation]
     halves: bool = False
     span: Span = NOWHERE
 
@@ -95,11 +92,10 @@ class Plan(msgspec.Struct, frozen=True):
 
 def cut_stages(program: Program, plan: Plan) -> Cut:
     """The program of each rank of the pipeline axis."""
-    costs: Costs | None = None
     bodies = {name: entry_body(program, name, plan) for name in program.entries}
     split = chosen_split(program, bodies, plan)
     names = part_names(split, bodies, plan.chunks)
-    table: Timetable | None = None
+    order: Simulation | None = None
     steps: dict[str, Step] = {}
     made: dict[str, Function] = {}
     for name, (loop, body) in bodies.items():
@@ -107,31 +103,33 @@ def cut_stages(program: Program, plan: Plan) -> Cut:
         cutter = Cutter(body, split, program.sizes, program.signatures, names, carries)
         works = cutter.cut()
         if loop >= 0:
-            works, halves, table, costs = ordered(program, plan, works, body)
+            works, halves, order = ordered(program, plan, works, body)
             made |= halves
         steps[name] = entry_step(program, name, loop, body, named(works, name, made))
     homes = parameter_homes(program, plan, steps, split, bodies)
     ranks = range(len(plan.chunks))
+    table = order.timetable if order is not None else None
     programs = tuple(rank_program(program, table, steps, homes, rank, made) for rank in ranks)
-    return Cut(programs, table, costs)
+    return Cut(programs, order)
 
 
 def ordered(
     program: Program, plan: Plan, works: list[StageWork], body: Body
-) -> tuple[list[StageWork], dict[str, Function], Timetable, Costs]:
+) -> tuple[list[StageWork], dict[str, Function], Simulation]:
     """The stages, their backward in halves where the order of work wants it, and that order."""
     costs = stage_costs(program, works)
     if not plan.halves:
-        return works, {}, plan.choose(costs), costs
+        return works, {}, plan.choose(costs)
     functions = {f.name: f for f in program.functions}
     splitter = Splitter(functions, program.sizes, body.function.outputs)
     halves = [splitter.split(work) for work in works]
-    whole = structs.replace(program, functions=(*program.functions, *splitter.made.values()))
-    fine = stage_costs(whole, halves)
-    table = plan.choose(fine)
-    if any(action.kind == "W" for row in table.rows for action in row):
-        return halves, splitter.made, table, fine
-    return works, {}, table, costs
+    known = structs.replace(program, functions=(*program.functions, *splitter.made.values()))
+    fine = stage_costs(known, halves)
+    order = plan.choose(fine)
+    if any(action.kind == "W" for row in order.timetable.rows for action in row):
+        return halves, splitter.made, order
+    whole = simulate(order.timetable, costs)
+    return works, {}, structs.replace(whole, bound=min(order.bound, whole.bubble))
 
 
 def entry_body(program: Program, name: str, plan: Plan) -> tuple[int, Body]:

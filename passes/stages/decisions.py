@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from fllmc.ir.plan import Decision
 from fllmc.ir.program import Program
-from fllmc.passes.schedule.simulate import simulate
+from fllmc.passes.schedule.simulate import Simulation
 from fllmc.passes.stages.cut_stages import Cut
 from fllmc.passes.stages.directives import Asked
 
@@ -14,21 +14,26 @@ from fllmc.passes.stages.directives import Asked
 def stage_decisions(cut: Cut, asked: Asked) -> Iterator[Decision]:
     """The order of work, and what each rank of the pipeline axis has."""
     kind, chunks = asked.order.kind, asked.order.chunks
-    if cut.table is not None and cut.costs is not None:
-        bubble = simulate(cut.table, cut.costs).bubble
-        choice = f"{cut.table.name}, {cut.table.micros} micro-batches"
+    if cut.work is not None:
+        table = cut.work.timetable
+        choice = f"{table.name}, {table.micros} micro-batches"
         choice += f", {chunks} stages a rank" if chunks > 1 else ""
-        yield Decision(
-            f"pipeline over {asked.axis}",
-            choice,
-            f"the schedule asks for `{kind}`; ranks wait {100 * bubble:.1f} % of the time, by cost",
-        )
+        reason = f"the schedule asks for `{kind}`; "
+        reason += f"ranks wait {100 * cut.work.bubble:.1f} % of the time, by cost"
+        if asked.order.exact:
+            reason += f"; no order that keeps no more makes that less than {percent(cut.work)}"
+        yield Decision(f"pipeline over {asked.axis}", choice, reason)
     for rank, program in enumerate(cut.programs):
         yield Decision(
             f"{asked.axis} {rank}",
             ", ".join(held(program)),
             "stages are cut such that the costliest costs least",
         )
+
+
+def percent(work: Simulation) -> str:
+    """The proven bound of the share of time that ranks wait, rounded down."""
+    return f"{int(1000 * work.bound) / 10:.1f} %"
 
 
 def held(program: Program) -> Iterator[str]:

@@ -75,6 +75,7 @@ class TooManyStages(Diagnostic, frozen=True):
     """Every stage of a pipeline needs a layer, or what stands before or behind the stacks."""
 
     code: ClassVar[str] = "E0513"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = "{stages} stages can't be made of {units} layers and ends"
     label: ClassVar[str] = "more stages than there is to cut"
 

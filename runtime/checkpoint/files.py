@@ -22,6 +22,7 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = {
     "f16": torch.float16,
     "i64": torch.int64,
     "i32": torch.int32,
+    "i8": torch.int8,
     "u8": torch.uint8,
     "bool": torch.bool,
 }

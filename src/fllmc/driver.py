@@ -10,7 +10,7 @@ from msgspec import structs
 from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
-from fllmc.fitting import check_host, within_budget
+from fllmc.fitting import check_host, overlapping, within_budget
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
@@ -20,6 +20,7 @@ from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
 from fllmc.ir.types import Mesh
+from fllmc.passes.at_settings import at_settings
 from fllmc.passes.base import Context
 from fllmc.passes.decisions import decisions
 from fllmc.passes.finishing import CUT, finish
@@ -68,8 +69,9 @@ def compile_spec(
             dump(number, name, program)
 
     read = Timing("read and check", clock() - begin, 0.0)
-    within, told = within_budget(spec, chosen, target)
-    done = finish(spec, cx, clock, keep, within)
+    with at_settings(spec.schedule, cx) as cx:
+        within, told = within_budget(spec, chosen, target)
+        done = finish(spec, cx, clock, keep, within, overlapping(spec, target))
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
     known_of = {each.subject for each in told}
@@ -104,7 +106,8 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     cx = Context(mesh=mesh, report=lambda found: None)
     try:
         within, _ = within_budget(whole, mesh, plan.target.name)
-        done = finish(whole, cx, lambda: 0.0, lambda number, name, program: None, within)
+        beside = overlapping(whole, plan.target.name)
+        done = finish(whole, cx, lambda: 0.0, lambda number, name, program: None, within, beside)
     except DiagnosticError:
         return None
     return frozen_figures(plan, make_plan(done.programs[0], whole, plan.target))

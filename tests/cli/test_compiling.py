@@ -76,6 +76,34 @@ def test_a_budget_that_cannot_be_met_is_infeasible(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("directive", "code", "way"),
+    [
+        ("microbatches: 3", "E0501", "`microbatches` can be 1, 2, 4, 8"),
+        ("loss_chunks: 7", "E0503", "`loss_chunks` can be"),
+        ("backward_chunks: 7", "E0503", "`backward_chunks` can be"),
+        ("budget_gib: 0.001", "E0402", "too small"),
+        ("shard batch over wide", "E0310", "divides `batch`"),
+        ("shard layers over wide\n  pipeline: interleaved", "E0521", "set `microbatches: "),
+        ("shard layers over wide\n  pipeline: interleaved(chunks: 9)", "E0513", "at most 6"),
+        ("shard layers over wide\n  pipeline: auto(memory: 0.01)", "E0421", "is the least"),
+    ],
+)
+def test_a_directive_that_leaves_no_plan(
+    tmp_path: Path, directive: str, code: str, way: str
+) -> None:
+    spec = tmp_path / "small.fllm"
+    text = (ROOT / "specs" / "models" / "quickstart.fllm").read_text()
+    text += f"\nmesh m {{ wide: 3 }}\nschedule s for learn on m {{\n  {directive}\n}}\n"
+    spec.write_text(text)
+    done = run("compile", str(spec), "-n")
+    assert done.exit_code == exits.INFEASIBLE
+    assert f"error[{code}]" in done.stderr
+    assert f"{spec}:{len(text.splitlines()) - 1}:" in done.stderr or "layers" in directive
+    assert f"{spec}:" in done.stderr
+    assert way in done.stderr
+
+
 def test_without_a_target_the_smallest_that_fits_is_planned_for(tmp_path: Path) -> None:
     small = document("compile", "quickstart", "-n", "--json")
     large = document("compile", "quickstart", "-n", "--json", "--set", "data.batch=4096")
@@ -86,7 +114,7 @@ def test_without_a_target_the_smallest_that_fits_is_planned_for(tmp_path: Path) 
 
 def test_an_indivisible_mesh_names_the_sizes_that_work() -> None:
     done = run("compile", "quickstart", "--mesh", "3x1", "-n")
-    assert done.exit_code == 1
+    assert done.exit_code == exits.INFEASIBLE
     assert "of size 1, 2, 4, 8 or 16 divides" in done.stderr or "divide" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -182,7 +210,7 @@ def test_opt_shows_where_a_program_is_wrong() -> None:
 
 def test_diagnostics_of_passes_show_the_spec() -> None:
     done = run("compile", "quickstart", "--mesh", "32x1", "-n", "--format", "json")
-    assert done.exit_code == 1
+    assert done.exit_code == exits.INFEASIBLE
     found = json.loads(done.stderr.splitlines()[-1])
     assert found["span"]["file"].endswith(".fllm")
 

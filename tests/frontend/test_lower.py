@@ -430,17 +430,19 @@ def test_settings_of_a_schedule() -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("auto(memory: 1.5)", ("auto", 1, 1.5)),
-        ("interleaved(chunks: 4)", ("interleaved", 4, 0.0)),
-        ("zb_v", ("zb_v", 2, 0.0)),
+        ("auto(memory: 1.5)", ("auto", 1, 1.5, False)),
+        ("auto(exact: true)", ("auto", 1, 0.0, True)),
+        ("interleaved(chunks: 4)", ("interleaved", 4, 0.0, False)),
+        ("zb_v", ("zb_v", 2, 0.0, False)),
     ],
 )
-def test_pipeline_schedules_by_name(text: str, wanted: tuple[str, int, float]) -> None:
+def test_pipeline_schedules_by_name(text: str, wanted: tuple[str, int, float, bool]) -> None:
     spec, found, _ = load("a.fllm", text=SCHEDULED.replace("PIPELINE", text))
     assert spec is not None, found
     pipeline = spec.schedule.pipeline
     assert pipeline is not None
-    assert (pipeline.kind, pipeline.chunks, pipeline.memory) == wanted
+    read = (pipeline.kind, pipeline.chunks, pipeline.memory, pipeline.exact)
+    assert read == wanted
 
 
 @pytest.mark.parametrize(
@@ -451,6 +453,7 @@ def test_pipeline_schedules_by_name(text: str, wanted: tuple[str, int, float]) -
         ("context: ring", "context: rings", "E0218"),
         ("pipeline: PIPELINE", "pipeline: 2f2b", "E0108"),
         ("pipeline: PIPELINE", "pipeline: zigzag", "E0218"),
+        ("pipeline: PIPELINE", "pipeline: auto(exact: 1)", "E0218"),
         ("offload body.*.mlp", "offload body.*.mpl", "E0245"),
     ],
 )

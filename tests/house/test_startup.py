@@ -20,6 +20,7 @@ HEAVY = (
     "jinja2",
     "lark",
     "rich",
+    "ortools",
     "scipy",
     "transformers",
     "safetensors",

@@ -13,6 +13,7 @@ SIZES = {
     "batch": 2, "heads": 4, "groups": 2, "queries": 8, "keys": 8, "dim": 16, "width": 2, "seq": 8,
     "elements": 64, "indices": 32, "columns": 16,
     "chosen": 2, "counts": 4, "rows": 8, "experts": 4, "inner": 8,
+    "block": 16, "bits": 4,
 }  # fmt: skip
 
 

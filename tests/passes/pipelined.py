@@ -18,6 +18,7 @@ from fllmc.ir.verify import verify
 from fllmc.passes.base import Context
 from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.runner import run_pipeline
+from fllmc.passes.schedule.simulate import simulate
 from fllmc.passes.stages.cut_stages import Plan, cut_stages
 
 
@@ -78,7 +79,7 @@ def table(
 def plan_of(times: Timetable) -> Plan:
     """How to cut layers over `pipe` for a given timetable."""
     halves = any(action.kind == "W" for row in times.rows for action in row)
-    return Plan("pipe", ("layers",), times.homes, lambda costs: times, halves)
+    return Plan("pipe", ("layers",), times.homes, lambda costs: simulate(times, costs), halves)
 
 
 def errors(text: str, mesh: Mesh, times: Timetable) -> dict[str, float]:

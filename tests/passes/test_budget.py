@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from fllmc.codegen.make_plan import Derived, derived_all, make_plan
-from fllmc.fitting import Trial, check_host, within_budget
+from fllmc.fitting import Trial, check_host, overlapping, within_budget
 from fllmc.frontend.targets import load_target
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.program import Program
@@ -43,7 +43,8 @@ def planned(
     found, decided = within_budget(spec, devices, target)
     assert decided[0].subject == "what is kept"
     cx = Context(devices, lambda found: None)
-    program, _ = run_pipeline(spec.program, standard_pipeline(spec, found), cx, lambda: 0.0)
+    passes = standard_pipeline(spec, found, overlapping(spec, target))
+    program, _ = run_pipeline(spec.program, passes, cx, lambda: 0.0)
     return program, derived_all([program])[0]
 
 

@@ -21,6 +21,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "compile": ("click", "jinja2", "lark", "msgspec", "networkx", "numpy", "rich", "scipy"),
     "run": ("torch", "safetensors", "tokenizers"),
     "jax": ("jax",),
+    "solver": ("ortools",),
 }
 PROBE = """
 import json, torch

@@ -14,6 +14,7 @@ class DoesNotFit(Diagnostic, frozen=True):
     """
 
     code = "E0401"
+    infeasible = True
     title = "one rank of `{name}` needs {needed}, and {target} has {available}"
     note = ("{parts}",)
     help = (

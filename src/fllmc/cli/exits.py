@@ -23,7 +23,7 @@ MEANINGS: Final = {
     SUCCESS: "success; there may have been warnings",
     BAD_INPUT: "the input is wrong, and diagnostics say how; `fmt --check`: a file would change",
     USAGE: "the command line is wrong",
-    INFEASIBLE: "the input is right, but no plan of it fits the memory that there is",
+    INFEASIBLE: "the input is right, but no plan of it fits mesh, memory or counts",
     NUMERIC: "the run stopped because a loss or gradient norm is not finite",
     ENVIRONMENT: "this machine lacks what is needed: torch, devices, memory, data files",
     WORKER_FAILED: "a process of the run failed, and its first error was printed",
@@ -35,7 +35,8 @@ MEANINGS: Final = {
 
 def exit_status(diagnostics: Sequence[Diagnostic]) -> int:
     """The status that these diagnostics mean."""
-    if any(found.code.startswith("E04") for found in diagnostics):
+    errors = [found for found in diagnostics if found.severity == "error"]
+    if errors and all(found.infeasible for found in errors):
         return INFEASIBLE
     if any(found.code[:3] in ("E06", "E07", "E08") for found in diagnostics):
         from fllmc.runtime.statuses import status_of

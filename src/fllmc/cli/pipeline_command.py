@@ -39,8 +39,9 @@ def numbers(ctx: click.Context, option: click.Parameter, value: str) -> tuple[fl
 )
 @click.option("--transfer", type=click.FloatRange(0), default=0.0, help="Time between ranks.")
 @click.option(
-    "--memory", type=click.FloatRange(0), default=0.0, help="For `auto`: in what 1F1B keeps."
+    "--memory", type=click.FloatRange(0), default=0.0, help="The most to keep, in what 1F1B keeps."
 )
+@click.option("--exact", is_flag=True, help="For `auto`: search until it is proven best.")
 @click.option(
     "--late", type=click.FloatRange(0, 1), default=0.5, help="Share of it kept for weights."
 )
@@ -55,6 +56,7 @@ def command(
     times: tuple[float, ...],
     transfer: float,
     memory: float,
+    exact: bool,
     late: float,
     svg: str | None,
     table: bool,
@@ -62,7 +64,7 @@ def command(
 ) -> None:
     """Show a pipeline schedule: KIND is gpipe, 1f1b, interleaved, breadth_first, zb_h1, zb_v, auto.
 
-    The order is verified, then simulated. Exits with 3 if `auto` has too little memory.
+    The order is verified, then simulated. Exits with 3 if no order keeps within the memory.
     """
     from fllmc.cli.output import show
     from fllmc.ir.settings import Pipeline
@@ -73,7 +75,7 @@ def command(
     of_rank = chunks or (2 if kind in CHUNKED else 1)
     parts = [time / of_rank for time in times]
     costs = uniform(ranks * of_rank, parts[0], parts[1], parts[2], transfer, late)
-    found = chosen(Pipeline(kind, of_rank, memory), ranks, micros, costs)
+    found = chosen(Pipeline(kind, of_rank, memory, exact=exact), ranks, micros, costs)
     if svg:
         from fllmc.codegen.timetable_chart import timetable_svg
 
@@ -87,6 +89,8 @@ def command(
     show(f"{found.timetable.name}: {ranks} ranks, {micros} micro-batches, {stages(of_rank)} a rank")
     show(f"  time        {found.makespan:g}, of which a rank works {found.busy(0):g}")
     show(f"  bubble      {found.bubble:.2%} of the longest span of a rank")
+    if exact:
+        show(f"  bound       {found.bound:.2%}: no order that keeps no more is below it")
     show(f"  most kept   {max(found.peaks) / of_rank:g} micro-batches, on the fullest rank")
     for line in picture(found):
         show(line)
@@ -105,6 +109,7 @@ def tell_data(found: Simulation, chunks: int) -> None:
         "name": found.timetable.name,
         "makespan": found.makespan,
         "bubble": found.bubble,
+        "bound": found.bound,
         "peaks": [peak / chunks for peak in found.peaks],
         "homes": list(found.timetable.homes),
         "rows": [[str(action) for action in row] for row in found.timetable.rows],

@@ -89,6 +89,12 @@ def test_automatic_uses_the_memory_that_it_is_given() -> None:
     assert bubbles[-1] < bubbles[0] / 2
 
 
+def test_a_bound_is_kept_by_every_schedule() -> None:
+    for kind, chunks, memory in (("1f1b", 1, 1.0), ("zb_v", 2, 1.0), ("interleaved", 2, 1.375)):
+        found = chosen(Pipeline(kind, chunks, memory), 4, 8, uniform(4 * chunks))
+        assert max(found.peaks) / chunks == memory * 4
+
+
 def test_automatic_suits_uneven_stages() -> None:
     costs = Costs((1, 2, 1, 3), (1, 2, 1, 3), (1, 1, 1, 2), (1.0,) * 4, (0.5,) * 4, 0.1)
     plain = simulate(FAMILIES["1f1b"](4, 8, 1), costs)
@@ -104,6 +110,9 @@ def test_automatic_suits_uneven_stages() -> None:
         (Pipeline("1f1b", 2), 8, "E0522", "`interleaved` and `breadth_first` take any number"),
         (Pipeline("zb_v", 3), 8, "E0522", "`interleaved` and `breadth_first` take any number"),
         (Pipeline("auto", memory=0.2), 8, "E0421", "`memory: 0.25` is the least that works"),
+        (Pipeline("zb_h1", memory=0.9), 8, "E0422", "`auto(memory: 0.9)` looks for an order"),
+        (Pipeline("gpipe", memory=1.5), 8, "E0422", "`auto(memory: 1.5)` looks for an order"),
+        (Pipeline("1f1b", exact=True), 8, "E0524", "`auto` looks for the best order"),
         (Pipeline("zigzag"), 8, "E0523", "known are `gpipe`, `1f1b`"),
     ],
 )
