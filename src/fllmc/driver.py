@@ -15,7 +15,7 @@ from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
-from fllmc.ir.plan import Frozen, Plan
+from fllmc.ir.plan import Decision, Frozen, Plan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
@@ -59,7 +59,8 @@ def compile_spec(
     chosen, mesh_read = choose_mesh(mesh, spec)
     tell(mesh_read)
     found: list[Diagnostic] = list(warnings)
-    cx = Context(mesh=chosen, report=found.append)
+    by_passes: list[Decision] = []
+    cx = Context(mesh=chosen, report=found.append, decide=by_passes.append)
     levels: dict[str, Program] = {}
 
     def keep(number: int, name: str, program: Program) -> None:
@@ -76,7 +77,7 @@ def compile_spec(
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
     known_of = {each.subject for each in told}
     others_told = (d for d in decisions(done.sharded, values) if d.subject not in known_of)
-    reasons = (*done.decisions, *others_told, *told)
+    reasons = (*done.decisions, *others_told, *by_passes, *told)
     known = load_target(target or "cpu")
     first, *others = done.programs
     plan = make_plan(
@@ -100,7 +101,7 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     budget, for one, may be too small for it).
     """
     adapter, mesh = spec.adapter, plan.program.mesh
-    if plan.stages or adapter is None or not adapter.freeze:
+    if plan.stages or adapter is None or not (adapter.freeze or adapter.rows):
         return None
     whole = structs.replace(spec, adapter=None)
     cx = Context(mesh=mesh, report=lambda found: None)

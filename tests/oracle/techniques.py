@@ -88,6 +88,15 @@ TECHNIQUES: Mapping[str, Technique] = {
     "frozen": Technique(
         adapter=("freeze embedding", "freeze body.*.attn.{wq, wk}", "freeze body.*.attn_norm")
     ),
+    "rows": Technique(
+        adapter=(
+            "freeze embedding {\n    rows: (0, 100)\n  }",
+            "freeze head {\n    rows: (3, 9)\n  }",
+            "freeze body.*.attn.wq {\n    rows: (0, 5)\n  }",
+            "freeze body.*.attn.wo {\n    rows: (4, 8)\n  }",
+            "freeze body.*.attn_norm {\n    rows: (4, 7)\n  }",
+        )
+    ),
     "frozen stack": Technique(adapter=("freeze *", "tune head", "tune final_norm"), kind="adapter"),
     "lora": Technique(
         adapter=(
