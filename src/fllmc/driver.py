@@ -75,9 +75,7 @@ def compile_spec(
         done = finish(spec, cx, clock, keep, within, overlapping(spec, target))
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
-    known_of = {each.subject for each in told}
-    others_told = (d for d in decisions(done.sharded, values) if d.subject not in known_of)
-    reasons = (*done.decisions, *others_told, *by_passes, *told)
+    reasons = (*done.decisions, *decisions(done.sharded, values, told), *by_passes, *told)
     known = load_target(target or "cpu")
     first, *others = done.programs
     plan = make_plan(
