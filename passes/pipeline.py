@@ -19,6 +19,7 @@ from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.early_rows import EarlyRows
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
+from fllmc.passes.join_updates import JoinUpdates
 from fllmc.passes.layout import Layout
 from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
@@ -54,6 +55,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     Coalesce,
     Layout,
     SinkSums,
+    JoinUpdates,
     Fuse,
     TrimLast,
     Overlap,
@@ -113,6 +115,7 @@ def standard_pipeline(
         Coalesce(),
         Layout(),
         SinkSums(),
+        JoinUpdates(),
         Fuse(),
         DropUnused(),
         TrimLast(),

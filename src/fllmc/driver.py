@@ -81,15 +81,23 @@ def compile_spec(
     plan = make_plan(
         first, spec, known, reasons, mesh_read, done.pipe, others, timeline=done.timeline
     )
-    check_host(plan, spec.schedule)
-    if not target:
-        plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
-    plan = structs.replace(plan, frozen=frozen_share(plan, spec))
+    plan = settled(plan, spec, target)
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
     before = tuple((level, print_program(p)) for level, p in levels.items() if level != "plan")
     texts = (*before, ("plan", done.text()))
     return Compiled(spec, plan, source, texts, tuple(found), (read, *done.timings, planned))
+
+
+def settled(plan: Plan, spec: Spec, target: str) -> Plan:
+    """The plan with a target that it fits on and what frozen parameters cost.
+
+    DiagnosticError where more waits in host memory than is allowed.
+    """
+    check_host(plan, spec.schedule)
+    if not target:
+        plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
+    return structs.replace(plan, frozen=frozen_share(plan, spec))
 
 
 def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
