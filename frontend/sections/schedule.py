@@ -95,6 +95,7 @@ class _ScheduleReader:
                 ExpertRows, record.word("expert_rows", get_args(ExpertRows), "routed")
             ),
             budget_gib=record.number("budget_gib", 0.0),
+            host_gib=record.number("host_gib", 0.0) if record.has("host_gib") else None,
             loss_chunks=record.count("loss_chunks", 1, low=1),
             backward_chunks=record.count("backward_chunks", 1, low=1),
             overlap=cast(Switch, record.word("overlap", get_args(Switch), "on")),
