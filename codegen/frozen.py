@@ -22,6 +22,7 @@ from fllmc.ir.ops import (
     Scan,
     Stop,
     Transpose,
+    Wait,
 )
 from fllmc.ir.plan import Collective, Frozen, FrozenGroup, Plan
 from fllmc.ir.program import Function, Program
@@ -176,7 +177,7 @@ def followed(
     for op in function.ops:
         if isinstance(op.attrs, HANDS_ON) and op.operands[0] in inside:
             inside[op.results[0]] = inside[op.operands[0]]
-        if isinstance(op.attrs, Coalesced):
+        if isinstance(op.attrs, Coalesced | Wait):
             pairs = zip(op.results, op.operands, strict=True)
             inside.update({result: inside[v] for result, v in pairs if v in inside})
         if isinstance(op.attrs, Fused):

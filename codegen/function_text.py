@@ -11,7 +11,7 @@ from fllmc.ir.ops import Fill
 from fllmc.ir.plan import Frame, Plan
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import Dim, Type
-from fllmc.ir.walk import host_values
+from fllmc.ir.walk import host_values, waits
 
 
 class FunctionText:
@@ -29,6 +29,7 @@ class FunctionText:
         self.function = function
         self.frame: Frame = plan.frame(function.name)
         self.host = host_values(function)
+        self.waits = waits(function)
         self.bind: list[str] = []
         self.body: list[str] = []
         self.views: dict[str, str] = {}
@@ -97,6 +98,10 @@ class FunctionText:
         kinds = ", ".join(str(self.function.types[value]) for value in op.results)
         place = f"  {op.span.file}:{op.span.line}" if op.span.file else ""
         self.body.append(f"# {op.path or op.kind}: {op.kind} -> {kinds}{place}")
+
+    def handle(self, at: int) -> str:
+        """The name of what the op at that position has started."""
+        return f"w{at}"
 
     def offset(self, op_at: int, number: int) -> str:
         """The arena offset of an op's scratch buffer."""

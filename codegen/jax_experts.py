@@ -87,8 +87,9 @@ def einsum(kinds: Sequence[Sequence[str]], arrays: Sequence[Value], wanted: Sequ
     return _jnp.einsum(f"{given}->{result}", *arrays, precision="highest")
 
 
-def owners(counts: Value, rows: int, dtype: Any) -> Value:
+def owners(index: Value, experts: int, rows: int, dtype: Any) -> Value:
     """One where a row is of an expert, [lead..., rows, experts], zero elsewhere."""
+    counts = _jnp.sum(one_hot(index, experts, _jnp.int64), axis=(-3, -2))
     stop = _jnp.cumsum(counts, axis=-1)[..., None, :]
     start = stop - counts[..., None, :]
     row = _jnp.arange(rows)[:, None]
@@ -96,11 +97,11 @@ def owners(counts: Value, rows: int, dtype: Any) -> Value:
 
 
 def grouped_dot(
-    attrs: ops.GroupedDot, site: Site, rows: Value, weight: Value, counts: Value
+    attrs: ops.GroupedDot, site: Site, rows: Value, weight: Value, index: Value
 ) -> Value:
     """Each row with each expert's matrix, where it is its own."""
-    owned = owners(counts, site.size(attrs.rows), rows.dtype)
-    lead = site.operands[2].names[:-1]
+    owned = owners(index, site.size(attrs.experts), site.size(attrs.rows), rows.dtype)
+    lead = site.operands[2].names[:-2]
     kinds = (
         site.operands[0].names,
         site.operands[1].names,
@@ -109,9 +110,9 @@ def grouped_dot(
     return einsum(kinds, (rows, weight, owned), site.results[0].names)
 
 
-def grouped_outer(attrs: ops.GroupedOuter, site: Site, a: Value, b: Value, counts: Value) -> Value:
+def grouped_outer(attrs: ops.GroupedOuter, site: Site, a: Value, b: Value, index: Value) -> Value:
     """Outer products of rows, summed for their owners."""
-    owned = owners(counts, site.size(attrs.rows), a.dtype)
-    left, right, tallied = (kind.names for kind in site.operands)
-    kinds = (left, right, (*tallied[:-1], attrs.rows, attrs.experts))
+    owned = owners(index, site.size(attrs.experts), site.size(attrs.rows), a.dtype)
+    left, right, chosen = (kind.names for kind in site.operands)
+    kinds = (left, right, (*chosen[:-2], attrs.rows, attrs.experts))
     return einsum(kinds, (a, b, owned), site.results[0].names)

@@ -167,7 +167,7 @@ class Planner:
                 return []
             at, op = makers[root]  # the others of its class are aliases
             for operand in self.reusable(op, op.results.index(root)):
-                if self.classes.last[self.classes.find(operand)] == at:
+                if self.classes.ends(operand, at):
                     found = back(operand)
                     if found:
                         return [*found, value]
@@ -204,7 +204,7 @@ class Planner:
         """Whether the storage of an operand is free after the op, and no result has it already."""
         old = self.classes.find(value)
         kept = old < self.inputs or self.holds(old, op.results)
-        return self.classes.last[old] == at and not kept
+        return self.classes.ends(value, at) and not kept
 
     def holds(self, root: int, values: Iterable[int]) -> bool:
         """Whether some of the values are in the class."""
@@ -244,8 +244,12 @@ class Planner:
         return roots, items
 
     def scratch(self, op: Op, at: int) -> list[Item]:
-        """What an op needs for its own run: its callee's frame first, then scratch buffers."""
+        """What an op needs for its own run: its callee's frame first, then scratch buffers.
+
+        What is started needs them until it is waited for.
+        """
         items: list[Item] = []
+        end = self.classes.until.get(at, at)
         names = (getattr(op.attrs, "function", ""), getattr(op.attrs, "final", ""))
         if names[0]:
             most = max(self.frames[name].bytes for name in names if name)
@@ -257,14 +261,14 @@ class Planner:
         if isinstance(op.attrs, AllGather | ReduceScatter):
             source, result = (self.function.types[v] for v in (op.operands[0], op.results[0]))
             if isinstance(op.attrs, ReduceScatter):  # the library may sum in place
-                items.append(Item(at, at, self.bytes(source)))
+                items.append(Item(at, end, self.bytes(source)))
             elif source.names[0] != op.attrs.dim or deals_zigzag(op.attrs.axes):
-                items.append(Item(at, at, self.bytes(result)))
+                items.append(Item(at, end, self.bytes(result)))
         if isinstance(op.attrs, Coalesced):
             count, kind = flat_elements(op, self.function, self.sizes)
-            items.append(Item(at, at, aligned(count * DTYPE_BYTES[kind.dtype])))
+            items.append(Item(at, end, aligned(count * DTYPE_BYTES[kind.dtype])))
         if isinstance(op.attrs, AllToAll):  # what is sent, and what is received
-            items.append(Item(at, at, 2 * self.bytes(self.function.types[op.operands[0]])))
+            items.append(Item(at, end, 2 * self.bytes(self.function.types[op.operands[0]])))
         if isinstance(op.attrs, RingAttend):
             items += [Item(at, at, aligned(size)) for size in ring_buffers(op, self)]
         if isinstance(op.attrs, ReduceSum) and self.rows:

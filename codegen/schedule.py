@@ -17,7 +17,7 @@ from fllmc.codegen.pipeline_text import PipelineText
 from fllmc.codegen.torch_ops import TORCH
 from fllmc.codegen.views import quoted
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import Fused, Pipeline, Scan
+from fllmc.ir.ops import STARTABLE, Fused, Pipeline, Scan
 from fllmc.ir.plan import Place, Plan
 from fllmc.ir.program import Function, Op, Program, callees
 
@@ -222,7 +222,7 @@ def write_ops(text: FunctionText, scans: Mapping[str, Scan]) -> None:
         elif isinstance(op.attrs, Fused):
             FusedText(text, op, at).write()
         else:
-            text.body += TORCH[type(op.attrs)](text, op, at)
+            text.body += op_lines(text, op, at)
     for result, value in enumerate(text.function.results):
         if value in text.host:
             text.body.append(f"r{result}.fill_({text.number(value)})")
@@ -233,6 +233,15 @@ def write_ops(text: FunctionText, scans: Mapping[str, Scan]) -> None:
             given = copied_input(text.function, text.frame, result)
             if given is not None:
                 text.body.append(f"a{given}.copy_(r{result})")
+
+
+def op_lines(text: FunctionText, op: Op, at: int) -> list[str]:
+    """The lines of an op that runs no function. A transfer is waited for at once, or is started."""
+    lines = TORCH[type(op.attrs)](text, op, at)
+    if isinstance(op.attrs, STARTABLE):
+        begun = at in text.waits.values()
+        lines[-1] = f"{text.handle(at)} = {lines[-1]}" if begun else f"rt.wait({lines[-1]})"
+    return lines
 
 
 def turn_functions(program: Program) -> set[str]:

@@ -11,9 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from fllmc.codegen.memory import Planner, aligned
-from fllmc.ir.ops import AllGather, Call, Cast, LocalSlice, Rename, Scan, Share, Stop
+from fllmc.codegen.offsets import Item
+from fllmc.ir.ops import (
+    AllGather,
+    Call,
+    Cast,
+    Coalesced,
+    LocalSlice,
+    Rename,
+    Scan,
+    Share,
+    Stop,
+    Wait,
+)
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op
+from fllmc.ir.walk import waits
 
 CATEGORIES: tuple[str, ...] = (
     "parameters",
@@ -30,7 +43,7 @@ PERSISTENT: Mapping[str, str] = {
     "data": "data",
     "output": "data",
 }
-COPIES = (AllGather, Cast, LocalSlice, Rename, Share, Stop)
+COPIES = (AllGather, Cast, Coalesced, LocalSlice, Rename, Share, Stop, Wait)
 """Ops whose result, given a parameter, is that parameter in another form."""
 
 
@@ -97,11 +110,12 @@ class _Walk:
         planner = Planner(function, self.program, self.frames, {})
         last = last_uses(function)
         alive: dict[int, int] = {}
+        scratch: list[Item] = []
         for at, op in enumerate(function.ops):
             alive |= dict.fromkeys(op.results, 0)
             now = self.now(name, list(alive), base)
-            for item in planner.scratch(op, at):
-                now["transients"] += item.bytes
+            scratch = [item for item in scratch if item.stop >= at] + planner.scratch(op, at)
+            now["transients"] += sum(item.bytes for item in scratch)
             if not all(value in planner.host for value in op.results):
                 self.step(name, op, now, depth)
             alive = {value: 0 for value in alive if last[value] > at}
@@ -142,11 +156,17 @@ class _Walk:
 
 
 def last_uses(function: Function) -> list[int]:
-    """For each value the last op that uses it; results are used behind the end."""
+    """For each value the last op that uses it; results are used behind the end.
+
+    What a started op takes is in use until that is waited for.
+    """
     last = [-1] * len(function.types)
     for at, op in enumerate(function.ops):
         for value in (*op.results, *op.operands):
             last[value] = at
+    for end, start in waits(function).items():
+        for value in function.ops[start].operands:
+            last[value] = max(last[value], end)
     for value in function.results:
         last[value] = len(function.ops)
     return last
@@ -172,12 +192,12 @@ def value_kinds(plan: Plan, entry: str) -> dict[str, list[str]]:
         }
         for op in function.ops:
             before = [kinds[value] for value in op.operands]
-            copied = isinstance(op.attrs, COPIES) and before[0].startswith("parameter")
             stacked = op.attrs.carries if isinstance(op.attrs, Scan) else 0
             saves = isinstance(op.attrs, Scan) and not op.attrs.reverse and op.attrs.over in back
             for place, value in enumerate(op.results):
                 kind = function.types[value]
-                if copied:
+                source = before[place] if isinstance(op.attrs, COPIES) else ""
+                if source.startswith("parameter"):
                     kinds[value] = "parameter copies"
                 elif kind.is_float and frozenset(kind.names) in shapes:
                     kinds[value] = "gradients"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from fllmc.codegen.function_text import FunctionText, position
 from fllmc.codegen.views import product, shape_text
 from fllmc.ir.ops import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.ops.experts import own_axes
 from fllmc.ir.program import Op
-from fllmc.ir.types import Dim
+from fllmc.ir.types import Dim, Type
 
 
 def blocks(text: FunctionText, value: int, *stops: int) -> str:
@@ -55,28 +56,37 @@ def moved(text: FunctionText, op: Op, at: int) -> list[str]:
         source = blocks(text, op.operands[0], lead, lead + len(of))
         out = blocks(text, op.results[0], lead, lead + 1 + apart)
     slots = sizes.size(of[1].name) if len(of) == 2 else 0
-    first = position(text, of[0])
-    start = f"{first} * {slots}" if slots and first != "0" else first
     room = sizes.size(attrs.along) * sizes.size(attrs.choices)
     groups = 1 if slots else sizes.size(of[0].name) // room
+    start = first_row(text, of[0], index, attrs.along, slots)
     given = f"{blocks(text, op.operands[1], lead)}, {sizes.size(index.index)}, {groups}, {slots}"
     return [f"kernels.{attrs.kind}({source}, {given}, {start}, {out})"]
+
+
+def first_row(text: FunctionText, of: Dim, index: Type, along: str, slots: int) -> str:
+    """The number of the first row that a rank holds, among those of its part of a sequence."""
+    own = own_axes(of, index, along)
+    if not own:
+        return "0"
+    held = text.sizes.size(of.name) // text.sizes.mesh.extent(of.axes)
+    return f"rt.coordinate({own!r}) * {held * max(slots, 1)}"
 
 
 def grouped_dot(text: FunctionText, op: Op, at: int) -> list[str]:
     """Runs of rows times matrices, which are read in either order."""
     del at
     assert isinstance(op.attrs, GroupedDot)
-    rows, weight, counts = op.operands
-    lead = len(text.function.types[counts].dims) - 1
-    names, contract = text.function.types[weight].names, op.attrs.contract
+    rows, weight, index = op.operands
+    lead = len(text.function.types[index].dims) - 2
+    kind, contract = text.function.types[weight], op.attrs.contract
     inner = 1 + len(contract)
-    if names[1:inner] == contract:
+    if kind.names[1:inner] == contract:
         matrices = blocks(text, weight, 1, inner)
     else:
-        whole = blocks(text, weight, 1, len(names) - len(contract))
+        whole = blocks(text, weight, 1, len(kind.names) - len(contract))
         matrices = text.view(f"{whole}.transpose(1, 2)")
-    given = f"{blocks(text, rows, lead, lead + 1)}, {matrices}, {blocks(text, counts, lead)}"
+    chosen = f"{blocks(text, index, lead)}, {position(text, kind.dims[0])}"
+    given = f"{blocks(text, rows, lead, lead + 1)}, {matrices}, {chosen}"
     return [f"kernels.grouped_dot({given}, {blocks(text, op.results[0], lead, lead + 1)})"]
 
 
@@ -84,9 +94,11 @@ def grouped_outer(text: FunctionText, op: Op, at: int) -> list[str]:
     """Sums of outer products for each expert."""
     del at
     assert isinstance(op.attrs, GroupedOuter)
-    a, b, counts = op.operands
-    lead = len(text.function.types[counts].dims) - 1
+    a, b, index = op.operands
+    lead = len(text.function.types[index].dims) - 2
     inner = 1 + len(text.function.types[a].dims) - lead - 1
     given = ", ".join(blocks(text, value, lead, lead + 1) for value in (a, b))
+    experts = text.function.types[op.results[0]].dims[0]
+    chosen = f"{blocks(text, index, lead)}, {position(text, experts)}"
     out = blocks(text, op.results[0], 1, inner)
-    return [f"kernels.grouped_outer({given}, {blocks(text, counts, lead)}, {out})"]
+    return [f"kernels.grouped_outer({given}, {chosen}, {out})"]

@@ -53,6 +53,7 @@ from fllmc.ir.ops import (
     TopK,
     Transpose,
     Unchunk,
+    Wait,
 )
 from fllmc.ir.program import Op
 from fllmc.ir.types import Type, deals_zigzag
@@ -330,6 +331,12 @@ def local_slice(text: FunctionText, op: Op, at: int) -> list[str]:
     return [f"{text.tensor(op.results[0])}.copy_({part})"]
 
 
+def wait(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Nothing is computed until what was started is there."""
+    del op
+    return [f"rt.wait({text.handle(text.waits[at])})"]
+
+
 TORCH: Final[Mapping[type[Attrs], Rule]] = {
     **{attrs: elementwise for attrs in ELEMENTWISE if issubclass(attrs, Elementwise)},
     AllGather: moved("all_gather"),
@@ -370,4 +377,5 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Tally: experts.tally,
     TopK: experts.top_k,
     Transpose: transpose,
+    Wait: wait,
 }

@@ -165,6 +165,12 @@ def coalesced(attrs: ops.Coalesced, site: Site, operands: Sequence[Parts]) -> tu
     return tuple(found)
 
 
+def wait(attrs: ops.Wait, site: Site, operands: Sequence[Parts]) -> tuple[Parts, ...]:
+    """What was started: values do not change while it is under way."""
+    del attrs, site
+    return tuple(operands)
+
+
 def scan(attrs: ops.Scan, site: Site, operands: Sequence[Parts]) -> tuple[Parts, ...]:
     """The function once for each position, carries handed on, other results stacked."""
     machine, function = site.machine, site.machine.functions[attrs.function]
@@ -204,4 +210,5 @@ EVALUATE: dict[type[ops.Attrs], Rule] = {
     ops.RingAttendGrad: ring(ring_attend_grad),
     ops.Share: local(identity),
     ops.Scan: scan,
+    ops.Wait: wait,
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from fllmc.ir import ops
 from fllmc.ir.evaluate_parts import Array, Here
-from fllmc.ir.types import Dim
+from fllmc.ir.ops.experts import own_axes
+from fllmc.ir.types import Dim, Type
 
 
 def top_k(attrs: ops.TopK, here: Here, x: Array) -> tuple[Array, Array]:
@@ -26,12 +28,13 @@ def tally(attrs: ops.Tally, here: Here, index: Array) -> Array:
 
 
 def row_numbers(
-    here: Here, of: Sequence[Dim], along: str, choices: str, index: Array, experts: int
+    here: Here, of: Sequence[Dim], along: str, choices: str, index: Array, chosen: Type
 ) -> Array:
     """The row of each choice [sequences, along * choices] within what the rank holds, or -1.
 
     Choices go over (experts, slots) as over one dim, row by row.
     """
+    experts = here.sizes.size(chosen.index)
     flat = index.reshape(-1, index.shape[-2] * index.shape[-1])
     hot = (flat[..., None] == np.arange(experts)).astype(np.int64)
     before = np.take_along_axis(np.cumsum(hot, axis=1) - hot, flat[..., None], axis=-1)[..., 0]
@@ -41,21 +44,23 @@ def row_numbers(
         first, extent = here.first(of[0]) * room, here.extent(of[0]) * room
         number = np.where(before < slots, number, -1)
     else:
-        stretch = here.sizes.size(along) * here.sizes.size(choices)
-        group = experts // (here.sizes.size(of[0].name) // stretch)
+        stretch = flat.shape[1]  # of the part of the sequence that the rank holds
+        groups = here.sizes.size(of[0].name) // (here.sizes.size(along) * here.sizes.size(choices))
+        group = experts // groups
         totals = hot.sum(axis=1)
         starts = np.cumsum(totals, axis=-1) - totals
         starts -= np.repeat(starts[:, ::group], group, axis=-1)
         number = flat // group * stretch + np.take_along_axis(starts, flat, axis=-1) + before
-        first, extent = here.first(of[0]), here.extent(of[0])
+        own, extent = own_axes(of[0], chosen, along), here.extent(of[0])
+        first = here.sizes.mesh.position(here.coordinates, own) * extent
     near = number - first
     return np.where((near >= 0) & (near < extent), near, -1)
 
 
 def dispatch(attrs: ops.Dispatch, here: Here, value: Array, index: Array) -> Array:
     """Each choice's row at its place, zeros elsewhere."""
-    (kind,), experts = here.results, here.sizes.size(here.operands[1].index)
-    numbers = row_numbers(here, attrs.to, attrs.along, attrs.choices, index, experts)
+    (kind,), chosen = here.results, here.operands[1]
+    numbers = row_numbers(here, attrs.to, attrs.along, attrs.choices, index, chosen)
     shape = here.sizes.local_shape(kind)
     tokens = index.ndim if attrs.choices in here.operands[0].names else index.ndim - 1
     given = value if tokens == index.ndim else np.expand_dims(value, tokens)
@@ -73,8 +78,7 @@ def combine(attrs: ops.Combine, here: Here, rows: Array, index: Array) -> Array:
     kind, chosen = here.operands
     lead = index.ndim - 2
     of = kind.dims[lead : lead + len(attrs.of)]
-    experts = here.sizes.size(chosen.index)
-    numbers = row_numbers(here, of, attrs.along, attrs.choices, index, experts)
+    numbers = row_numbers(here, of, attrs.along, attrs.choices, index, chosen)
     rest = rows.shape[lead + len(of) :]
     flat = rows.reshape((len(numbers), -1, *rest))
     found = flat[np.arange(len(numbers))[:, None], np.maximum(numbers, 0)]
@@ -83,37 +87,42 @@ def combine(attrs: ops.Combine, here: Here, rows: Array, index: Array) -> Array:
     return found if attrs.apart else np.asarray(found.sum(axis=lead + 1))
 
 
-def runs(counts: Array) -> Iterator[tuple[int, int, slice]]:
-    """(sequence, expert, its rows) of all runs. The experts of one rank are one group."""
-    for sequence, totals in enumerate(counts.reshape(-1, counts.shape[-1])):
+def runs(index: Array, experts: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, slice]]:
+    """(sequence, expert, its rows) of all runs, for the experts of one rank, which are one group.
+
+    Experts are counted from the first of them.
+    """
+    for sequence, chosen in enumerate(index.reshape(-1, index.shape[-2] * index.shape[-1])):
         start = 0
-        for expert, total in enumerate(totals):
-            yield sequence, expert, slice(start, start + int(total))
-            start += int(total)
+        for place, expert in enumerate(experts):
+            total = int((chosen == expert).sum())
+            yield sequence, place, slice(start, start + total)
+            start += total
 
 
 def grouped_dot(
-    attrs: ops.GroupedDot, here: Here, rows: Array, weight: Array, counts: Array
+    attrs: ops.GroupedDot, here: Here, rows: Array, weight: Array, index: Array
 ) -> Array:
     """Each run of rows times its expert's matrix."""
     (kind,), matrix = here.results, here.operands[1]
     shape = here.sizes.local_shape(kind)
     inner = [matrix.names.index(name) for name in attrs.contract]
     own = [n for n in range(1, weight.ndim) if n not in inner]
-    lead = counts.ndim - 1
+    lead = index.ndim - 2
     flat = rows.reshape((-1, rows.shape[lead], *rows.shape[lead + 1 :]))
     out = np.zeros((len(flat), *shape[lead:]), dtype=np.float64)
     matrices = weight.transpose((0, *inner, *own))
-    for sequence, expert, run in runs(counts):
+    for sequence, expert, run in runs(index, here.positions(matrix.dims[0])):
         out[sequence, run] = np.tensordot(flat[sequence, run], matrices[expert], len(inner))
     return out.reshape(shape)
 
 
-def grouped_outer(attrs: ops.GroupedOuter, here: Here, a: Array, b: Array, counts: Array) -> Array:
+def grouped_outer(attrs: ops.GroupedOuter, here: Here, a: Array, b: Array, index: Array) -> Array:
     """For each expert the sum over its rows of their outer products."""
-    total = np.zeros(here.sizes.local_shape(here.results[0]), dtype=np.float64)
-    lead = counts.ndim - 1
+    (kind,) = here.results
+    total = np.zeros(here.sizes.local_shape(kind), dtype=np.float64)
+    lead = index.ndim - 2
     left, right = (x.reshape((-1, *x.shape[lead:])) for x in (a, b))
-    for sequence, expert, run in runs(counts):
+    for sequence, expert, run in runs(index, here.positions(kind.dims[0])):
         total[expert] += np.tensordot(left[sequence, run], right[sequence, run], ((0,), (0,)))
     return total

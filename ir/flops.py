@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, GroupedDot, GroupedOuter
+from fllmc.ir.ops.experts import own_axes
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import Sizes, Type
 
@@ -27,21 +28,22 @@ def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
             keys = sizes.size(along) // sizes.mesh.extent(k.axes_of(along))
             flops = 2 * products * sizes.local_elements(q) * keys
             return flops // 2 if mask == "causal" else flops
-        case GroupedDot(rows=rows):
-            kind, weight, _ = (function.types[value] for value in op.operands)
-            return 2 * chosen_rows(kind, rows, sizes) * matrix_elements(weight, sizes)
-        case GroupedOuter(rows=rows):
-            kind, weight = function.types[op.operands[0]], function.types[op.results[0]]
-            return 2 * chosen_rows(kind, rows, sizes) * matrix_elements(weight, sizes)
+        case GroupedDot():
+            weight = function.types[op.operands[1]]
+            return 2 * chosen_rows(op.attrs, function, op, sizes) * matrix_elements(weight, sizes)
+        case GroupedOuter():
+            weight = function.types[op.results[0]]
+            return 2 * chosen_rows(op.attrs, function, op, sizes) * matrix_elements(weight, sizes)
         case _:
             return 0
 
 
-def chosen_rows(kind: Type, rows: str, sizes: Sizes) -> int:
+def chosen_rows(attrs: GroupedDot | GroupedOuter, function: Function, op: Op, sizes: Sizes) -> int:
     """How many rows of a value in expert layout are in use, if all experts are chosen alike."""
-    stop = kind.names.index(rows) + 1
-    room = sizes.local_elements(kind.placed(kind.dims[:stop]))
-    return room // sizes.mesh.extent(kind.axes_of(rows))
+    rows, index = function.types[op.operands[0]], function.types[op.operands[2]]
+    stop = rows.names.index(attrs.rows) + 1
+    room = sizes.local_elements(rows.placed(rows.dims[:stop]))
+    return room // sizes.mesh.extent(own_axes(rows.dim(attrs.rows), index, attrs.along))
 
 
 def matrix_elements(weight: Type, sizes: Sizes) -> int:

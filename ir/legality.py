@@ -14,11 +14,12 @@ from fllmc.ir.ops import (
     LocalSlice,
     Pipeline,
     Share,
+    Wait,
 )
 from fllmc.ir.program import Level
 
 _UNPLACED: Final[Mapping[type[Attrs], str]] = dict.fromkeys(
-    (*COLLECTIVES, LocalSlice, Pipeline, Share),
+    (*COLLECTIVES, LocalSlice, Pipeline, Share, Wait),
     "values are not placed yet, so there is nothing to move",
 )
 _FUSED_LATER: Final[Mapping[type[Attrs], str]] = {Fused: "groups are formed with the plan"}

@@ -163,12 +163,16 @@ Context = Literal["gather", "ring", "exchange"]
 round a ring, or heads are exchanged for sequence."""
 
 
+Switch = Literal["on", "off"]
+
+
 class Schedule(msgspec.Struct, frozen=True):
     """Placement and memory directives.
 
     `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `loss_chunks` and
-    `backward_chunks` cut the loss and the backward pass of a layer along the sequence. `places`
-    are where fields stand in the text.
+    `backward_chunks` cut the loss and the backward pass of a layer along the sequence. With
+    `overlap` collectives and host copies run beside computation. `places` are where fields stand in
+    the text.
     """
 
     name: str = "default"
@@ -182,6 +186,7 @@ class Schedule(msgspec.Struct, frozen=True):
     budget_gib: float = 0.0
     loss_chunks: int = 1
     backward_chunks: int = 1
+    overlap: Switch = "on"
     places: tuple[tuple[str, Span], ...] = ()
 
     def place_of(self, field: str) -> Span:

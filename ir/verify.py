@@ -16,6 +16,7 @@ from fllmc.ir.ops import COLLECTIVES, Env, Pipeline, TypeRuleError
 from fllmc.ir.program import Function, Level, Op, Program, callees
 from fllmc.ir.text_print import print_op
 from fllmc.ir.types import DTYPE_BYTES, Dim, Sizes, Type, base_dim, deals_zigzag
+from fllmc.ir.verify_flight import flight_faults
 from fllmc.ir.verify_turns import turn_faults
 
 
@@ -215,6 +216,8 @@ def _function_faults(function: Function, known: _Known) -> Iterator[Fault]:
             found = list(turn_faults(known.program, function, op))
         for text in found:
             yield Fault(function.name, position, text)
+    for at, text in flight_faults(function):
+        yield Fault(function.name, at, text)
 
 
 def _op_faults(op: Op, types: Sequence[Type], known: _Known) -> Iterator[str]:

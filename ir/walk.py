@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from fllmc.ir.ops import Elementwise, Fill, Pipeline, Scan
+from fllmc.ir.ops import Elementwise, Fill, Pipeline, Scan, Wait
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import HOST_SCALAR, Sizes, Type
 
@@ -25,6 +25,16 @@ def host_values(function: Function) -> set[int]:
         if scalar and all(value in found for value in op.operands):
             found.update(op.results)
     return found
+
+
+def waits(function: Function) -> dict[int, int]:
+    """By the position of each wait that of the op that it waits for, which is started."""
+    makers = {value: at for at, op in enumerate(function.ops) for value in op.results}
+    return {
+        at: makers[op.operands[0]]
+        for at, op in enumerate(function.ops)
+        if isinstance(op.attrs, Wait) and op.operands[0] in makers
+    }
 
 
 def calls_of(op: Op, sizes: Sizes) -> Iterator[tuple[str, int]]:

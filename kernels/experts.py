@@ -90,33 +90,77 @@ def combine(
             out.copy_(found)
 
 
-def grouped_dot(rows: Tensor, weight: Tensor, counts: Tensor, out: Tensor) -> None:
-    """Runs of rows by matrices: (rows [L, R, a], weight [E, a, b], counts [L, E], out [L, R, b]).
+def by_expert(index: Tensor, experts: int, start: int, rows: int) -> tuple[Tensor, Tensor]:
+    """(the rows of all sequences in the order of experts [L * R], where each expert's end [E]).
 
-    Reads the counts, and so waits for the device that has made them.
+    `start` is the number of the first of `experts`, `rows` the room that each sequence has. Rows
+    that are not in use come last.
     """
-    for sequence, totals in enumerate(counts.tolist()):
-        start = 0
-        for expert, total in enumerate(totals):
-            stop = start + total
-            if total:
-                run = out[sequence, start:stop]
-                torch.mm(rows[sequence, start:stop], weight[expert], out=run)
-            start = stop
-        out[sequence, start:].zero_()
+    counts = index.new_empty(index.shape[0], experts)
+    tally(index, start, counts)
+    places = torch.arange(rows, device=index.device).expand(index.shape[0], rows).contiguous()
+    owner = torch.searchsorted(counts.cumsum(1), places, right=True)
+    return torch.argsort(owner.flatten(), stable=True), counts.sum(0).cumsum(0)
 
 
-def grouped_outer(a: Tensor, b: Tensor, counts: Tensor, out: Tensor) -> None:
-    """Sums of outer products: (a [L, R, m], b [L, R, n], counts [L, E], out [E, m, n]).
+def on_tensor_cores(x: Tensor, *widths: int) -> bool:
+    """Whether torch has one call for products of many runs: no width may be odd in 16 bytes."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and all(width % 8 == 0 for width in widths)
 
-    Reads the counts, and so waits for the device that has made them.
+
+def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """torch's product of runs, whose ends stay on the device; public since torch 2.10."""
+    call = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
+    return call(a, b, offs=ends.to(torch.int32))
+
+
+def grouped_dot(rows: Tensor, weight: Tensor, index: Tensor, start: int, out: Tensor) -> None:
+    """Runs of rows by matrices: (rows [L, R, a], weight [E, a, b], index [L, T], out [L, R, b]).
+
+    `start` is the number of the first expert. With torch's grouped product nothing waits for the
+    device; else the runs' ends are read.
     """
+    order, ends = by_expert(index, weight.shape[0], start, rows.shape[1])
+    given, result = rows.flatten(0, 1), out.view(-1, out.shape[2])
+    if on_tensor_cores(rows, *weight.shape[1:]):
+        through_one_call(given, weight, order, ends, result)
+        return
     out.zero_()
-    for sequence, totals in enumerate(counts.tolist()):
-        start = 0
-        for expert, total in enumerate(totals):
-            stop = start + total
-            if total:
-                left, right = a[sequence, start:stop], b[sequence, start:stop]
-                out[expert].addmm_(left.t(), right)
-            start = stop
+    for expert, mine in enumerate(runs(order, ends)):
+        if len(mine):
+            result.index_copy_(0, mine, given.index_select(0, mine) @ weight[expert])
+
+
+def through_one_call(
+    rows: Tensor, weight: Tensor, order: Tensor, ends: Tensor, out: Tensor
+) -> None:
+    """Rows, packed in this order, by matrices, and back."""
+    found = grouped_mm(rows.index_select(0, order), weight, ends)
+    unused = torch.arange(len(order), device=order.device) >= ends[-1]
+    out.index_copy_(0, order, found.masked_fill_(unused.unsqueeze(1), 0))
+
+
+def grouped_outer(a: Tensor, b: Tensor, index: Tensor, start: int, out: Tensor) -> None:
+    """Sums of outer products: (a [L, R, m], b [L, R, n], index [L, T], out [E, m, n]).
+
+    As `grouped_dot` otherwise.
+    """
+    order, ends = by_expert(index, out.shape[0], start, a.shape[1])
+    left, right = a.flatten(0, 1), b.flatten(0, 1)
+    if on_tensor_cores(a, *out.shape[1:]):
+        out.copy_(sums_in_one_call(left, right, order, ends))
+        return
+    for expert, mine in enumerate(runs(order, ends)):
+        rows, columns = left.index_select(0, mine), right.index_select(0, mine)
+        torch.mm(rows.t(), columns, out=out[expert])
+
+
+def sums_in_one_call(a: Tensor, b: Tensor, order: Tensor, ends: Tensor) -> Tensor:
+    """The sums of outer products of rows, packed in this order."""
+    return grouped_mm(a.index_select(0, order).t(), b.index_select(0, order), ends)
+
+
+def runs(order: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each expert. Reads their ends, and so waits for the device."""
+    stops = ends.tolist()
+    return tuple(order[a:b] for a, b in zip([0, *stops[:-1]], stops, strict=True))

@@ -1,7 +1,8 @@
 """The namespace that generated code calls: every kernel in plain torch.
 
 Kernels write into given views of any strides, take no part in autograd and never wait for a device,
-but for the grouped products of experts, which read how many rows each expert has.
+but for the grouped products of experts: where torch has no single call for them, they read how many
+rows each expert has.
 """
 
 from fllmc.kernels.attention import attend, attend_grad

@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import AnyAttrs, Call, Coalesced, Fused, Pipeline, Scan, Signature
+from fllmc.ir.ops import AnyAttrs, Call, Coalesced, Fused, Pipeline, Scan, Signature, Wait
 from fllmc.ir.program import Function, Op, Program
 from fllmc.passes.base import AnyLevelPass, Context
 from fllmc.passes.inline import EQUATIONS, callees_first, reachable
@@ -41,7 +41,7 @@ def mark_op(op: Op, wanted: set[int], values: set[int], needed: Mapping[str, Nee
     """Mark what an op with these wanted results needs; whether its callee now needs more."""
     name = runs(op.attrs)
     if not name:
-        parts = wanted if isinstance(op.attrs, Coalesced) else range(len(op.operands))
+        parts = wanted if isinstance(op.attrs, Coalesced | Wait) else range(len(op.operands))
         values.update(op.operands[i] for i in parts)
         return False
     inner = needed[name]
@@ -158,9 +158,11 @@ def trimmed(
             inner = needed[runs(attrs)]
             attrs = trimmed_attrs(attrs, inner)
             operands, results = _at(operands, inner.inputs), _at(results, inner.results)
-        if isinstance(attrs, Coalesced):
+        if isinstance(attrs, Coalesced | Wait):
             parts = {i for i, value in enumerate(results) if value in own.values}
             operands, results = _at(operands, parts), _at(results, parts)
+        if isinstance(attrs, Coalesced):
+            parts = {i for i, value in enumerate(op.results) if value in own.values}
             dims = tuple(dim for i, dim in enumerate(attrs.dims) if i in parts)
             attrs = msgspec.structs.replace(attrs, dims=dims)
         made = b.emit(attrs, *(mapping[value] for value in operands))

@@ -12,6 +12,7 @@ from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
 from fllmc.ir.timetable import Timed
 from fllmc.passes.base import Context
+from fllmc.passes.overlap import Overlap
 from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.runner import Dump, Timing, run_pipeline
@@ -54,8 +55,11 @@ def finish(
     clock: Callable[[], float],
     keep: Dump,
     within: Recompute | None = None,
+    beside: Overlap | None = None,
 ) -> Finished:
     """All passes over a spec's program; `within` keeps within a budget, if there is one.
+
+    `beside` lets transfers run beside computation.
 
     DiagnosticError with what is wrong.
     """
@@ -63,7 +67,7 @@ def finish(
     missing = missing_axis(spec.schedule, spec.program, cx.mesh)
     if missing is not None:
         cx.report(missing)
-    passes = standard_pipeline(spec, within)
+    passes = standard_pipeline(spec, within, beside)
     first, then = cut_pipeline(passes)
     if asked is None:
         program, timings = run_pipeline(spec.program, passes, cx, clock, keep)

@@ -43,7 +43,8 @@ def grouped_dot(s: Site, attrs: ops.GroupedDot, position: int) -> int | None:
     if position == 0:
         return s.b.one(msgspec.structs.replace(attrs, contract=own), dy, s.x(1), s.x(2))
     pair = (s.x(0), dy) if s.kind(1).names[1:] == (*attrs.contract, *own) else (dy, s.x(0))
-    return s.b.one(ops.GroupedOuter(attrs.experts, attrs.rows), *pair, s.x(2))
+    back = ops.GroupedOuter(attrs.experts, attrs.rows, attrs.along, attrs.choices)
+    return s.b.one(back, *pair, s.x(2))
 
 
 def grouped_outer(s: Site, attrs: ops.GroupedOuter, position: int) -> int | None:
@@ -52,5 +53,5 @@ def grouped_outer(s: Site, attrs: ops.GroupedOuter, position: int) -> int | None
         return None
     other = s.kind(1 - position)
     contract = other.names[other.names.index(attrs.rows) + 1 :]
-    back = ops.GroupedDot(attrs.experts, attrs.rows, contract)
+    back = ops.GroupedDot(attrs.experts, attrs.rows, attrs.along, attrs.choices, contract)
     return s.b.one(back, s.x(1 - position), written_out(s.b, s.dy, s.result()), s.x(2))

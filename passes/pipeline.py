@@ -21,6 +21,7 @@ from fllmc.passes.inline import Inline
 from fllmc.passes.layout import Layout
 from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
+from fllmc.passes.overlap import Overlap
 from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
@@ -51,6 +52,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     SinkSums,
     Fuse,
     TrimLast,
+    Overlap,
 )
 """Every pass, in the order in which a program usually meets them."""
 
@@ -65,19 +67,19 @@ def print_pipeline(passes: Sequence[Pass]) -> str:
     return pipeline_text.print_pipeline(passes)
 
 
-def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass, ...]:
+def standard_pipeline(
+    spec: Spec, within: Recompute | None = None, beside: Overlap | None = None
+) -> tuple[Pass, ...]:
     """The passes that compile a spec, with the options that its sections ask for.
 
     `within` chooses what is kept under a budget, once it is known what a rank holds; before it only
-    what directives select is recomputed.
+    what directives select is recomputed. `beside` lets transfers run beside computation, if given.
     """
     train, schedule, adapter = spec.train, spec.schedule, spec.adapter
     adapt: tuple[Pass, ...] = ()
     if adapter is not None:
-        adapt = (
-            ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
-            StoreFrozen(dtype=train.precision.compute),
-        )
+        applied = ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora)
+        adapt = (applied, StoreFrozen(dtype=train.precision.compute))
     return (
         Inline(),
         *adapt,
@@ -112,6 +114,7 @@ def standard_pipeline(spec: Spec, within: Recompute | None = None) -> tuple[Pass
         Fuse(),
         DropUnused(),
         TrimLast(),
+        *((beside,) if beside is not None else ()),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fllmc.ir.types import Mesh
-from fllmc.runtime.pipelining import Handle
+from fllmc.runtime.flight import Handle, Pending
 from fllmc.runtime.ring import Ring
 
 # Their names since torch 2.13, and before.
@@ -113,10 +113,10 @@ class Communicator:
         tensor: torch.Tensor,
         combine: str,
         among: tuple[int, ...] = (),
-    ) -> None:
+    ) -> Handle:
         """Combine over the axes' group, or the ranks at some positions of it, in place."""
         group = self.some[axes, among] if among else self.groups[axes]
-        dist.all_reduce(tensor, OPERATIONS[combine], group=group)
+        return Pending(dist.all_reduce(tensor, OPERATIONS[combine], group=group, async_op=True))
 
     def send(self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int) -> Handle:
         """Begin to send to the rank at a position of a pipeline axis."""
@@ -140,24 +140,27 @@ class Communicator:
         dim: int,
         scratch: torch.Tensor | None,
         zigzag: bool = False,
-    ) -> None:
+    ) -> Handle:
         """Put the group's parts together along a dim, as they lie but in the simplest case."""
         group = self.groups[axes]
         if dim == 0 and not zigzag:
-            all_gather_single(out, source.contiguous(), group=group)
-            return
+            return Pending(all_gather_single(out, source.contiguous(), group=group, async_op=True))
         assert scratch is not None
         first, *rest = source.shape
         joined = scratch.view(self.sizes[axes] * first, *rest)  # gloo takes no stacked result
-        all_gather_single(joined, source.contiguous(), group=group)
         parts = joined.view(self.sizes[axes], *source.shape)
-        if zigzag:
+
+        def place() -> None:
+            if not zigzag:
+                split = out.unflatten(dim, (self.sizes[axes], source.shape[dim]))
+                split.copy_(parts.movedim(0, dim))
+                return
             for places, part in zip(dealt(out, dim, self.sizes[axes]), parts, strict=True):
-                for place, half in zip(places, part.chunk(2, dim), strict=True):
-                    place.copy_(half)
-            return
-        split = out.unflatten(dim, (self.sizes[axes], source.shape[dim]))
-        split.copy_(parts.movedim(0, dim))
+                for spot, half in zip(places, part.chunk(2, dim), strict=True):
+                    spot.copy_(half)
+
+        work = all_gather_single(joined, source.contiguous(), group=group, async_op=True)
+        return Pending(work, place)
 
     def coalesced(
         self,
@@ -167,19 +170,16 @@ class Communicator:
         outs: Sequence[torch.Tensor],
         dims: Sequence[int],
         scratch: torch.Tensor,
-    ) -> None:
+    ) -> Handle:
         """Several gathers or scatters along dims, or reductions (sum, max), as one.
 
         In `scratch` lie all values for a reduction; else this rank's parts, then all ranks' parts.
         """
         group, ranks = self.groups[axes], self.sizes[axes]
         if kind in OPERATIONS:
-            for flat, source in zip(laid_flat(scratch, sources), sources, strict=True):
-                flat.copy_(source)
-            dist.all_reduce(scratch, OPERATIONS[kind], group=group)
-            for flat, out in zip(laid_flat(scratch, outs), outs, strict=True):
-                out.copy_(flat)
-            return
+            copy_all(laid_flat(scratch, sources), sources)
+            work = dist.all_reduce(scratch, OPERATIONS[kind], group=group, async_op=True)
+            return Pending(work, lambda: copy_all(outs, laid_flat(scratch, outs)))
         parts = sources if kind == "all_gather" else outs
         count = sum(part.numel() for part in parts)
         mine, joined = scratch[:count], scratch[count:]
@@ -190,21 +190,16 @@ class Communicator:
             for whole, dim in zip(wholes, dims, strict=True)
         ]
         if kind == "all_gather":
-            for flat, source in zip(laid_flat(mine, sources), sources, strict=True):
-                flat.copy_(source)
-            all_gather_single(joined, mine, group=group)
-            for flat, whole in zip(laid_flat(rows, sources), split, strict=True):
-                whole.copy_(flat)
-            return
-        for flat, whole in zip(laid_flat(rows, outs), split, strict=True):
-            flat.copy_(whole)
+            copy_all(laid_flat(mine, sources), sources)
+            work = all_gather_single(joined, mine, group=group, async_op=True)
+            return Pending(work, lambda: copy_all(split, laid_flat(rows, sources)))
+        copy_all(laid_flat(rows, outs), split)
         if scratch.device.type == "cpu":  # gloo has no reduce_scatter
-            dist.all_reduce(joined, group=group)
             mine = rows[self.positions[axes]]
+            work = dist.all_reduce(joined, group=group, async_op=True)
         else:
-            reduce_scatter_single(mine, joined, group=group)
-        for flat, out in zip(laid_flat(mine, outs), outs, strict=True):
-            out.copy_(flat)
+            work = reduce_scatter_single(mine, joined, group=group, async_op=True)
+        return Pending(work, lambda: copy_all(outs, laid_flat(mine, outs)))
 
     def all_to_all(
         self,
@@ -214,7 +209,7 @@ class Communicator:
         gathered: int,
         scattered: int,
         scratch: torch.Tensor,
-    ) -> None:
+    ) -> Handle:
         """Put the group's parts of dim `gathered` together, of this rank's part of `scattered`.
 
         `scratch` holds what is sent and what is received, each as large as `source`.
@@ -224,9 +219,9 @@ class Communicator:
         parts = parts.movedim(scattered, 0)
         send, receive = scratch[0].view(parts.shape), scratch[1].view(parts.shape)
         send.copy_(parts)
-        dist.all_to_all_single(receive, send, group=self.groups[axes])
         split = out.unflatten(gathered, (ranks, source.shape[gathered]))
-        split.copy_(receive.movedim(0, gathered))
+        work = dist.all_to_all_single(receive, send, group=self.groups[axes], async_op=True)
+        return Pending(work, lambda: copy_all((split,), (receive.movedim(0, gathered),)))
 
     def reduce_scatter(
         self,
@@ -236,20 +231,23 @@ class Communicator:
         dim: int,
         scratch: torch.Tensor | None,
         zigzag: bool = False,
-    ) -> None:
+    ) -> Handle:
         """Sum over the group, keep this rank's part of a dim; scratch is as large as `source`."""
         group = self.groups[axes]
         assert scratch is not None
         if source.device.type == "cpu":  # gloo has no reduce_scatter
             whole = scratch.view(source.shape)
             whole.copy_(source)
-            dist.all_reduce(whole, group=group)
-            if zigzag:
-                torch.cat(dealt(whole, dim, self.sizes[axes])[self.positions[axes]], dim, out=out)
-                return
-            count = out.shape[dim]
-            out.copy_(whole.narrow(dim, self.positions[axes] * count, count))
-            return
+
+            def keep() -> None:
+                if zigzag:
+                    mine = dealt(whole, dim, self.sizes[axes])[self.positions[axes]]
+                    torch.cat(mine, dim, out=out)
+                    return
+                count = out.shape[dim]
+                out.copy_(whole.narrow(dim, self.positions[axes] * count, count))
+
+            return Pending(dist.all_reduce(whole, group=group, async_op=True), keep)
         first, *rest = out.shape
         joined = scratch.view(self.sizes[axes] * first, *rest)
         parts = joined.view(self.sizes[axes], *out.shape)
@@ -259,7 +257,13 @@ class Communicator:
         else:
             split = source.unflatten(dim, (self.sizes[axes], out.shape[dim]))
             parts.copy_(split.movedim(dim, 0))
-        reduce_scatter_single(out, joined, group=group)
+        return Pending(reduce_scatter_single(out, joined, group=group, async_op=True))
+
+
+def copy_all(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
+    """Copy each to its target."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def laid_flat(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:

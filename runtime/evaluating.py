@@ -43,7 +43,7 @@ class Evaluation:
         kind = self.executor.description(name).type
         if self.comm and kind.partial:
             value = value.clone()
-            self.comm.all_reduce(kind.partial, value, kind.combine)
+            self.comm.all_reduce(kind.partial, value, kind.combine).wait()
         return float(value.item())
 
 

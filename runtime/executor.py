@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -12,8 +12,9 @@ from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import ALIGNMENT, Plan, Stored
 from fllmc.ir.types import Dim, Sizes
 from fllmc.kernels import ring_attention, torch_ops
-from fllmc.runtime.pipelining import Handle, Turn, take_turns
-from fllmc.runtime.ring import Ring
+from fllmc.runtime.collectives import Collectives
+from fllmc.runtime.flight import Copies, Handle
+from fllmc.runtime.pipelining import Turn, take_turns
 
 DTYPES: Mapping[str, torch.dtype] = {
     "f64": torch.float64,
@@ -28,75 +29,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-class Collectives(Protocol):
-    """What the executor needs of a communicator; see runtime/communicator.py."""
-
-    def all_reduce(
-        self,
-        axes: tuple[str, ...],
-        tensor: torch.Tensor,
-        combine: str,
-        among: tuple[int, ...] = (),
-    ) -> None:
-        """Combine over the axes' group, or the ranks at some positions of it, in place."""
-
-    def send(self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int) -> Handle:
-        """Begin to send to the rank at a position of a pipeline axis."""
-        ...
-
-    def receive(self, axes: tuple[str, ...], giver: int, tensor: torch.Tensor, tag: int) -> Handle:
-        """Begin to receive from the rank at a position of a pipeline axis."""
-        ...
-
-    def all_gather(
-        self,
-        axes: tuple[str, ...],
-        source: torch.Tensor,
-        out: torch.Tensor,
-        dim: int,
-        scratch: torch.Tensor | None,
-        zigzag: bool = False,
-    ) -> None:
-        """Put the group's parts together along a dim."""
-
-    def coalesced(
-        self,
-        axes: tuple[str, ...],
-        kind: str,
-        sources: Sequence[torch.Tensor],
-        outs: Sequence[torch.Tensor],
-        dims: Sequence[int],
-        scratch: torch.Tensor,
-    ) -> None:
-        """Several collectives of a kind as one."""
-
-    def reduce_scatter(
-        self,
-        axes: tuple[str, ...],
-        source: torch.Tensor,
-        out: torch.Tensor,
-        dim: int,
-        scratch: torch.Tensor | None,
-        zigzag: bool = False,
-    ) -> None:
-        """Sum over the group and keep this rank's part of a dim."""
-
-    def all_to_all(
-        self,
-        axes: tuple[str, ...],
-        source: torch.Tensor,
-        out: torch.Tensor,
-        gathered: int,
-        scattered: int,
-        scratch: torch.Tensor,
-    ) -> None:
-        """Put the group's parts of one dim together, of a part of another dim."""
-
-    def ring(self, axes: tuple[str, ...]) -> Ring:
-        """The axes' group as a ring."""
-        ...
-
-
 class Executor:
     """One rank's arena and its entries.
 
@@ -104,7 +36,7 @@ class Executor:
     holds, for each collective site, the calls made and the bytes of the last one; `runs` how often
     each entry ran. `allocated_bytes` is the arena with what it takes to align it. `host_arena` is
     what waits in host memory, pinned for a GPU; `copied` holds calls and bytes of all copies there
-    and back.
+    and back, `in_flight` how many transfers are under way.
     """
 
     def __init__(
@@ -132,6 +64,8 @@ class Executor:
         waits = torch.zeros(plan.host_bytes + ALIGNMENT, dtype=torch.uint8, pin_memory=pinned)
         self.host_arena = waits[-waits.data_ptr() % ALIGNMENT :][: plan.host_bytes]
         self.copied: dict[str, tuple[int, int]] = {"to_host": (0, 0), "from_host": (0, 0)}
+        self.in_flight = 0
+        self._copies = Copies(self.device)
         self.host: list[float] = []
         self.slots: dict[str, int] = {}
         self.counted: dict[int, tuple[int, int]] = {}
@@ -155,6 +89,8 @@ class Executor:
         self.runs[entry] += 1
         with torch.no_grad():
             self.entries[entry]()
+        if self.in_flight:
+            raise InternalError(f"{entry} ends with {self.in_flight} transfers under way")
 
     def tensor(self, name: str) -> torch.Tensor:
         """This rank's part of a stored tensor: a parameter, state, data input or output."""
@@ -180,18 +116,27 @@ class Executor:
         stretch = self.host_arena[offset : offset + math.prod(shape) * kind.itemsize]
         return stretch.view(kind).view(tuple(shape))
 
-    def to_host(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy to host memory, in the order of the device's work."""
-        self._copy("to_host", source, target)
+    def to_host(self, source: torch.Tensor, target: torch.Tensor) -> Handle:
+        """Begin to copy to host memory."""
+        return self._copy("to_host", source, target)
 
-    def from_host(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy back from host memory, in the order of the device's work."""
-        self._copy("from_host", source, target)
+    def from_host(self, source: torch.Tensor, target: torch.Tensor) -> Handle:
+        """Begin to copy back from host memory."""
+        return self._copy("from_host", source, target)
 
-    def _copy(self, way: str, source: torch.Tensor, target: torch.Tensor) -> None:
-        target.copy_(source, non_blocking=True)
+    def _copy(self, way: str, source: torch.Tensor, target: torch.Tensor) -> Handle:
         calls, moved = self.copied[way]
         self.copied[way] = calls + 1, moved + source.numel() * source.element_size()
+        return self._begun(self._copies.begin(source, target))
+
+    def wait(self, handle: Handle) -> None:
+        """Go on when what was begun is done."""
+        handle.wait()
+        self.in_flight -= 1
+
+    def _begun(self, handle: Handle) -> Handle:
+        self.in_flight += 1
+        return handle
 
     def stored(self, name: str) -> torch.Tensor:
         """The view of a stored tensor."""
@@ -274,11 +219,13 @@ class Executor:
             found.append((*parts, *(tensor[: stop - start] for tensor in scratch)))
         return found
 
-    def all_reduce(self, site: int, tensor: torch.Tensor, combine: str) -> None:
+    def all_reduce(self, site: int, tensor: torch.Tensor, combine: str) -> Handle:
         """Combine a tensor over a site's axes, in place."""
         self._count(site, tensor)
         assert self.comm is not None
-        self.comm.all_reduce(self._sites[site], tensor, combine, self._among[site])
+        return self._begun(
+            self.comm.all_reduce(self._sites[site], tensor, combine, self._among[site])
+        )
 
     def all_gather(
         self,
@@ -288,11 +235,13 @@ class Executor:
         dim: int,
         scratch: torch.Tensor | None,
         zigzag: bool = False,
-    ) -> None:
+    ) -> Handle:
         """Gather a dim over a site's axes."""
         self._count(site, out)
         assert self.comm is not None
-        self.comm.all_gather(self._sites[site], source, out, dim, scratch, zigzag)
+        return self._begun(
+            self.comm.all_gather(self._sites[site], source, out, dim, scratch, zigzag)
+        )
 
     def reduce_scatter(
         self,
@@ -302,11 +251,13 @@ class Executor:
         dim: int,
         scratch: torch.Tensor | None,
         zigzag: bool = False,
-    ) -> None:
+    ) -> Handle:
         """Sum over a site's axes and scatter a dim."""
         self._count(site, source)
         assert self.comm is not None
-        self.comm.reduce_scatter(self._sites[site], source, out, dim, scratch, zigzag)
+        return self._begun(
+            self.comm.reduce_scatter(self._sites[site], source, out, dim, scratch, zigzag)
+        )
 
     turn = Turn
 
@@ -332,12 +283,14 @@ class Executor:
         outs: Sequence[torch.Tensor],
         dims: Sequence[int],
         scratch: torch.Tensor,
-    ) -> None:
+    ) -> Handle:
         """Several gathers or scatters, or reductions by sum or maximum, over a site's axes."""
         moved = outs if kind == "all_gather" else sources
         self._count_bytes(site, sum(each.numel() * each.element_size() for each in moved))
         assert self.comm is not None
-        self.comm.coalesced(self._sites[site], kind, sources, outs, dims, scratch)
+        return self._begun(
+            self.comm.coalesced(self._sites[site], kind, sources, outs, dims, scratch)
+        )
 
     def all_to_all(
         self,
@@ -347,11 +300,13 @@ class Executor:
         gathered: int,
         scattered: int,
         scratch: torch.Tensor,
-    ) -> None:
+    ) -> Handle:
         """Gather a dim over a site's axes and scatter another."""
         self._count(site, source)
         assert self.comm is not None
-        self.comm.all_to_all(self._sites[site], source, out, gathered, scattered, scratch)
+        return self._begun(
+            self.comm.all_to_all(self._sites[site], source, out, gathered, scattered, scratch)
+        )
 
     def ring_attend(self, site: int, *given: Any, **options: Any) -> None:
         """Attention whose keys and values go round a site's axes; see kernels/ring_attention.py."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
+
+from fllmc.runtime.flight import Handle
 
 Transfer = tuple[int, torch.Tensor, int, int]
 """Site, buffer, the other stage's rank on the pipeline axis, and the message's tag."""
@@ -21,13 +23,6 @@ class Turn(NamedTuple):
     post: tuple[Transfer, ...] = ()
     take: tuple[torch.Tensor, ...] = ()
     send: tuple[Transfer, ...] = ()
-
-
-class Handle(Protocol):
-    """A transfer under way."""
-
-    def wait(self) -> object:
-        """Return when it is done."""
 
 
 Begin = Callable[[int, torch.Tensor, int, int], Handle]

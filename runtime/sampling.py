@@ -84,10 +84,10 @@ def _gathered(local: torch.Tensor, kind: Type, comm: Communicator | None) -> Log
     """The first row, from `[batch, vocab]` that may be divided and partial, on every rank."""
     row = local[0].contiguous().clone()
     if comm and kind.partial:
-        comm.all_reduce(kind.partial, row, kind.combine)
+        comm.all_reduce(kind.partial, row, kind.combine).wait()
     axes = kind.dims[-1].axes
     if comm and axes:
         out = row.new_empty(row.numel() * comm.sizes[axes])
-        comm.all_gather(axes, row, out, 0, None)
+        comm.all_gather(axes, row, out, 0, None).wait()
         row = out
     return row.double().cpu().numpy()

@@ -207,8 +207,8 @@ class Emitter:
                 own = (name for name in b.types[weight].names if name not in kept)
                 x = arranged(b, x, (*lead, rows, *contract))
                 weight = arranged(b, weight, (*kept, *own))
-                counts = b.one(ops.Tally(along, choices, Dim(experts)), chosen)
-                return b.one(ops.GroupedDot(experts, rows, contract), x, weight, counts)
+                attrs = ops.GroupedDot(experts, rows, along, choices, contract)
+                return b.one(attrs, x, weight, chosen)
 
 
 def square(typed: Typed) -> Typed:

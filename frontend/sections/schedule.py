@@ -20,6 +20,7 @@ from fllmc.ir.settings import (
     Recompute,
     Schedule,
     Shard,
+    Switch,
     Zero,
 )
 from fllmc.ir.types import Axis, Mesh
@@ -90,6 +91,7 @@ class _ScheduleReader:
             budget_gib=record.number("budget_gib", 0.0),
             loss_chunks=record.count("loss_chunks", 1, low=1),
             backward_chunks=record.count("backward_chunks", 1, low=1),
+            overlap=cast(Switch, record.word("overlap", get_args(Switch), "on")),
             places=tuple((name, field.value.span) for name, field in record.fields.items()),
         )
 

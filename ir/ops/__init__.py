@@ -64,6 +64,7 @@ from fllmc.ir.ops.elementwise import (
     Where,
 )
 from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -135,6 +136,7 @@ AnyAttrs = (
     | TopK
     | Transpose
     | Unchunk
+    | Wait
     | Where
 )
 
@@ -145,6 +147,7 @@ OPS: dict[str, type[Attrs]] = {
 __all__ = [
     "COLLECTIVES",
     "OPS",
+    "STARTABLE",
     "Add",
     "AddN",
     "AllGather",
@@ -220,5 +223,6 @@ __all__ = [
     "Transpose",
     "TypeRuleError",
     "Unchunk",
+    "Wait",
     "Where",
 ]

@@ -7,7 +7,8 @@ expert and, of one expert, in the order of tokens and then of choices. It comes 
 - dropless, [lead..., rows, rest...]: one run of rows for each expert, one behind the other. With
   `rows` G times as many as choices, the experts fall into G equal groups; the rows of a group stand
   at the beginning of its stretch of `rows`, and the others are zeros. So each rank that holds a
-  group has room for all choices, whatever is chosen.
+  group has room for all choices, whatever is chosen. Where axes divide the tokens of a sequence,
+  as a context axis does, they divide `rows` outermost: each part has the rows of its own tokens.
 - with a capacity, [lead..., experts, slots, rest...]: what finds no slot is dropped (Fedus et al.
   2021, Switch Transformers, section 2.2, with a sequence as the group).
 """
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 
 from fllmc.ir.ops.base import Attrs, Env, distinct, joint_dtype, linear_in_one, merged, require
 from fllmc.ir.ops.contraction import index_operand
-from fllmc.ir.types import Dim, Sizes, Type
+from fllmc.ir.types import Dim, Sizes, Type, bare_axes
 
 
 class TopK(Attrs, frozen=True, tag="top_k"):
@@ -47,8 +48,7 @@ class TopK(Attrs, frozen=True, tag="top_k"):
 def lead_of(index: Type, along: str, choices: str) -> tuple[Dim, ...]:
     """The dims of sequences of a tensor of choices, [lead..., along, choices]."""
     require(index.names[-2:] == (along, choices), f"{index} does not end in {along}, {choices}")
-    for name in (along, choices):
-        require(not index.axes_of(name), f"experts need {name} whole: {index}")
+    require(not index.axes_of(choices), f"experts need {choices} whole: {index}")
     return index.dims[:-2]
 
 
@@ -62,7 +62,10 @@ def groups_of(sizes: Sizes, rows: str, along: str, choices: str, experts: str) -
 
 
 class Tally(Attrs, frozen=True, tag="tally"):
-    """How often each expert is chosen: index[lead..., along, choices] -> i64[lead..., experts]."""
+    """How often each expert is chosen: index[lead..., along, choices] -> i64[lead..., experts].
+
+    Dividing `along` leaves a partial sum.
+    """
 
     along: str
     choices: str
@@ -72,10 +75,11 @@ class Tally(Attrs, frozen=True, tag="tally"):
         (index,) = operands
         index_operand(index, self.experts.name)
         lead = lead_of(index, self.along, self.choices)
-        return (Type("i64", distinct((*lead, self.experts))),)
+        parts = merged(index.axes_of(self.along))
+        return (Type("i64", distinct((*lead, self.experts)), parts),)
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
-        return (self.along, self.choices)
+        return (self.choices,)
 
 
 class Dispatch(Attrs, frozen=True, tag="dispatch"):
@@ -100,14 +104,14 @@ class Dispatch(Attrs, frozen=True, tag="dispatch"):
         return (Type(value.dtype, distinct((*lead, *self.to, *rest)), open_axes),)
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
-        return (self.along, self.choices, *(dim.name for dim in self.to[1:]))
+        return whole_of(self.along, self.choices, tuple(dim.name for dim in self.to))
 
 
 class Combine(Attrs, frozen=True, tag="combine"):
     """The transpose of dispatch: (rows[lead..., *of, rest...], index) -> [lead..., along, rest...].
 
     A token's rows are added up, or with `apart` stand in a dim `choices` behind `along`. What was
-    dropped is zero. Dividing a dim of `of` leaves a partial sum.
+    dropped is zero. Dividing a dim of `of` leaves a partial sum, but for the parts of sequences.
     """
 
     along: str
@@ -125,13 +129,19 @@ class Combine(Attrs, frozen=True, tag="combine"):
         of = rows.dims[len(lead) : stop]
         room(of, index, self.along, self.choices, env)
         open_axes = linear_in_one(operands, (0,))
-        divided = tuple(axis for dim in of for axis in dim.axes)
+        parts = len(index.axes_of(self.along))
+        divided = (*of[0].axes[parts:], *(axis for dim in of[1:] for axis in dim.axes))
         tokens = index.dims if self.apart else index.dims[:-1]
         dims = distinct((*tokens, *rows.dims[stop:]))
         return (Type(rows.dtype, dims, merged(open_axes, divided)),)
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
-        return (self.along, self.choices, *self.of[1:])
+        return whole_of(self.along, self.choices, self.of)
+
+
+def whole_of(along: str, choices: str, of: tuple[str, ...]) -> tuple[str, ...]:
+    """What dispatch and combine need whole: with slots, it is the sequence that fills them."""
+    return (choices,) if len(of) == 1 else (along, choices, *of[1:])
 
 
 def tokens_of(value: Type, index: Type, along: str, choices: str) -> tuple[Dim, ...]:
@@ -141,12 +151,19 @@ def tokens_of(value: Type, index: Type, along: str, choices: str) -> tuple[Dim, 
     return tokens
 
 
+def own_axes(rows: Dim, index: Type, along: str) -> tuple[str, ...]:
+    """The axes that divide rows by groups of experts, inside of those of parts of the sequence."""
+    parts = bare_axes(index.axes_of(along))
+    require(rows.axes[: len(parts)] == parts, f"{rows} is not in the parts of {index}")
+    return rows.axes[len(parts) :]
+
+
 def room(of: Sequence[Dim], index: Type, along: str, choices: str, env: Env) -> None:
     """Check the dims of expert layout: (rows,) or (experts, slots)."""
     require(bool(index.index), f"{index} does not hold choices")
     if len(of) == 1:
         groups = groups_of(env.sizes, of[0].name, along, choices, index.index)
-        extent = env.sizes.mesh.extent(of[0].axes)
+        extent = env.sizes.mesh.extent(own_axes(of[0], index, along))
         require(groups % extent == 0, f"{of[0]}: {groups} groups on {extent} ranks")
         return
     require(len(of) == 2 and of[0].name == index.index, f"{index} goes to (rows) or its slots")
@@ -154,40 +171,46 @@ def room(of: Sequence[Dim], index: Type, along: str, choices: str, env: Env) -> 
 
 
 class Grouped(Attrs, frozen=True):
-    """Base of the products over runs of rows in the dropless form.
+    """Base of the products over runs of rows in the dropless form, as the choices order them.
 
     Each rank holds the rows of one group, that of its experts.
     """
 
     experts: str
     rows: str
+    along: str
+    choices: str
     arity = 3
 
-    def runs(self, rows: Type, counts: Type) -> tuple[Dim, ...]:
-        """The dims of sequences, after checking that counts [lead..., experts] fit the rows."""
-        require(counts.names[-1:] == (self.experts,), f"{counts} does not end in {self.experts}")
-        require(counts.dtype == "i64" and not counts.index, f"{counts} are no counts")
-        lead = counts.dims[:-1]
+    def runs(self, rows: Type, index: Type, env: Env) -> tuple[tuple[Dim, ...], Dim]:
+        """The dims of sequences, and the experts on their axes, after checking that both fit."""
+        index_operand(index, self.experts)
+        lead = lead_of(index, self.along, self.choices)
         fits = rows.dims[: len(lead)] == lead and rows.names[len(lead) :][:1] == (self.rows,)
-        require(fits, f"{rows} does not begin with {counts.names[:-1]} and {self.rows}")
-        same = rows.axes_of(self.rows) == counts.axes_of(self.experts)
-        require(same, f"{self.rows} of {rows} and {self.experts} of {counts} are placed apart")
-        return lead
+        require(fits, f"{rows} does not begin with {index.names[:-2]} and {self.rows}")
+        own = own_axes(rows.dim(self.rows), index, self.along)
+        groups = groups_of(env.sizes, self.rows, self.along, self.choices, self.experts)
+        fits = groups == env.sizes.mesh.extent(own)
+        require(fits, f"{rows}: {groups} groups of experts, and not one on each rank")
+        return lead, Dim(self.experts, own)
+
+    def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
+        return (self.choices,)
 
 
 class GroupedDot(Grouped, frozen=True, tag="grouped_dot"):
-    """Each row times its expert's matrix: ([lead..., rows, a...], [experts, ...], counts).
+    """Each row times its expert's matrix: ([lead..., rows, a...], [experts, ...], index).
 
-    The matrix has the dims a (`contract`) and the result's own, either first. What no count speaks
-    of gives zero.
+    The matrix has the dims a (`contract`) and the result's own, either first. Rows that no choice
+    has filled give zero.
     """
 
     contract: tuple[str, ...]
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        rows, weight, counts = operands
-        lead = self.runs(rows, counts)
-        require(weight.dims[:1] == counts.dims[-1:], f"{weight} does not begin as {counts} ends")
+        rows, weight, index = operands
+        lead, experts = self.runs(rows, index, env)
+        require(weight.dims[:1] == (experts,), f"{weight} does not begin with {experts}")
         inner = rows.dims[len(lead) + 1 :]
         require(tuple(dim.name for dim in inner) == self.contract, f"{rows}: not {self.contract}")
         own = weight.dims[1:]
@@ -205,17 +228,17 @@ class GroupedDot(Grouped, frozen=True, tag="grouped_dot"):
 
 class GroupedOuter(Grouped, frozen=True, tag="grouped_outer"):
     """The transpose of grouped_dot in its matrices: ([lead..., rows, a...], [lead..., rows, b...],
-    counts) -> [experts, a..., b...], for each expert the sum over its rows of the outer products.
+    index) -> [experts, a..., b...], for each expert the sum over its rows of the outer products.
 
-    Dividing a dim of `lead` leaves a partial sum.
+    Dividing a dim of `lead` or the sequence leaves a partial sum.
     """
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        a, b, counts = operands
-        lead = self.runs(a, counts)
-        self.runs(b, counts)
+        a, b, index = operands
+        lead, experts = self.runs(a, index, env)
+        self.runs(b, index, env)
         open_axes = linear_in_one(operands, (0, 1))
-        divided = tuple(axis for dim in lead for axis in dim.axes)
+        divided = tuple(axis for dim in (*lead, index.dims[-2]) for axis in dim.axes)
         own = (*a.dims[len(lead) + 1 :], *b.dims[len(lead) + 1 :])
-        dims = distinct((counts.dims[-1], *own))
+        dims = distinct((experts, *own))
         return (Type(joint_dtype(operands[:2]), dims, merged(open_axes, divided)),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.ops import Attend, Scan
+from fllmc.ir.ops import Attend, Combine, Dispatch, Scan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Sizes
@@ -109,6 +109,8 @@ def _whole(layout: Layout, function: Function, op: Op) -> Iterator[tuple[object,
     """
     placed = layout.most if isinstance(op.attrs, Scan) else layout.canonical
     for name in op.attrs.whole([function.types[value] for value in op.operands]):
+        if isinstance(op.attrs, Combine | Dispatch) and name == op.attrs.along:
+            continue  # slots take whole sequences, which are gathered for them
         for axis in placed.get(name, ())[:1]:
             span = _span_of(layout, name, axis)
             path = f"`{op.path}`" if op.path else f"`{function.name}`"

@@ -199,7 +199,7 @@ def resolve(
                     stored[parameter.name] = axes
                     others = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*others, *here)
-    experts, canonical, elsewhere = apart(program, canonical, elsewhere)
+    experts, canonical, elsewhere = apart(program, canonical, elsewhere, mesh)
     for name, axes in stored.items():
         names = program.parameter(name).type.names
         rest = {dim: on for dim, on in axes.items() if dim not in experts.experts}

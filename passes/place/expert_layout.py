@@ -3,13 +3,13 @@
 Experts yield to tokens on their axes: scores of [batch, seq, experts] stay with the tokens. In
 expert layout (a value with rows or slots of experts) they do not: the rows, or the experts, are on
 these axes, and whatever else was leaves them. The collectives between follow: all rows go to the
-ranks of their experts and come back.
+ranks of their experts and come back. An axis of a sequence, as a context axis is, holds rows of its
+own tokens, for routing asks no more than one token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import prod
 from typing import Protocol, TypeVar
 
 from msgspec import Struct, structs
@@ -22,16 +22,23 @@ Axes = Mapping[str, tuple[str, ...]]
 
 
 class ExpertDims(Struct, frozen=True):
-    """The axes of each dim of experts, and of each dim of rows; `slots` mark expert layout."""
+    """Where dims of mixtures of experts are; `rows` and `slots` mark expert layout.
+
+    `rows` are on the axes of the parts of their sequence, then on those of their experts, which
+    `groups` has alone. `parts` are the axes that divide the tokens of a sequence, each part with
+    rows of its own. `slots`, which only whole sequences fill, are divided among the same axes.
+    """
 
     experts: Axes = {}
     rows: Axes = {}
-    slots: tuple[str, ...] = ()
+    groups: Axes = {}
+    slots: Axes = {}
+    parts: Axes = {}
 
     def settle(self, axes: Axes, names: Iterable[str], whole: Iterable[str]) -> Axes:
         """The axes of dims that stand together, with those of experts and rows."""
         given, fixed = tuple(names), tuple(whole)
-        if not any(name in self.experts or name in self.rows for name in given):
+        if not any(self.has(name) for name in given):
             return axes
         if any(name in self.rows or name in self.slots for name in given):
             return self.dispatched(axes, given)
@@ -43,35 +50,59 @@ class ExpertDims(Struct, frozen=True):
         return found
 
     def dispatched(self, axes: Axes, names: Sequence[str]) -> Axes:
-        """The axes of dims in expert layout."""
-        own = {name: {**self.rows, **self.experts}[name] for name in names if self.has(name)}
+        """The axes of dims in expert layout; parts of sequences stay where they are."""
+        every = {**self.rows, **self.experts, **self.slots}
+        own = {name: every[name] for name in names if self.has(name)}
         taken = {axis for on in own.values() for axis in on}
-        rest = {name: tuple(a for a in on if bare(a) not in taken) for name, on in axes.items()}
+        rest = {
+            name: tuple(
+                a for a in on if bare(a) not in taken or bare(a) in self.parts.get(name, ())
+            )
+            for name, on in axes.items()
+        }
         return {**rest, **own}
 
     def has(self, name: str) -> bool:
-        """Whether the dim is one of experts or of their rows."""
-        return name in self.rows or name in self.experts
+        """Whether the dim is one of experts, of their rows or of their slots."""
+        return name in self.rows or name in self.experts or name in self.slots
+
+    def divides(self, name: str) -> tuple[str, ...]:
+        """The axes on which rows are for parts of their sequence."""
+        on = self.rows.get(name, ())
+        return on[: len(on) - len(self.groups.get(name, ()))]
 
 
-def expert_dims(program: Program, axes: Axes) -> ExpertDims:
-    """The dims of a program's mixtures of experts, for the axes that directives put dims on."""
-    experts: dict[str, tuple[str, ...]] = {}
+def expert_dims(program: Program, axes: Axes, tokens: Axes, mesh: Mesh) -> ExpertDims:
+    """The dims of a program's mixtures of experts, for the axes that directives put dims on.
+
+    `tokens` are those of directives without `elsewhere`, which alone divide sequences here.
+    """
+    found = [
+        (op.attrs, function.types[op.operands[1]].index)
+        for function in program.functions
+        for op in function.ops
+        if isinstance(op.attrs, Dispatch)
+    ]
+    experts = {name: axes[name] for _, name in found if axes.get(name)}
+    held = {axis for on in experts.values() for axis in on}
+    parts = {
+        attrs.along: tuple(axis for axis in tokens.get(attrs.along, ()) if axis not in held)
+        for attrs, _ in found
+    }
     rows: dict[str, tuple[str, ...]] = {}
-    slots: dict[str, None] = {}
-    for function in program.functions:
-        for op in function.ops:
-            if not isinstance(op.attrs, Dispatch):
-                continue
-            name = function.types[op.operands[1]].index
-            if not axes.get(name):
-                continue
-            experts[name] = axes[name]
-            if len(op.attrs.to) == 1:
-                rows[op.attrs.to[0].name] = axes[name]
-            else:
-                slots[op.attrs.to[1].name] = None
-    return ExpertDims(experts, rows, tuple(slots))
+    groups: dict[str, tuple[str, ...]] = {}
+    slots: dict[str, tuple[str, ...]] = {}
+    for attrs, name in found:
+        divide, own = parts[attrs.along], experts.get(name, ())
+        last = attrs.to[-1].name
+        if not divide and not own:
+            continue
+        if len(attrs.to) == 1:
+            rows[last], groups[last] = (*divide, *own), own
+        else:
+            fits = program.sizes.size(last) % mesh.extent(divide) == 0
+            slots[last] = divide if fits else ()
+    return ExpertDims(experts, rows, groups, slots, {dim: on for dim, on in parts.items() if on})
 
 
 class Reason(Protocol):
@@ -92,13 +123,13 @@ R = TypeVar("R", bound=Reason)
 
 
 def apart(
-    program: Program, canonical: Axes, elsewhere: Sequence[R]
+    program: Program, canonical: Axes, elsewhere: Sequence[R], mesh: Mesh
 ) -> tuple[ExpertDims, dict[str, tuple[str, ...]], list[R]]:
     """(dims of experts on their axes, what places the other dims, and what of them yields)."""
     every = dict(canonical)
     for reason in elsewhere:
         every[reason.dim] = (*every.get(reason.dim, ()), reason.axis)
-    experts = expert_dims(program, every)
+    experts = expert_dims(program, every, canonical, mesh)
     rest = {dim: axes for dim, axes in canonical.items() if dim not in experts.experts}
     return experts, rest, [reason for reason in elsewhere if reason.dim not in experts.experts]
 
@@ -109,11 +140,11 @@ def with_room(program: Program, dims: ExpertDims, mesh: Mesh) -> Program:
     A rank that holds some experts then has room for all choices, whatever is chosen: what is
     planned, and moved, is this bound. The rows left over are zeros, and reach no result.
     """
-    if not dims.rows:
+    if not dims.groups:
         return program
     sized = [
-        DimSize(each.name, each.size * prod(mesh.extent((axis,)) for axis in dims.rows[each.name]))
-        if each.name in dims.rows
+        DimSize(each.name, each.size * mesh.extent(dims.groups[each.name]))
+        if each.name in dims.groups
         else each
         for each in program.dims
     ]

@@ -34,17 +34,49 @@ def combine(site: Site, op: Op, attrs: ops.Combine) -> Sequence[Value]:
     return site.emit(attrs, site.take(rows, {**tokens, **of}), site.take(index, tokens))
 
 
+def grouped(site: Site, op: Op, attrs: ops.GroupedDot | ops.GroupedOuter) -> Sequence[Value]:
+    """Where the experts are, with the choices of all tokens whose rows a rank may hold."""
+    kinds = [site.source.types[value] for value in (*op.operands, *op.results)]
+    names = dict.fromkeys(name for kind in kinds for name in kind.names)
+    axes = site.layout.axes(names, (attrs.along, attrs.choices, attrs.rows))
+    return site.emit(attrs, *(site.take(value, axes) for value in op.operands))
+
+
+def tally(site: Site, op: Op, attrs: ops.Tally) -> Sequence[Value]:
+    """Where the tokens are, each rank its own: a sum over parts of sequences that stays open."""
+    (index,) = op.operands
+    axes = site.layout.axes(site.source.types[index].names)
+    return site.emit(attrs, site.take(index, axes))
+
+
 def token_axes(site: Site, op: Op, names: Sequence[str]) -> Axes:
-    """Where tokens with these dims are, their sequence whole."""
+    """Where tokens with these dims are.
+
+    Their sequence is in parts only where each may have rows of its own: not with slots, and not on
+    axes that hold experts.
+    """
+    attrs = op.attrs
+    assert isinstance(attrs, ops.Dispatch | ops.Combine)
     index = site.source.types[op.operands[1]]
     together = tuple(dict.fromkeys((*index.names, *names)))
-    axes = site.layout.axes(together, op.attrs.whole([site.source.types[v] for v in op.operands]))
-    return {name: axes.get(name, ()) for name in together}
+    axes = site.layout.axes(together, (attrs.along, attrs.choices))
+    parts = site.layout.experts.parts.get(attrs.along, ()) if rows_of(attrs) else ()
+    own = tuple(axis for axis in axes.get(attrs.along, ()) if bare(axis) in parts)
+    return {**{name: axes.get(name, ()) for name in together}, attrs.along: own}
+
+
+def rows_of(attrs: ops.Dispatch | ops.Combine) -> str:
+    """The dim of rows of the dropless form; nothing for slots."""
+    of = tuple(dim.name for dim in attrs.to) if isinstance(attrs, ops.Dispatch) else attrs.of
+    return of[0] if len(of) == 1 else ""
 
 
 def divided(site: Site, tokens: Axes, name: str) -> Dim:
-    """A dim of expert layout on those of its axes that hold no tokens."""
+    """A dim of expert layout on those of its axes that hold no tokens, inside of their parts."""
     dims = site.layout.experts
-    axes = dims.rows.get(name, dims.experts.get(name, ()))
+    if name in dims.slots:
+        return Dim(name)
+    parts = dims.divides(name)
+    own = dims.groups.get(name, dims.experts.get(name, ()))
     taken = {bare(axis) for on in tokens.values() for axis in on}
-    return Dim(name, tuple(axis for axis in axes if axis not in taken))
+    return Dim(name, (*parts, *(axis for axis in own if axis not in taken)))

@@ -49,11 +49,11 @@ class Place(Pass, frozen=True):
         if errors:
             raise DiagnosticError(*errors)
         program = structs.replace(program, level="sharded", mesh=cx.mesh)
-        program = with_room(program, layout.experts, cx.mesh)
         if layout.empty:
             return program
         layout = dealt(layout, program)
-        return place_program(with_copies(program, layout), layout)
+        program = with_copies(program, layout)
+        return place_program(with_room(program, layout.experts, cx.mesh), layout)
 
 
 def judged(found: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:

@@ -263,13 +263,10 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
             ops.Dot,
-            ops.GroupedDot,
-            ops.GroupedOuter,
             ops.Iota,
             ops.Random,
             ops.Rope,
             ops.Spread,
-            ops.Tally,
             ops.TopK,
         ),
         at_home,
@@ -319,6 +316,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
             ops.Pipeline,
             ops.Share,
             ops.ToHost,
+            ops.Wait,
         ),
         misplaced,
     ),
@@ -327,10 +325,13 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Combine: experts.combine,
     ops.Dispatch: experts.dispatch,
     ops.Fill: fill,
+    ops.GroupedDot: experts.grouped,
+    ops.GroupedOuter: experts.grouped,
     ops.Pick: picked,
     ops.Put: put_back,
     ops.ReduceMax: greatest,
     ops.ReduceSum: summed,
     ops.Take: looked_up,
+    ops.Tally: experts.tally,
 }
 """Every op but scan, which `scans.py` places."""

@@ -10,7 +10,7 @@ from msgspec import structs
 from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
-from fllmc.fitting import within_budget
+from fllmc.fitting import overlapping, within_budget
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
@@ -71,7 +71,7 @@ def compile_spec(
     read = Timing("read and check", clock() - begin, 0.0)
     with at_settings(spec.schedule, cx) as cx:
         within, told = within_budget(spec, chosen, target)
-        done = finish(spec, cx, clock, keep, within)
+        done = finish(spec, cx, clock, keep, within, overlapping(spec, target))
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
     reasons = (*done.decisions, *decisions(done.sharded, values), *told)
@@ -103,7 +103,8 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     cx = Context(mesh=mesh, report=lambda found: None)
     try:
         within, _ = within_budget(whole, mesh, plan.target.name)
-        done = finish(whole, cx, lambda: 0.0, lambda number, name, program: None, within)
+        beside = overlapping(whole, plan.target.name)
+        done = finish(whole, cx, lambda: 0.0, lambda number, name, program: None, within, beside)
     except DiagnosticError:
         return None
     return frozen_figures(plan, make_plan(done.programs[0], whole, plan.target))

@@ -22,6 +22,7 @@ from fllmc.ir.types import Mesh
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.budget_choice import Choice
 from fllmc.passes.errors import BudgetUnmet
+from fllmc.passes.overlap import Overlap
 from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.recompute_budget import Room, Whole, everything
@@ -49,6 +50,13 @@ def within_budget(
     if found is None:
         raise DiagnosticError(trial.unmet(tuple(ways_out(spec, mesh, target))))
     return found, (trial.decision(found),)
+
+
+def overlapping(spec: Spec, target: str) -> Overlap | None:
+    """The pass that lets transfers run beside computation, unless the schedule forbids it."""
+    if spec.schedule.overlap == "off":
+        return None
+    return Overlap(target=load_target(target or "cpu"))
 
 
 def ways_out(spec: Spec, mesh: Mesh, target: str) -> Iterator[str]:
@@ -82,7 +90,9 @@ class Trial:
         self.selectors = spec.schedule.recompute
         self.asked = asked_pipeline(spec.schedule, spec.program, mesh)
         self.microbatches = spec.schedule.microbatches
-        passes, self.then = cut_pipeline(standard_pipeline(spec, self.keeping(0)))
+        passes, self.then = cut_pipeline(
+            standard_pipeline(spec, self.keeping(0), overlapping(spec, target))
+        )
         at = passes.index(self.keeping(0))
         self.before = run_pipeline(spec.program, passes[:at], self.cx, lambda: 0.0)[0]
         self.after = passes[at + 1 :]

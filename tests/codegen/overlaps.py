@@ -1,7 +1,8 @@
 """A brute-force check of a plan's memory that shares nothing with the planner.
 
 For each function it replays the ops over the bytes of its frame, of its inputs and of its results:
-a write marks the bytes with the value, a read finds them still marked so.
+a write marks the bytes with the value, a read finds them still marked so. What is in flight is
+touched by nothing until it is waited for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from fllmc.ir import ops
 from fllmc.ir.plan import ALIGNMENT, Frame, Plan
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import DTYPE_BYTES, Type
+from fllmc.ir.walk import waits
 
 Stretch = tuple[str, int, int]
 """Bytes of a region: `frame`, or `argument 3`, or `result 0`."""
@@ -50,6 +52,8 @@ class Replay:
         self.sizes = plan.program.sizes
         self.held: list[tuple[Stretch, int]] = []
         self.source: dict[int, int] = {}
+        self.waits = waits(function)
+        self.flying: dict[int, list[Stretch]] = {}
 
     def size(self, kind: Type) -> int:
         if self.rows and kind.names[: len(self.rows)] == self.rows:
@@ -94,12 +98,20 @@ class Replay:
         where = f"op {at} ({op.kind})"
         for value in op.operands:
             yield from self.read(value, where)
-        if isinstance(op.attrs, ops.Rename | ops.Stop):
-            self.source[op.results[0]] = self.source.get(op.operands[0], op.operands[0])
+        if isinstance(op.attrs, ops.Rename | ops.Stop | ops.Wait):
+            for old, new in zip(op.operands, op.results, strict=True):
+                self.source[new] = self.source.get(old, old)
+            self.flying.pop(self.waits.get(at, -1), None)
             return
         yield from self.hazards(op, where)
         spaces = self.spaces(op, at)
         touched = [s for v in (*op.operands, *op.results) if (s := self.stretch(v))]
+        written = [*spaces, *(s for v in op.results if (s := self.stretch(v)))]
+        for start, held in self.flying.items():
+            if any(overlap(a, b) for a in held for b in written):
+                yield f"{self.function.name}: {where}: writes to what op {start} has in flight"
+        if at in self.waits.values():
+            self.flying[at] = [*spaces, *touched]
         for number, space in enumerate(spaces):
             if any(overlap(space, other) for other in (*touched, *spaces[number + 1 :])):
                 yield f"{self.function.name}: {where}: scratch {space} overlaps"
@@ -112,8 +124,8 @@ class Replay:
         outs = [s for v in op.results if (s := self.stretch(v))]
         if any(overlap(a, b) for n, a in enumerate(outs) for b in outs[n + 1 :]):
             yield f"{self.function.name}: {where}: results overlap"
-        if isinstance(op.attrs, ops.Scan | ops.Fused):
-            return  # judged in the body, and by running
+        if isinstance(op.attrs, ops.Scan | ops.Fused | ops.Coalesced):
+            return  # judged in the body, and by running; or read into scratch first
         late = op.operands
         if isinstance(op.attrs, ops.AddN | ops.DotAdd | ops.PutAdd | ops.AllReduce):
             late = op.operands[1:]
@@ -134,6 +146,8 @@ class Replay:
             yield from self.run_op(op, at)
         for value in self.function.results:
             yield from self.read(value, "the end")
+        if self.flying:
+            yield f"{name}: {sorted(self.flying)} are in flight at the end"
         for value in range(len(self.function.types)):
             mine = self.stretch(value)
             if mine and mine[0] == "frame" and (mine[1] % ALIGNMENT or mine[2] > self.frame.bytes):

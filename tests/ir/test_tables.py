@@ -29,6 +29,7 @@ from fllmc.ir.ops import (
     Share,
     SiluGrad,
     ToHost,
+    Wait,
 )
 from fllmc.passes.gradients import GRADIENTS
 from fllmc.passes.place.rules import RULES
@@ -44,7 +45,7 @@ class Table(NamedTuple):
 
 SUNK = dict.fromkeys((DotAdd, MulAdd, MulSub, PutAdd), "made of others at the plan level")
 PLACED = dict.fromkeys((*COLLECTIVES, LocalSlice, Pipeline, Share), "made where values are placed")
-OFFLOADED = dict.fromkeys((FromHost, ToHost), "made behind placement")
+OFFLOADED = dict.fromkeys((FromHost, ToHost, Wait), "made behind placement")
 
 TABLES = (
     Table("evaluator", frozenset(EVALUATE), {Pipeline: "run by ir/evaluate_stages.py"}),
@@ -52,7 +53,7 @@ TABLES = (
         "JAX",
         frozenset(JAX),
         dict.fromkeys(
-            (*COLLECTIVES, FromHost, LocalSlice, Pipeline, Share, ToHost),
+            (*COLLECTIVES, FromHost, LocalSlice, Pipeline, Share, ToHost, Wait),
             "JAX runs unplaced programs",
         ),
     ),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fllmc.kernels import experts
 from fllmc.kernels import torch_ops as kernels
 
 TOLERANCE = 1e-12
@@ -72,21 +73,24 @@ def test_tokens_go_to_their_rows_and_back(
     torch.testing.assert_close(found, back, rtol=0, atol=TOLERANCE)
 
 
-@given(choices(), st.booleans())
-def test_runs_of_rows_meet_their_own_matrices(drawn: tuple[Tensor, int], part: bool) -> None:
+@given(choices(), st.booleans(), st.integers(0, 2))
+def test_runs_of_rows_meet_their_own_matrices(
+    drawn: tuple[Tensor, int], part: bool, spare: int
+) -> None:
     index, experts = drawn
     flat = index.flatten(1)
     half = experts // 2 if part and experts % 2 == 0 else 0
     first, mine = half, experts - half
     counts = torch.full((len(flat), mine), -1)
     kernels.tally(flat, first, counts)
-    a = torch.randn(*flat.shape, 2, dtype=torch.float64)
-    b = torch.randn(*flat.shape, 3, dtype=torch.float64)
+    room = flat.shape[1] + spare
+    a = torch.randn(len(flat), room, 2, dtype=torch.float64)
+    b = torch.randn(len(flat), room, 3, dtype=torch.float64)
     weight = torch.randn(mine, 2, 3, dtype=torch.float64)
     out = torch.full_like(b, torch.nan)
-    kernels.grouped_dot(a, weight, counts, out)
+    kernels.grouped_dot(a, weight, flat, first, out)
     outer = torch.full_like(weight, torch.nan)
-    kernels.grouped_outer(a, b, counts, outer)
+    kernels.grouped_outer(a, b, flat, first, outer)
     wanted, wanted_outer = torch.zeros_like(out), torch.zeros_like(outer)
     for sequence, chosen in enumerate(flat.tolist()):
         owners = sorted(expert - first for expert in chosen if expert >= first)
@@ -96,6 +100,28 @@ def test_runs_of_rows_meet_their_own_matrices(drawn: tuple[Tensor, int], part: b
             wanted_outer[expert] += torch.outer(a[sequence, row], b[sequence, row])
     torch.testing.assert_close(out, wanted, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(outer, wanted_outer, rtol=0, atol=TOLERANCE)
+
+
+def test_the_call_for_many_runs_means_what_the_loop_does() -> None:
+    generator = torch.Generator().manual_seed(2)
+    index = torch.randint(5, (3, 16), generator=generator)
+    index[index == 1] = 4  # one expert of those held is never chosen, and one is not held
+    rows, columns, weight = (
+        torch.randn(shape, generator=generator).bfloat16()
+        for shape in ((3, 16, 8), (3, 16, 24), (4, 8, 24))
+    )
+    out, outer = torch.full_like(columns, torch.nan), torch.full_like(weight, torch.nan)
+    kernels.grouped_dot(rows, weight, index, 1, out)
+    kernels.grouped_outer(rows, columns, index, 1, outer)
+    order, ends = experts.by_expert(index, 4, 1, 16)
+    found = torch.full_like(out, torch.nan)
+    experts.through_one_call(
+        rows.flatten(0, 1), weight, order, ends, found.view(-1, columns.shape[2])
+    )
+    torch.testing.assert_close(found, out)
+    sums = experts.sums_in_one_call(rows.flatten(0, 1), columns.flatten(0, 1), order, ends)
+    torch.testing.assert_close(sums, outer)
+    assert not outer[0].any()
 
 
 @given(st.lists(st.integers(-2, 2), min_size=3, max_size=8), st.integers(1, 3))

@@ -62,9 +62,8 @@ TECHNIQUES: Mapping[str, Technique] = {
     "context gather": context("gather"),
     "context ring": context("ring"),
     "context exchange": context("exchange"),
-    # Experts take whole sequences, so they do not go with a context axis.
     "experts": Technique(
-        {"expert": 2}, ("shard experts over expert",), (), "context", 1, "tiny_moe"
+        {"expert": 2}, ("shard experts over expert",), (), "expert", 1, "tiny_moe"
     ),
     "zero 1": zero(1),
     "zero 2": zero(2),

@@ -223,6 +223,13 @@ PLANS = {
     "with ffn": ("data=1,expert=2,tensor=2", (*EXCHANGED, "shard (ffn, vocab) over tensor")),
     "with zero": ("data=2,expert=2", (*EXCHANGED, "zero 3 over data")),
     "with gradients divided": ("data=2,expert=2", (*EXCHANGED, "zero 2 over data")),
+    "sequences divided": ("context=2", ("shard seq over context",)),
+    "on the context axis": ("context=2", ("shard seq over context", "shard experts over context")),
+    "with context": ("data=1,expert=2,context=2", (*EXCHANGED, "shard seq over context")),
+    "with sequence": (
+        "data=1,expert=2,tensor=2",
+        (*EXCHANGED, "shard ffn over tensor", "shard seq over tensor elsewhere"),
+    ),
     "all at once": (
         "data=2,expert=2,tensor=2",
         (*EXCHANGED, "shard ffn over tensor", "recompute body.*", "microbatches: 2"),
@@ -240,7 +247,7 @@ def test_divided_experts_take_the_step_of_one_device(block: str, plan: str) -> N
 
 @pytest.mark.parametrize("block", ["moe", "capacity_moe"])
 def test_processes_exchange_rows_and_take_the_step_of_plain_pytorch(block: str) -> None:
-    names = ("exchanged", "on the tensor axis", "with zero", "with ffn")
+    names = ("exchanged", "on the tensor axis", "with zero", "with ffn", "with context")
     cases = [Case(name, moe_spec(block, *PLANS[name][1]), PLANS[name][0]) for name in names]
     loss, grads = reference_gradients(SLOTS if block == "capacity_moe" else 0)
     for name, outcome in run_cases(cases, layered(beginning()), batches()).items():

@@ -40,7 +40,7 @@ NEVER = {
     ops.Fused: "made with the plan",
     **dict.fromkeys((ops.AttendGrad, ops.SiluGrad), "made by differentiating"),
     ops.Call: "inlined before",
-    **dict.fromkeys((ops.FromHost, ops.ToHost), "made behind placement"),
+    **dict.fromkeys((ops.FromHost, ops.ToHost, ops.Wait), "made behind placement"),
     ops.Scan: "in passes/reverse.py",
 }
 SMALL = {"batch": 3, "seq": 4, "embed": 2, "layers": 3, "outer": 2}

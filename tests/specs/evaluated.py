@@ -6,6 +6,7 @@ import numpy as np
 
 from fllmc.frontend import load
 from fllmc.frontend.mesh import parse_mesh
+from fllmc.frontend.targets import load_target
 from fllmc.ir.evaluate import evaluate
 from fllmc.ir.evaluate_stages import evaluate_stages
 from fllmc.ir.program import Input, Program
@@ -13,6 +14,7 @@ from fllmc.ir.render import render
 from fllmc.ir.types import Mesh, Type
 from fllmc.ir.verify import verify
 from fllmc.passes.base import Context
+from fllmc.passes.overlap import Overlap
 from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.runner import run_pipeline
 from fllmc.passes.stages.cut_stages import stage_programs
@@ -32,7 +34,7 @@ def evaluated_step(text: str, mesh: str) -> dict[str, np.ndarray]:
     chosen = parse_mesh(mesh, Mesh())[0] if mesh != "1" else Mesh()
     cx = Context(chosen, lambda _: None)
     asked = asked_pipeline(spec.schedule, spec.program, chosen)
-    first, then = cut_pipeline(standard_pipeline(spec))
+    first, then = cut_pipeline(standard_pipeline(spec, beside=Overlap(target=load_target("cpu"))))
     program, _ = run_pipeline(spec.program, first, cx, lambda: 0.0)
     if asked is None:
         program, _ = run_pipeline(program, then, cx, lambda: 0.0)
