@@ -11,7 +11,7 @@ from fllmc.ir.types import Axis, Mesh
 from fllmc.passes.stages.cut_stages import stage_programs
 from fllmc.passes.stages.directives import asked_pipeline, missing_axis
 from tests.oracle.small_specs import small_spec
-from tests.passes.pipelined import sharded
+from tests.passes.pipelined import CPU, sharded
 
 
 def line(number: int) -> Span:
@@ -35,7 +35,7 @@ def refused(*shards: Shard, pipe: int = 2, order: Pipeline | None = None) -> Dia
     with pytest.raises(DiagnosticError) as raised:
         asked = asked_pipeline(schedule, program, mesh)
         assert asked is not None
-        stage_programs(program, asked, schedule.microbatches)
+        stage_programs(program, asked, schedule.microbatches, CPU)
     (found,) = raised.value.diagnostics
     return found
 
