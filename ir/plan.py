@@ -60,6 +60,31 @@ class Stored(msgspec.Struct, frozen=True):
     initial: float = 0.0
 
 
+class Region(msgspec.Struct, frozen=True):
+    """A tensor in a bucket: its name, where it begins in the arena, its bytes and its shape."""
+
+    name: str
+    offset: int
+    bytes: int
+    shape: tuple[int, ...]
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """Tensors that lie one behind another in a rank's arena: one op works on all of them.
+
+    `holds` says what it has of each parameter: `param`, a state of the optimizer, `grad`. Those of
+    one `name` have the regions of the same parameters in the same order. A bucket of an entry's
+    frame is there while the entry runs.
+    """
+
+    name: str
+    holds: str
+    entry: str
+    offset: int
+    bytes: int
+    regions: tuple[Region, ...]
+
+
 class Collective(msgspec.Struct, frozen=True):
     """One collective of the program: `bytes` per call and rank, `calls` per step of its entry.
 
@@ -120,7 +145,8 @@ class Frozen(msgspec.Struct, frozen=True):
 
     Floating-point operations are of matrix products in one step of a rank, without and within the
     forward pass; bytes kept are the most that are alive at once for the backward pass; bytes moved
-    are of all collectives of one step, those of gradients too.
+    are of all collectives of one step, those of gradients too. `trained` are the rows that train of
+    parameters of which other rows are frozen.
     """
 
     groups: tuple[FrozenGroup, ...]
@@ -132,6 +158,7 @@ class Frozen(msgspec.Struct, frozen=True):
     full_backward: int
     full_kept: int
     full_moved: int
+    trained: tuple[FrozenGroup, ...] = ()
 
 
 class StagePlan(msgspec.Struct, frozen=True):
@@ -144,6 +171,7 @@ class StagePlan(msgspec.Struct, frozen=True):
     frame_base: int
     collectives: tuple[Collective, ...]
     host_bytes: int
+    buckets: tuple[Bucket, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -171,6 +199,7 @@ class Plan(msgspec.Struct, frozen=True):
     stages: tuple[StagePlan, ...] = ()
     timeline: tuple[Timed, ...] = ()
     host_bytes: int = 0
+    buckets: tuple[Bucket, ...] = ()
     schema: str = SCHEMA
 
     @property

@@ -297,6 +297,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
             ops.Cast,
             ops.Chunk,
             ops.Neg,
+            ops.Reindex,
             ops.Rename,
             ops.Stop,
             ops.Transpose,
@@ -309,6 +310,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
             *ops.COLLECTIVES,
+            ops.Bucketed,
             ops.Call,
             ops.FromHost,
             ops.Fused,

@@ -15,7 +15,7 @@ from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
-from fllmc.ir.plan import Frozen, Plan
+from fllmc.ir.plan import Decision, Frozen, Plan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
@@ -59,7 +59,8 @@ def compile_spec(
     chosen, mesh_read = choose_mesh(mesh, spec)
     tell(mesh_read)
     found: list[Diagnostic] = list(warnings)
-    cx = Context(mesh=chosen, report=found.append)
+    by_passes: list[Decision] = []
+    cx = Context(mesh=chosen, report=found.append, decide=by_passes.append)
     levels: dict[str, Program] = {}
 
     def keep(number: int, name: str, program: Program) -> None:
@@ -75,7 +76,7 @@ def compile_spec(
         done = finish(spec, cx, clock, keep, known, within, overlapping(spec, target))
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
-    reasons = (*done.decisions, *decisions(done.sharded, values), *told)
+    reasons = (*done.decisions, *decisions(done.sharded, values), *by_passes, *told)
     first, *others = done.programs
     plan = make_plan(
         first, spec, known, reasons, mesh_read, done.pipe, others, timeline=done.timeline
@@ -97,7 +98,7 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     budget, for one, may be too small for it).
     """
     adapter, mesh = spec.adapter, plan.program.mesh
-    if plan.stages or adapter is None or not adapter.freeze:
+    if plan.stages or adapter is None or not (adapter.freeze or adapter.rows):
         return None
     whole = structs.replace(spec, adapter=None)
     cx = Context(mesh=mesh, report=lambda found: None)
