@@ -92,7 +92,7 @@ class Collective(msgspec.Struct, frozen=True):
     (reduce_scatter, all_to_all) or of all that a rank hands on (ring_attend and its gradient).
     `site` is the number by which the generated code names it; it stands at position `op` of
     `function`. `among` are the positions on the axis of those that take part, if not all do. `send`
-    and `recv` are of a pipeline op; `port` is the value.
+    and `recv` are of a pipeline op; `port` is the value, `way` its pass, `forward` or `backward`.
     """
 
     site: int
@@ -107,6 +107,7 @@ class Collective(msgspec.Struct, frozen=True):
     op: int
     among: tuple[int, ...] = ()
     port: str = ""
+    way: str = ""
 
 
 class Decision(msgspec.Struct, frozen=True):
