@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from fllmc.codegen.timeline import timeline
+from fllmc.ir.coded import value_elements
 from fllmc.ir.flops import op_flops
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op, Program
@@ -60,7 +61,7 @@ def parameters(*programs: Program) -> Parameters:
         sizes = Sizes(program.sizes.dims)
         for parameter in program.parameters:
             if parameter.layers or parameter.name not in seen:  # stages have layers of their own
-                count = sizes.local_elements(parameter.type.unplaced())
+                count = value_elements(parameter, sizes)
                 counted.append((count, parameter.trainable))
                 seen.add(parameter.name)
     return Parameters(sum(n for n, _ in counted), sum(n for n, trained in counted if trained))

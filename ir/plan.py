@@ -122,7 +122,7 @@ class Decision(msgspec.Struct, frozen=True):
 class FrozenGroup(msgspec.Struct, frozen=True):
     """What a frozen parameter costs a rank, and what it costs when everything trains (`full_`).
 
-    `elements` are those of the whole tensor, 4-bit codes counted apart. Bytes are of storage, of
+    `elements` are those of the whole tensor. Bytes are of storage, codes and scales together, of
     what is stored beside it for its sake (optimizer state, copies in a wider dtype), of gradients
     and their sums, and of what collectives move for it in one step.
     """
