@@ -152,9 +152,9 @@ def entry_body(program: Program, name: str, plan: Plan) -> tuple[int, Body]:
         if isinstance(op.attrs, Scan) and op.attrs.over == MICROBATCHES:
             body = program.function(op.attrs.function)
             stop = op.attrs.carries + op.attrs.slices
-            return at, Body(body, ("loss",), range(op.attrs.carries, stop), plan.dims)
+            return at, Body(body, ("loss",), range(op.attrs.carries, stop), plan.dims, plan.span)
     data = [n for n, given in enumerate(function.inputs) if given.role == "data"]
-    return -1, Body(function, function.outputs, data, plan.dims)
+    return -1, Body(function, function.outputs, data, plan.dims, plan.span)
 
 
 def carried(function: Function, loop: int) -> dict[int, str]:
