@@ -70,7 +70,7 @@ def command(
     from fllmc.ir.settings import Pipeline
     from fllmc.passes.schedule.choose import CHUNKED, chosen, placements, quickest
     from fllmc.passes.schedule.costs import uniform
-    from fllmc.passes.schedule.text import picture, print_timetable
+    from fllmc.passes.schedule.text import print_timetable
 
     asked = Pipeline(kind, chunks or (2 if kind in CHUNKED else 1), memory, exact=exact)
 
@@ -87,11 +87,21 @@ def command(
         Path(svg).write_text(timetable_svg(found.timeline, f"{kind} on {ranks} ranks"), "utf-8")
     if as_json:
         tell_data(found, of_rank)
-        return
-    if table:
+    elif table:
         show(print_timetable(found.timetable).rstrip())
-        return
-    show(f"{found.timetable.name}: {ranks} ranks, {micros} micro-batches, {stages(of_rank)} a rank")
+    else:
+        tell(found, exact)
+
+
+def tell(found: Simulation, exact: bool) -> None:
+    """Print the figures and the picture."""
+    from fllmc.cli.output import show
+    from fllmc.passes.schedule.text import picture
+
+    order = found.timetable
+    of_rank = order.stages // order.ranks
+    count = stages(of_rank)
+    show(f"{order.name}: {order.ranks} ranks, {order.micros} micro-batches, {count} a rank")
     show(f"  time        {found.makespan:g}, of which a rank works {found.busy(0):g}")
     show(f"  bubble      {found.bubble:.2%} of the longest span of a rank")
     if exact:
