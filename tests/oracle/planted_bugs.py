@@ -265,6 +265,13 @@ BUGS = (
         ("data", "zero 1", "tensor"),
     ),
     Bug(
+        "what waits in host memory is neither kept nor made again",
+        "passes.recompute_budget",
+        "decision = decision_of(held.all,",
+        "decision = decision_of(held.kept,",
+        ("budget",),
+    ),
+    Bug(
         "what decays and what does not are stepped alike",
         "passes.alike_work",
         'if value in numbers else ("scalar", value)',
