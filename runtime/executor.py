@@ -14,7 +14,7 @@ from fllmc.ir.types import Dim, Sizes
 from fllmc.kernels import ring_attention, torch_ops
 from fllmc.runtime.collectives import Collectives
 from fllmc.runtime.flight import Copies, Handle
-from fllmc.runtime.pipelining import Turn, take_turns
+from fllmc.runtime.pipelining import Turn, received, sent, take_turns
 
 DTYPES: Mapping[str, torch.dtype] = {
     "f64": torch.float64,
@@ -74,6 +74,8 @@ class Executor:
         self.runs: dict[str, int] = dict.fromkeys(plan.program.entries, 0)
         self.tables: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self._sites = {c.site: c.axes for c in plan.collectives}
+        self._met: set[tuple[tuple[str, ...], tuple[int, int, str]]] = set()
+        self._ways = {c.site: c.way for c in plan.collectives}
         self._among = {c.site: c.among for c in plan.collectives}
         self._stored = {stored.name: stored for stored in plan.stored}
         self._views: dict[str, torch.Tensor] = {}
@@ -275,17 +277,33 @@ class Executor:
 
     def take_turns(self, turns: Sequence[Turn]) -> None:
         """Carry out a pipeline stage's turns."""
+        self._meet(turns)
         take_turns(turns, self._send, self._receive)
+
+    def _meet(self, turns: Sequence[Turn]) -> None:
+        """Open the channels of these turns, before the first of them."""
+        assert self.comm is not None
+        found: dict[tuple[str, ...], set[tuple[int, int, str]]] = {}
+        for sends, transfers in ((False, received(turns)), (True, sent(turns))):
+            for site, _, other, _ in transfers:
+                axes, way = self._sites[site], self._ways[site]
+                own = self.comm.position(axes)
+                channel = (own, other, way) if sends else (other, own, way)
+                if (axes, channel) not in self._met:
+                    found.setdefault(axes, set()).add(channel)
+                    self._met.add((axes, channel))
+        for axes, channels in sorted(found.items()):
+            self.comm.meet(axes, channels, torch.zeros(1, device=self.device))
 
     def _send(self, site: int, tensor: torch.Tensor, rank: int, tag: int) -> Handle:
         self._count(site, tensor)
         assert self.comm is not None
-        return self.comm.send(self._sites[site], rank, tensor, tag)
+        return self.comm.send(self._sites[site], rank, tensor, tag, self._ways[site])
 
     def _receive(self, site: int, tensor: torch.Tensor, rank: int, tag: int) -> Handle:
         self._count(site, tensor)
         assert self.comm is not None
-        return self.comm.receive(self._sites[site], rank, tensor, tag)
+        return self.comm.receive(self._sites[site], rank, tensor, tag, self._ways[site])
 
     def coalesced(
         self,

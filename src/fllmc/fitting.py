@@ -120,7 +120,8 @@ class Trial:
         program = self.run(self.before, (self.keeping(budget), *self.after))
         stages = [program]
         if self.asked is not None:
-            stages = list(stage_programs(program, self.asked, self.microbatches).programs)
+            cut = stage_programs(program, self.asked, self.microbatches, self.target)
+            stages = list(cut.programs)
         distinct = {outline(stage): stage for stage in stages}
         planned = [self.run(stage, self.then) for stage in distinct.values()]
         return max(made.arena_bytes for made in derived_all(planned))
