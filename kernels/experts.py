@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 EACH = 8
-"""The call for many runs may read 16 bytes at a time along them, eight bf16: so does a run begin."""
+"""The call for many runs may read them by 16 bytes, eight bf16, so each begins at such a place."""
 
 
 def top_k(x: Tensor, dim: int, out: tuple[Tensor, Tensor]) -> None:
