@@ -49,7 +49,7 @@ def cast_decisions(cut: Cut, work: Simulation, target: Target) -> Iterator[Decis
             "in every turn",
             f"casting them again takes at least {seconds_text(seconds)} of a rank's step of "
             f"{seconds_text(work.makespan)} on {target.name}, and no memory between turns",
-            f"one cast a step: copies take up to {bytes_text(most.bytes)} of a rank all through it",
+            f"one cast a step, as under `zero 1`: a rank's copies take {bytes_text(most.bytes)}",
         )
 
 
