@@ -334,4 +334,18 @@ BUGS = (
         "groups.setdefault((part.form, stack), {})[name] = part",
         GRID,
     ),
+    Bug(
+        "what is moved on to join other terms of a sum is left out",
+        "passes.place.carry_out",
+        "parts.append(self.build.one(move.attrs, number))",
+        "self.build.one(move.attrs, number)",
+        ("tensor", "experts"),
+    ),
+    Bug(
+        "of terms that are added first only one is left when sums are taken apart",
+        "passes.place.sums",
+        "terms += one[1].terms",
+        "terms += one[1].terms[:1]",
+        ("tensor", "experts"),
+    ),
 )
