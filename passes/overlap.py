@@ -4,9 +4,11 @@
     ->
     %3 = all_gather{dim=embed,axes=[fsdp]}(%1); %4 = exp(%0); %5 = wait(%3); %6 = dot{...}(%4, %5)
 
-Where each is started and waited for stands in `passes/flights.py`. The numbers stay the same to the
-last bit. Ops take as long as `passes/roofline.py` says of the `target`, and no more than
-`in_flight_mib` MiB are taken and given by what is in flight at once in a function.
+Transfers of a stack's layer run beside its other layers, unless `stacks` is off: see
+`passes/prefetch.py`. Where others are started and waited for stands in `passes/flights.py`. The
+numbers stay the same to the last bit. Ops take as long as `passes/roofline.py` says of the
+`target`. No more than `in_flight_mib` MiB are taken and given by what is in flight at once in a
+function, or are there twice so that they can pass between the layers of a stack.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from fllmc.ir.program import Level, Program
 from fllmc.ir.target import Target
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.flights import with_flights
+from fllmc.passes.prefetch import prefetched
 from fllmc.passes.roofline import times
 
 
@@ -29,6 +32,7 @@ class Overlap(Pass, frozen=True):
     keeps: ClassVar[str] = "bits"
 
     in_flight_mib: int = 1024
+    stacks: bool = True
     target: Target | None = None
 
     def run(self, program: Program, cx: Context) -> Program:
@@ -37,6 +41,8 @@ class Overlap(Pass, frozen=True):
         if self.target is None:
             return program
         limit, target = self.in_flight_mib << 20, self.target
+        if self.stacks:
+            program = prefetched(program, limit)
         return program.with_functions(
             *(
                 with_flights(each, program, times(program, each, target), limit)
