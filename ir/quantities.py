@@ -30,7 +30,9 @@ def flops_text(count: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """`12 ms`, `1.20 s`."""
+    """`40 µs`, `12 ms`, `1.20 s`."""
+    if 0 < seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 

@@ -31,7 +31,7 @@ class Overlap(Pass, frozen=True):
     gives: ClassVar[Level] = "plan"
     keeps: ClassVar[str] = "bits"
 
-    in_flight_mib: int = 1024
+    in_flight_mib: int = 4096
     stacks: bool = True
     target: Target | None = None
 
