@@ -25,7 +25,7 @@ from fllmc.ir.ops import (
     Wait,
 )
 from fllmc.ir.plan import Collective, Frozen, FrozenGroup, Plan
-from fllmc.ir.program import Function, Op, Program
+from fllmc.ir.program import Function, Op, Parameter, Program
 from fllmc.ir.quantities import bytes_text, flops_text
 from fllmc.ir.types import DTYPE_BYTES, Sizes, Type
 
@@ -44,15 +44,38 @@ class Cost(NamedTuple):
     moved: int
     calls: int
 
+    def of(self, rows: int, count: int) -> Cost:
+        """The share of some rows of so many; calls are made for all of them."""
+        stored, beside, gradients, moved = (each * rows // count for each in self[:4])
+        return Cost(stored, beside, gradients, moved, self.calls)
+
 
 def frozen_figures(plan: Plan, full: Plan) -> Frozen:
     """The figures of a plan, and of that of the same spec without its adapter."""
-    names = [p.name for p in plan.program.parameters if not p.trainable]
-    here, there = costs(plan, names), costs(full, names)
-    groups = tuple(
-        FrozenGroup(name, elements(plan.program, name), *here[name], *there[name]) for name in names
-    )
-    return Frozen(groups, *whole_step(plan), *whole_step(full))
+    frozen = [p for p in plan.program.parameters if not p.trainable]
+    beside = [p for p in plan.program.parameters if p.part_of]
+    groups, trained = (tuple(figures_of(plan, full, chosen)) for chosen in (frozen, beside))
+    return Frozen(groups, *whole_step(plan), *whole_step(full), trained)
+
+
+def figures_of(plan: Plan, full: Plan, chosen: Sequence[Parameter]) -> Iterator[FrozenGroup]:
+    """The figures of parameters, of one that is stored in parts those of each part's rows."""
+    here = costs(plan, [p.name for p in chosen])
+    there = costs(full, [p.part_of or p.name for p in chosen])
+    for parameter in chosen:
+        name, own = parameter.name, here[parameter.name]
+        other, count = there[parameter.part_of or name], elements(plan.program, name)
+        if parameter.rows:
+            whole = plan.program.parameter(parameter.part_of or name)
+            rows = plan.program.sizes.size(whole.row_dim)
+            held = sum(stop - first for first, stop in parameter.stretches)
+            shown = ", ".join(f"{first} to {stop}" for first, stop in parameter.stretches)
+            name, other = f"{whole.name} rows {shown}", other.of(held, rows)
+            if not parameter.part_of:  # the frozen part is zero in the other rows
+                used = own.of(held, rows)
+                own = used._replace(beside=used.beside + own.stored - used.stored)
+                count = count * held // rows
+        yield FrozenGroup(name, count, *own, *other)
 
 
 def elements(program: Program, name: str) -> int:
@@ -226,6 +249,7 @@ def frozen_lines(plan: Plan) -> Iterator[str]:
     titles = ("frozen", "elements", "stored", "states, copies", "gradients", "moved/step", "calls")
     rows = [titles, *(row(group.name, (group,)) for group in found.groups)]
     rows.append(row("in all", found.groups))
+    rows += [row(f"{group.name} train", (group,)) for group in found.trained]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(titles))]
     for cells in rows:
         padded = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]

@@ -246,6 +246,10 @@ def _take(attrs: ops.Take, site: _Site, table: Value, index: Value) -> Value:
     return _jnp.where(held.reshape(held.shape + (1,) * (rows.ndim - 1)), found, 0)
 
 
+def _reindex(attrs: ops.Reindex, site: _Site, index: Value) -> Value:
+    return index - attrs.first
+
+
 def _put(attrs: ops.Put, site: _Site, index: Value, value: Value) -> Value:
     positions, kind = site.operands
     rest = site.results[0].names[1:]
@@ -370,6 +374,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Random: _random,
     ops.ReduceMax: _max,
     ops.ReduceSum: _sum,
+    ops.Reindex: _reindex,
     ops.Rename: _same,
     ops.Rope: attention.rope,
     ops.Rsqrt: _elementwise(_lax.rsqrt),

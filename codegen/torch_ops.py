@@ -41,6 +41,7 @@ from fllmc.ir.ops import (
     ReduceMax,
     ReduceScatter,
     ReduceSum,
+    Reindex,
     Rename,
     RingAttend,
     RingAttendGrad,
@@ -123,7 +124,8 @@ def take(text: FunctionText, op: Op, at: int) -> list[str]:
     out = text.view(matrix(text.tensor(op.results[0]), kind_out, text.sizes, (names, rest)))
     flat = text.view(f"{text.tensor(index)}.view(-1)")
     start = position(text, kind.dim(op.attrs.dim))
-    if start == "0":
+    stretches = {part.row_dim for part in text.program.parameters if part.part_of}
+    if start == "0" and op.attrs.dim not in stretches:  # else an index may lie outside
         return [f"torch.index_select({rows}, 0, {flat}, out={out})"]
     return [f"kernels.take({rows}, {flat}, {start}, {out})"]
 
@@ -221,6 +223,14 @@ def iota(text: FunctionText, op: Op, at: int) -> list[str]:
         start = str(attrs.first) if start == "0" else f"{start} + {attrs.first}"
     stop = f"{start} + {count}" if start != "0" else str(count)
     return [f"torch.arange({start}, {stop}, out={out})"]
+
+
+def reindex(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Indices less the first of a stretch."""
+    del at
+    assert isinstance(op.attrs, Reindex)
+    index, out = text.tensor(op.operands[0]), text.tensor(op.results[0])
+    return [f"torch.sub({index}, {op.attrs.first}, out={out})"]
 
 
 def random(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -369,6 +379,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     ReduceMax: reduction("amax"),
     ReduceScatter: moved("reduce_scatter"),
     ReduceSum: reduction("sum"),
+    Reindex: reindex,
     Rename: same_storage,
     Share: same_storage,
     Rope: rope,

@@ -282,15 +282,17 @@ class Recompute(Node, frozen=True):
 
 
 class Freeze(Node, frozen=True):
-    """`freeze selector`."""
+    """`freeze selector`, or `freeze selector { rows: (0, 100) }`."""
 
     selector: Selector
+    fields: tuple[Field, ...] | None = None
 
 
 class Tune(Node, frozen=True):
-    """`tune selector`."""
+    """`tune selector`, or `tune selector { rows: (0, 100) }`."""
 
     selector: Selector
+    fields: tuple[Field, ...] | None = None
 
 
 class Lora(Node, frozen=True):

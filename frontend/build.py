@@ -208,7 +208,9 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "recompute_none": _recompute,
     "recompute_keep": _recompute,
     "freeze": lambda s, p: ast.Freeze(s, p[1]),
+    "freeze_rows": lambda s, p: ast.Freeze(s, p[1], tuple(p[3])),
     "tune": lambda s, p: ast.Tune(s, p[1]),
+    "tune_rows": lambda s, p: ast.Tune(s, p[1], tuple(p[3])),
     "lora": lambda s, p: ast.Lora(s, p[1], tuple(p[3])),
     # Expressions.
     "ref": _ref,

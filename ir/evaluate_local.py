@@ -162,6 +162,11 @@ def take(attrs: ops.Take, here: Here, table: Array, index: Array) -> Array:
     )
 
 
+def reindex(attrs: ops.Reindex, here: Here, index: Array) -> Array:
+    """The positions within the stretch."""
+    return index - attrs.first
+
+
 def put(attrs: ops.Put, here: Here, index: Array, value: Array) -> Array:
     """Values added up at their rows; those of rows held elsewhere are dropped."""
     (result,), (positions, kind) = here.results, here.operands
@@ -257,6 +262,7 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Random: random,
     ops.ReduceMax: reduce_max,
     ops.ReduceSum: reduce_sum,
+    ops.Reindex: reindex,
     ops.Rename: identity,
     ops.Rope: rope,
     ops.Rsqrt: elementwise(rsqrt),

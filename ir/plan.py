@@ -120,7 +120,8 @@ class Frozen(msgspec.Struct, frozen=True):
 
     Floating-point operations are of matrix products in one step of a rank, without and within the
     forward pass; bytes kept are the most that are alive at once for the backward pass; bytes moved
-    are of all collectives of one step, those of gradients too.
+    are of all collectives of one step, those of gradients too. `trained` are the rows that train of
+    parameters of which other rows are frozen.
     """
 
     groups: tuple[FrozenGroup, ...]
@@ -132,6 +133,7 @@ class Frozen(msgspec.Struct, frozen=True):
     full_backward: int
     full_kept: int
     full_moved: int
+    trained: tuple[FrozenGroup, ...] = ()
 
 
 class StagePlan(msgspec.Struct, frozen=True):

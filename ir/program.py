@@ -43,6 +43,10 @@ class Parameter(msgspec.Struct, frozen=True):
     `plain` is one that was declared as a tensor and not as a map. One of the two parts of a
     low-rank update names the parameter that it `updates`: their product, times `factor`, is added
     to that.
+
+    One whose rows train in part is stored in parts: `rows` are the ends of the stretches of the
+    whole that a part has, along its first dim. The part that bears the whole's name is frozen, as
+    large as the whole, and zero in all other rows; the others name it as what they are `part_of`.
     """
 
     name: str
@@ -57,12 +61,26 @@ class Parameter(msgspec.Struct, frozen=True):
     plain: bool = False
     updates: str = ""
     factor: float = 0.0
+    part_of: str = ""
+    rows: tuple[int, ...] = ()
+
+    @property
+    def stretches(self) -> tuple[tuple[int, int], ...]:
+        """The rows of the whole that this part has, as (first, stop); none where it is no part."""
+        return tuple(zip(self.rows[::2], self.rows[1::2], strict=True))
+
+    @property
+    def row_dim(self) -> str:
+        """The dim along which rows count, the first that is no stack's; empty if there is none."""
+        names = self.type.names[1 if self.stack else 0 :]
+        return names[0] if names else ""
 
     def layer_name(self, layer: int) -> str:
         """The path of the part at that position of the tensor, as users and checkpoints name it."""
+        whole = self.part_of or self.name
         if not self.stack:
-            return self.name
-        parts = self.name.split(".")
+            return whole
+        parts = whole.split(".")
         number = self.layers[layer] if self.layers else layer
         return ".".join((*parts[: self.depth], str(number), *parts[self.depth :]))
 

@@ -149,13 +149,27 @@ class Lora(msgspec.Struct, frozen=True):
     span: Span = NOWHERE
 
 
+class Rows(msgspec.Struct, frozen=True):
+    """Rows [first, stop) of the selected parameters are frozen, or trained where `tune` is set.
+
+    Rows count along a parameter's first dim, of each layer of a stack.
+    """
+
+    selector: str
+    first: int
+    stop: int
+    tune: bool = False
+    span: Span = NOWHERE
+
+
 class Adapter(msgspec.Struct, frozen=True):
-    """What an adapter changes, in order: frozen, then tuned, then low-rank updates."""
+    """What an adapter changes, in order: frozen, then tuned, then rows, then low-rank updates."""
 
     name: str
     freeze: tuple[str, ...] = ()
     tune: tuple[str, ...] = ()
     lora: tuple[Lora, ...] = ()
+    rows: tuple[Rows, ...] = ()
 
 
 Context = Literal["gather", "ring", "exchange"]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fllmc.ir.diagnostics import Diagnostic, Severity, did_you_mean
+from fllmc.ir.diagnostics import Diagnostic, Label, Severity, did_you_mean
+from fllmc.ir.span import Span
 
 
 class UnreadablePipeline(Diagnostic, frozen=True):
@@ -122,6 +123,65 @@ class NoArrow(Diagnostic, frozen=True):
 
     selector: str
     found: str
+
+
+class NoSuchRows(Diagnostic, frozen=True):
+    """`rows` of a `freeze` or `tune` reach beyond the rows of a parameter that is selected.
+
+    Rows count along a parameter's first dim, of each layer of a stack: of a map that is its first
+    input dim.
+    """
+
+    code: ClassVar[str] = "E0366"
+    title: ClassVar[str] = "`{parameter}` has no rows {first} to {stop}: it has {count}"
+    label: ClassVar[str] = "beyond the last row"
+
+    parameter: str
+    first: int
+    stop: int
+    count: int
+    dim: str
+
+    def helps(self) -> tuple[str, ...]:
+        """The dim along which rows count."""
+        return (f"rows count along `{self.dim}`",) if self.dim else ("it is a single number",)
+
+
+class RowsOverlap(Diagnostic, frozen=True):
+    """Two `freeze` or two `tune` directives speak of the same rows of one parameter."""
+
+    code: ClassVar[str] = "E0367"
+    title: ClassVar[str] = "rows {first} to {stop} of `{parameter}` are selected twice"
+    label: ClassVar[str] = "second time"
+
+    parameter: str
+    first: int
+    stop: int
+    origin: Span
+
+    def secondary(self) -> tuple[Label, ...]:
+        """The first directive."""
+        return (Label(self.origin, "first here"),)
+
+
+class RowsSettled(Diagnostic, frozen=True):
+    """Rows are frozen of a parameter that is frozen wholly, or tuned of one that trains wholly.
+
+    `freeze` and `tune` without rows are applied first, and say what the rows begin as.
+    """
+
+    code: ClassVar[str] = "E0368"
+    title: ClassVar[str] = "`{verb}` of some rows changes nothing: all of `{parameter}` {state}"
+    label: ClassVar[str] = "these rows too, without being named"
+
+    verb: str
+    parameter: str
+    state: str
+
+    def helps(self) -> tuple[str, ...]:
+        """The directive that would make rows an exception."""
+        other = "freeze" if self.verb == "tune" else "tune"
+        return (f"`{other} {self.parameter}` first would make them an exception",)
 
 
 class MixedUse(Diagnostic, frozen=True):

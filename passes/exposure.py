@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from fllmc.ir.ops import COLLECTIVES, STARTABLE, Scan, Wait
+from fllmc.ir.ops import COLLECTIVES, STARTABLE, Pipeline, Scan, Wait
 from fllmc.ir.plan import Decision
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.quantities import bytes_text, seconds_text
@@ -97,8 +97,9 @@ def transfer_decisions(program: Program, target: Target, limit: int) -> Iterator
     if not found.moved:
         return
     hidden = found.moved - found.exposed
+    where = of_stage(program, entry)
     yield Decision(
-        "transfers",
+        f"transfers{where}",
         f"{seconds_text(hidden)} of {seconds_text(found.moved)} run beside computation, "
         f"{seconds_text(found.exposed)} do not",
         f"each is started when its operands are there, on {target.name}, "
@@ -108,10 +109,18 @@ def transfer_decisions(program: Program, target: Target, limit: int) -> Iterator
     for function in reached(program, entry):
         for op in function.ops:
             if isinstance(op.attrs, Scan):
-                yield from stack_decisions(program, op, op.attrs, target)
+                yield from stack_decisions(program, op, op.attrs, target, where)
 
 
-def stack_decisions(program: Program, op: Op, attrs: Scan, target: Target) -> Iterator[Decision]:
+def of_stage(program: Program, entry: str) -> str:
+    """Which stage of a pipeline the program is of, if it is of one."""
+    found = [op.attrs for op in program.function(entry).ops if isinstance(op.attrs, Pipeline)]
+    return f" of {found[0].axis} {found[0].rank}" if found else ""
+
+
+def stack_decisions(
+    program: Program, op: Op, attrs: Scan, target: Target, where: str
+) -> Iterator[Decision]:
     """What runs beside the turns of a stack, and how long a turn is."""
     work = exposure(program, attrs.function, target).work
     for name, what, when in (
@@ -121,7 +130,7 @@ def stack_decisions(program: Program, op: Op, attrs: Scan, target: Target) -> It
         if name:
             moved = exposure(program, name, target).moved
             yield Decision(
-                f"{op.path or attrs.function} ({name})",
+                f"{op.path or attrs.function} ({name}){where}",
                 f"{what} for one of {attrs.over} beside {when}",
                 f"it takes {seconds_text(moved)}, {attrs.function} computes {seconds_text(work)}",
                 f"in its own turn: {bytes_text(passing_bytes(program, attrs, name))} less memory",

@@ -18,6 +18,7 @@ from typing import ClassVar
 from fllmc.ir.program import Level, Program
 from fllmc.ir.target import Target
 from fllmc.passes.base import Context, Pass
+from fllmc.passes.exposure import transfer_decisions
 from fllmc.passes.flights import with_flights
 from fllmc.passes.prefetch import prefetched
 from fllmc.passes.roofline import times
@@ -37,15 +38,17 @@ class Overlap(Pass, frozen=True):
 
     def run(self, program: Program, cx: Context) -> Program:
         """Rewrite every function."""
-        del cx
         if self.target is None:
             return program
         limit, target = self.in_flight_mib << 20, self.target
         if self.stacks:
             program = prefetched(program, limit)
-        return program.with_functions(
+        program = program.with_functions(
             *(
                 with_flights(each, program, times(program, each, target), limit)
                 for each in program.functions
             )
         )
+        for decision in transfer_decisions(program, target, limit):
+            cx.decide(decision)
+        return program

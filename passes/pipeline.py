@@ -16,6 +16,7 @@ from fllmc.passes.chunk_loss import ChunkLoss
 from fllmc.passes.coalesce import Coalesce
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
+from fllmc.passes.early_rows import EarlyRows
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
 from fllmc.passes.layout import Layout
@@ -27,6 +28,7 @@ from fllmc.passes.place.place import Place
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
+from fllmc.passes.split_rows import SplitRows
 from fllmc.passes.stages.directives import pipeline_shards, placing_shards
 from fllmc.passes.store_frozen import StoreFrozen
 from fllmc.passes.trim_last import TrimLast
@@ -34,9 +36,11 @@ from fllmc.passes.trim_last import TrimLast
 PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
     ApplyAdapter,
+    SplitRows,
     StoreFrozen,
     ApplyLoss,
     PickEarly,
+    EarlyRows,
     DropUnused,
     ShareEqual,
     Differentiate,
@@ -75,18 +79,16 @@ def standard_pipeline(
     `within` chooses what is kept under a budget, once it is known what a rank holds; before it only
     what directives select is recomputed. `beside` lets transfers run beside computation, if given.
     """
-    train, schedule, adapter = spec.train, spec.schedule, spec.adapter
-    adapt: tuple[Pass, ...] = ()
-    if adapter is not None:
-        applied = ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora)
-        adapt = (applied, StoreFrozen(dtype=train.precision.compute))
+    train, schedule = spec.train, spec.schedule
     return (
         Inline(),
-        *adapt,
+        *adapting(spec),
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
         PickEarly(),
+        EarlyRows(),
         Differentiate(),
+        EarlyRows(),
         Accumulate(
             microbatches=schedule.microbatches,
             reduce=train.precision.reduce,
@@ -115,6 +117,18 @@ def standard_pipeline(
         DropUnused(),
         TrimLast(),
         *((beside,) if beside is not None else ()),
+    )
+
+
+def adapting(spec: Spec) -> tuple[Pass, ...]:
+    """The passes that an adapter asks for."""
+    adapter, compute = spec.adapter, spec.train.precision.compute
+    if adapter is None:
+        return ()
+    return (
+        ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
+        SplitRows(rows=adapter.rows, dtype=compute),
+        StoreFrozen(dtype=compute),
     )
 
 

@@ -40,6 +40,27 @@ class Indivisible(Diagnostic, frozen=True):
         return (f"`{self.axis}` of size {sizes_shown(self.works)} divides {what}",)
 
 
+class RowsLeftWhole(Diagnostic, frozen=True):
+    """Rows that train beside frozen ones are fewer or more than an axis that divides the whole.
+
+    So each rank along the axis stores and steps all of them. A number of trained rows that is a
+    multiple of the axis is divided over it.
+    """
+
+    code = "W0319"
+    severity = "warning"
+    title = (
+        "the {count} rows of `{parameter}` that train stay whole: axis `{axis}` of size {extent} "
+        "does not divide them"
+    )
+    label = "divides the whole of `{parameter}`"
+
+    parameter: str
+    count: int
+    axis: str
+    extent: int
+
+
 class LeftWhole(Diagnostic, frozen=True):
     """The default schedule would divide a dim over an axis that does not divide it.
 
@@ -69,12 +90,20 @@ class AxisTwice(Diagnostic, frozen=True):
     code = "E0311"
     title = "axis `{axis}` would divide both {dims} of {value}"
     label = "this puts `{axis}` on a dim of {value}"
-    help = ("put one of the two dims on another axis of the mesh, or leave it whole",)
 
     axis: str
     dims: str
     value: str
     other: Span = NOWHERE
+    by_zero: bool = False
+
+    def helps(self) -> tuple[str, ...]:
+        """The way out; `zero` chooses the dim by itself."""
+        if self.by_zero:
+            return (
+                f"`zero` takes axes that divide no dim yet: take `{self.axis}` out of one of them",
+            )
+        return ("put one of the two dims on another axis of the mesh, or leave it whole",)
 
     def secondary(self) -> tuple[Label, ...]:
         """The other directive."""

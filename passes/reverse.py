@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Add, AddN, Cast, Fill, Iota, Rename, Scan, Transpose
+from fllmc.ir.ops import Add, AddN, Cast, Fill, Iota, Put, Rename, Scan, Transpose
 from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Op, Role
 from fllmc.ir.types import Sizes, Type
@@ -191,6 +191,8 @@ class Reverse:
         """
         if value in self._host or isinstance(maker.attrs, Fill | Iota):
             return True
+        if self._puts_rows(maker):
+            return self._is_parameter(value)
         return (
             isinstance(maker.attrs, OTHER_FORMS)
             and value not in self.active
@@ -201,7 +203,15 @@ class Reverse:
         if value < len(self.function.inputs):
             return self.function.inputs[value].role == "param"
         maker = self._makers[value]
-        return isinstance(maker.attrs, OTHER_FORMS) and all(map(self._is_parameter, maker.operands))
+        if isinstance(maker.attrs, Iota):
+            return True
+        same = isinstance(maker.attrs, OTHER_FORMS) or self._puts_rows(maker)
+        return same and all(map(self._is_parameter, maker.operands))
+
+    def _puts_rows(self, maker: Op) -> bool:
+        """Whether the op puts rows at their places, or adds such rows: the parts of a parameter."""
+        put = self._makers.get(maker.operands[-1]) if isinstance(maker.attrs, Add) else maker
+        return put is not None and isinstance(put.attrs, Put)
 
     def push(self, value: int, cotangent: int | None) -> None:
         """Add to the cotangent of a value, if it is active."""

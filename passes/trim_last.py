@@ -6,7 +6,8 @@
 
 So the backward pass of a stack ends at the lowest op of its first layer that trains: where nothing
 below the stack trains, nobody reads the cotangent of the stack's input, and the first layer's work
-for it is not done. In that turn the carry is handed through.
+for it is not done. In that turn the carry is handed through. Where one turn is all there is, it is
+the scan's only function.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import ClassVar
 from msgspec import structs
 
 from fllmc.ir.ops import Fused, Scan
-from fllmc.ir.program import Function, Level, Op, Program
+from fllmc.ir.program import Function, Level, Op, Program, callees
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.drop_unused import Needed, settle, trimmed
 from fllmc.passes.inline import callees_first, reachable
@@ -32,7 +33,9 @@ class TrimLast(Pass, frozen=True):
     keeps: ClassVar[str] = "bits"
 
     def run(self, program: Program, cx: Context) -> Program:
-        """The program with last turns trimmed."""
+        """The program with last turns trimmed, and without functions that no turn runs."""
+        called = {name for function in program.functions for name in callees(function)}
+        roots = tuple(f.name for f in program.functions if f.name not in called)
         for function in callees_first(program):
             ops = list(function.ops)
             for at, op in enumerate(ops):
@@ -40,7 +43,10 @@ class TrimLast(Pass, frozen=True):
                 if unread:
                     program, ops[at] = with_final(program, op, unread)
             program = program.with_functions(structs.replace(function, ops=tuple(ops)))
-        return program
+        used = reachable(program, roots)
+        return program.with_functions(
+            drop=tuple(f.name for f in program.functions if f.name not in used)
+        )
 
 
 def unread_carries(function: Function, op: Op) -> list[int]:
@@ -73,7 +79,8 @@ def with_final(program: Program, op: Op, unread: list[int]) -> tuple[Program, Op
     if work(wider, last) == work(program, body.name):
         return program, op
     wider = wider.with_functions(drop=tuple(sorted(mine - left)))
-    return wider, structs.replace(op, attrs=structs.replace(op.attrs, final=last))
+    changed = {"function" if program.sizes.size(op.attrs.over) == 1 else "final": last}
+    return wider, structs.replace(op, attrs=structs.replace(op.attrs, **changed))
 
 
 def work(program: Program, name: str) -> int:

@@ -15,7 +15,8 @@ from fllmc.runtime.parts import Part
 def view_of(part: Part, executor: Executor) -> Tensor:
     """The part's place in the arena."""
     whole = executor.tensor(part.stored.name)
-    return whole if part.layer is None else whole[part.layer]
+    whole = whole if part.layer is None else whole[part.layer]
+    return whole.narrow(0, part.row, part.local[0]) if part.local else whole
 
 
 def initialise(plan: Plan, executor: Executor, parts: Sequence[Part]) -> None:

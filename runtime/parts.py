@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import msgspec
@@ -9,16 +10,18 @@ from msgspec import structs
 
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import Plan, Stored
-from fllmc.ir.program import Parameter
+from fllmc.ir.program import Parameter, Program
 from fllmc.ir.types import Sizes, Type, deals_zigzag
+from fllmc.runtime.checkpoint.changes import RowRange
 from fllmc.runtime.checkpoint.names import STATE_MARK
 
 
 class Part(msgspec.Struct, frozen=True):
     """One rank's part of one tensor; a stacked tensor has a part for each layer that is here.
 
-    `layer` is its position in the stored tensor, or None where that is not stacked. The part
-    begins at `offsets` of a tensor of `shape`. `owned` on one of the ranks that hold the same.
+    `layer` is its position in the stored tensor, or None where that is not stacked, and `row` the
+    first row of the stored tensor that it has. The part begins at `offsets` of a tensor of `shape`.
+    `owned` on one of the ranks that hold the same.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Part(msgspec.Struct, frozen=True):
     offsets: tuple[int, ...]
     local: tuple[int, ...]
     owned: bool
+    row: int = 0
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -88,20 +92,43 @@ def _parts(plan: Plan, stored: Stored, rank: int) -> list[Part]:
     offsets = offsets_of(kind, sizes, rank)
     owned = _is_owner(kind, sizes, rank, plan.pipe)
     if not _is_stacked(parameter, kind):
-        name = parameter.name + mark + state
-        return [Part(name, stored, None, shape, offsets, local, owned)]
-    return [
-        Part(
-            parameter.layer_name(offsets[0] + layer) + mark + state,
-            stored,
-            layer,
-            shape[1:],
-            offsets[1:],
-            local[1:],
-            owned,
-        )
-        for layer in range(local[0])
-    ]
+        name = (parameter.part_of or parameter.name) + mark + state
+        parts = [Part(name, stored, None, shape, offsets, local, owned)]
+    else:
+        parts = [
+            Part(
+                parameter.layer_name(offsets[0] + layer) + mark + state,
+                stored,
+                layer,
+                shape[1:],
+                offsets[1:],
+                local[1:],
+                owned,
+            )
+            for layer in range(local[0])
+        ]
+    return [each for part in parts for each in _by_rows(plan.program, parameter, part)]
+
+
+def _by_rows(program: Program, parameter: Parameter, part: Part) -> Iterator[Part]:
+    """The part as it lies in the whole of which the parameter has some rows; itself otherwise."""
+    if not parameter.rows:
+        yield part
+        return
+    whole = program.parameter(parameter.part_of or parameter.name)
+    shape = (program.sizes.size(whole.row_dim), *part.shape[1:])
+    shift = parameter.rows[0] if parameter.part_of else 0
+    begin = part.offsets[0] + shift
+    for first, stop in parameter.stretches:
+        low, high = max(first, begin), min(stop, begin + part.local[0])
+        if low < high:
+            yield structs.replace(
+                part,
+                shape=shape,
+                offsets=(low, *part.offsets[1:]),
+                local=(high - low, *part.local[1:]),
+                row=low - begin,
+            )
 
 
 def _is_stacked(parameter: Parameter, kind: Type) -> bool:
@@ -124,16 +151,48 @@ def expected(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def whole_tensors(plan: Plan) -> dict[str, Part]:
-    """For everything that a checkpoint of this plan holds, by name, one rank's part of it."""
-    found = {
-        part.name: part
-        for stage in plan.by_stage
-        for rank in range(plan.program.mesh.size if _splits_stacks(stage) else 1)
-        for stored in stage.stored
-        if stored.role in ("param", "state")
-        for part in _parts(stage, stored, rank)
-    }
+    """For everything that a checkpoint of this plan holds, by name, one rank's part of it.
+
+    Of a tensor whose rows train in part it is one of those that train: they have its dtype.
+    """
+    found: dict[str, Part] = {}
+    for stage in plan.by_stage:
+        for rank in range(plan.program.mesh.size if _splits_stacks(stage) else 1):
+            for stored in stage.stored:
+                if stored.role in ("param", "state"):
+                    path, _, _ = stored.name.partition(STATE_MARK)
+                    trained = bool(stage.program.parameter(path).part_of)
+                    for part in _parts(stage, stored, rank):
+                        if trained or part.name not in found:
+                            found[part.name] = part
     return dict(sorted(found.items()))
+
+
+def rows_held(plan: Plan) -> dict[str, tuple[RowRange, ...]]:
+    """Of each tensor whose rows train in part: the stretches of rows that are held, in order.
+
+    A frozen row has no state. Stretches of a tensor may differ in dtype.
+    """
+    found: dict[str, set[RowRange]] = {}
+    for stage in plan.by_stage:
+        for stored in stage.stored:
+            if stored.role not in ("param", "state"):
+                continue
+            path, mark, state = stored.name.partition(STATE_MARK)
+            parameter = stage.program.parameter(path)
+            layers = stage.program.sizes.size(parameter.stack) if parameter.stack else 1
+            for layer in range(layers if parameter.rows else 0):
+                ranges = ((*ends, stored.type.dtype) for ends in parameter.stretches)
+                name = parameter.layer_name(layer) + mark + state
+                found.setdefault(name, set()).update(ranges)
+    return {name: tuple(sorted(ranges)) for name, ranges in sorted(found.items())}
+
+
+def absent(count: int, held: Sequence[RowRange]) -> tuple[tuple[int, int], ...]:
+    """The stretches of `count` rows that are not held, in order."""
+    ends = [0, *(end for first, stop, _ in held for end in (first, stop)), count]
+    gaps = zip(ends[::2], ends[1::2], strict=True)
+    return tuple((first, stop) for first, stop in gaps if first < stop)
 
 
 def _splits_stacks(plan: Plan) -> bool:

@@ -11,13 +11,14 @@ import msgspec
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.plan import Plan
 from fllmc.ir.span import NOWHERE
+from fllmc.runtime.checkpoint.changes import HeldRows
 from fllmc.runtime.checkpoint.load import open_checkpoint, open_latest
 from fllmc.runtime.checkpoint.manifest import Position
 from fllmc.runtime.checkpoint.save import Gather, Shard, save
 from fllmc.runtime.data.dataset import Dataset
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.initialise import view_of
-from fllmc.runtime.parts import Part, expected
+from fllmc.runtime.parts import Part, absent, expected, rows_held
 from fllmc.runtime.run_errors import ResumeMismatch
 from fllmc.runtime.run_folder import CHECKPOINTS
 
@@ -49,11 +50,27 @@ def save_run(
 ) -> Path:
     """Commit a checkpoint of everything that lasts. All ranks call this together."""
     position = Position(done.step, done.samples, plan_hash, seed, facts)
+    kinds, rows = expected(executor.plan), rows_held(executor.plan)
     shards = [
-        Shard(part.name, view_of(part, executor), part.shape, part.offsets, part.owned)
+        Shard(
+            part.name,
+            view_of(part, executor),
+            part.shape,
+            part.offsets,
+            part.owned,
+            kinds[part.name][0],
+            _ends(part, rows),
+        )
         for part in parts
     ]
     return save(folder / CHECKPOINTS, position, shards, rank=rank, gather=gather, keep=keep)
+
+
+def _ends(part: Part, rows: HeldRows) -> tuple[int, ...]:
+    """The ends of the stretches of its tensor's rows that no rank holds."""
+    if part.name not in rows:
+        return ()
+    return tuple(end for gap in absent(part.shape[0], rows[part.name]) for end in gap)
 
 
 class Resumed(msgspec.Struct, frozen=True):
@@ -87,15 +104,16 @@ def restore_run(
         name = latest.checkpoint.path.name
         latest.checkpoint.require(wanted)
         _require_same(name, latest.checkpoint.position, plan.train.seed, facts)
-        warnings = (*latest.skipped, *latest.checkpoint.changes(wanted).warnings(name))
+        changed = latest.checkpoint.changes(wanted, rows_held(plan))
+        warnings = (*latest.skipped, *changed.warnings(name))
     path = folder / CHECKPOINTS / str(gather(name)[0])
     with open_checkpoint(path, hashes=False) as checkpoint:
         stored = set(checkpoint.names())
         for part in parts:
             out = view_of(part, executor)
-            if part.stored.role == "state" and part.name not in stored:
+            if part.stored.role == "state":
                 out.fill_(part.stored.initial)
-            else:
+            if part.name in stored:
                 checkpoint.read_into(part.name, out, part.slices)
         position = checkpoint.position
     return Resumed(Progress(position.step, position.samples), path, position.plan, warnings)

@@ -103,6 +103,24 @@ class Record:
             return default
         return number
 
+    def stretch(self, key: str, example: str) -> tuple[int, int]:
+        """`(first, stop)`: whole numbers, the second the larger; (0, 1) where that is not so."""
+        value = self.value(key, example)
+        if value is None:
+            return 0, 1
+        items = value.items if isinstance(value, ast.Tuple) else ()
+        ends = [item.value for item in items if isinstance(item, ast.Number)]
+        if not len(ends) == len(items) == 2 or any(end != int(end) for end in ends):
+            self.wrong(key, value, f"a pair of whole numbers such as `{example}`")
+            return 0, 1
+        first, stop = (int(end) for end in ends)
+        if not 0 <= first < stop <= LARGEST:
+            where, shown = f"`{key}` of {self.what}", f"({first}, {stop})"
+            wanted = "from a first row to the one behind the last"
+            self.found.append(OutOfRange(value.span, where, wanted, shown))
+            return 0, 1
+        return first, stop
+
     def out_of_range(self, key: str, value: ast.Number, wanted: str) -> None:
         """Report a number that makes no sense."""
         where = f"`{key}` of {self.what}"

@@ -18,6 +18,7 @@ from fllmc.ir.settings import (
     Offload,
     Pipeline,
     Recompute,
+    Rows,
     Schedule,
     Shard,
     Switch,
@@ -182,17 +183,32 @@ def read_adapter(
     freeze: list[str] = []
     tune: list[str] = []
     lora: list[Lora] = []
+    rows: list[Rows] = []
     for item in section.items:
         text = selector_text(item.selector)
         if isinstance(item, ast.Lora):
             update, mistakes = _lora(item, text)
             lora.append(update)
             found.extend(mistakes)
+        elif item.fields is not None:
+            stretch, mistakes = _rows(item, item.fields, text)
+            rows.append(stretch)
+            found.extend(mistakes)
         else:
             (freeze if isinstance(item, ast.Freeze) else tune).append(text)
         if paths:
             found.extend(paths.parameters(item.selector, arrows=isinstance(item, ast.Lora)))
-    return Adapter(section.name.text, tuple(freeze), tuple(tune), tuple(lora)), tuple(found)
+    name = section.name.text
+    return Adapter(name, tuple(freeze), tuple(tune), tuple(lora), tuple(rows)), tuple(found)
+
+
+def _rows(
+    item: ast.Freeze | ast.Tune, fields: tuple[ast.Field, ...], selector: str
+) -> tuple[Rows, tuple[Diagnostic, ...]]:
+    tune = isinstance(item, ast.Tune)
+    record = Record("`tune`" if tune else "`freeze`", item.selector.span, fields)
+    first, stop = record.stretch("rows", "(0, 100)")
+    return Rows(selector, first, stop, tune, record.place_of("rows")), record.done()
 
 
 def _lora(item: ast.Lora, selector: str) -> tuple[Lora, tuple[Diagnostic, ...]]:

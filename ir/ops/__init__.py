@@ -26,6 +26,7 @@ from fllmc.ir.ops.contraction import (
     Reduce,
     ReduceMax,
     ReduceSum,
+    Reindex,
     Spread,
     Take,
 )
@@ -114,6 +115,7 @@ AnyAttrs = (
     | ReduceMax
     | ReduceScatter
     | ReduceSum
+    | Reindex
     | Rename
     | RingAttend
     | RingAttendGrad
@@ -199,6 +201,7 @@ __all__ = [
     "ReduceMax",
     "ReduceScatter",
     "ReduceSum",
+    "Reindex",
     "Rename",
     "RingAttend",
     "RingAttendGrad",

@@ -123,6 +123,22 @@ class Put(Attrs, frozen=True, tag="put"):
         return (Type(value.dtype, dims, merged(open_axes, index.axes)),)
 
 
+class Reindex(Attrs, frozen=True, tag="reindex"):
+    """Indices of another dim as those of `dim`, which is the stretch of it that begins at `first`.
+
+    An index outside of the stretch becomes one outside of `dim`: take gives zero, put drops it.
+    """
+
+    dim: str
+    first: int
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (index,) = operands
+        require(bool(index.index), f"{index} holds no indices")
+        require(self.first >= 0, f"{self.first} is no position")
+        return (msgspec.structs.replace(index, index=self.dim),)
+
+
 class Pick(Attrs, frozen=True, tag="pick"):
     """x at one position along dim: (x[..., dim], index of dim [some of ...]) -> x less dim.
 

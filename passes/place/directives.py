@@ -24,6 +24,7 @@ from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
 from fllmc.passes.naming import PART, parts_of
 from fllmc.passes.place.expert_layout import ExpertDims, apart
+from fllmc.passes.place.part_rows import place_rows
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
     AxisTwice,
@@ -199,6 +200,7 @@ def resolve(
                     stored[parameter.name] = axes
                     others = stored_reasons.get(parameter.name, ())
                     stored_reasons[parameter.name] = (*others, *here)
+    found += place_rows(program, sizes, canonical, reasons, stored, stored_reasons)
     experts, canonical, elsewhere = apart(program, canonical, elsewhere, mesh)
     for name, axes in stored.items():
         names = program.parameter(name).type.names

@@ -297,6 +297,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
             ops.Cast,
             ops.Chunk,
             ops.Neg,
+            ops.Reindex,
             ops.Rename,
             ops.Stop,
             ops.Transpose,

@@ -238,14 +238,16 @@ class Whole:
         kept = [
             (n, v) for n, v in zip(function.outputs, function.results, strict=True) if v not in late
         ]
-        used = ancestors(function, [v for _, v in kept]) | set(self.halves)
+        ends = [v for _, v in kept] + [v for at in self.halves for v in function.ops[at].operands]
+        used = ancestors(function, ends) | set(self.halves)
         taken = {v for at in used for v in function.ops[at].operands} | {v for _, v in kept}
         mapping: dict[int, int] = {}
         crossed: dict[str, int] = {}
         for number, given in enumerate(function.inputs):
             if number in taken:
                 mapping[number] = b.input(given.name, function.types[number], given.role)
-        for at, op in enumerate(function.ops):
+        for at in sorted(used):
+            op = function.ops[at]
             b.path, b.span = op.path, op.span
             attrs, half = op.attrs, self.halves.get(at)
             operands = [mapping[v] for v in op.operands]

@@ -1,13 +1,13 @@
 """How a plan may store what a checkpoint holds otherwise: frozen parameters and trained ones.
 
 A trained parameter lies in a checkpoint in the dtype of `params` with its optimizer's states, a
-frozen one in the compute dtype without. Either is read as the other.
+frozen one in the compute dtype without. Either is read as the other, and so are rows of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -18,6 +18,12 @@ from fllmc.runtime.checkpoint.boxes import Shape
 from fllmc.runtime.checkpoint.files import TORCH_DTYPES
 from fllmc.runtime.checkpoint.manifest import TensorEntry
 from fllmc.runtime.checkpoint.names import STATE_MARK
+
+RowRange: TypeAlias = tuple[int, int, str]
+"""Rows [first, stop) of a tensor, and the dtype in which they are held."""
+
+HeldRows: TypeAlias = Mapping[str, Sequence[RowRange]]
+"""By tensor, the rows that are held."""
 
 FLOATING: Final = {name for name, kind in TORCH_DTYPES.items() if kind.is_floating_point}
 
@@ -45,11 +51,14 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 def changes(
-    stored: Mapping[str, TensorEntry], expected: Mapping[str, tuple[str, Shape]]
+    stored: Mapping[str, TensorEntry],
+    expected: Mapping[str, tuple[str, Shape]],
+    rows: HeldRows = {},  # noqa: B006 - never changed
 ) -> Changes:
     """What differs between a checkpoint and a plan and need not be a fault.
 
-    States begin or are dropped only where both have their parameter.
+    States begin or are dropped only where both have their parameter. `rows` are those that the plan
+    holds of tensors whose rows train in part; of such a tensor some rows may change.
     """
     converted = {
         name: f"{stored[name].dtype} to {dtype}"
@@ -60,8 +69,19 @@ def changes(
         and converts(name, stored[name].dtype, dtype)
     }
     shared = stored.keys() & expected.keys()
-    begun = _states_of(shared, expected.keys() - stored.keys())
-    return Changes(converted, begun, _states_of(shared, stored.keys() - expected.keys()))
+    begun = set(_states_of(shared, expected.keys() - stored.keys()))
+    dropped = set(_states_of(shared, stored.keys() - expected.keys()))
+    for name in sorted(shared):
+        entry, (dtype, shape) = stored[name], expected[name]
+        if entry.shape != shape or not (name in rows or entry.absent or entry.mixed):
+            continue
+        wanted = rows.get(name, ((0, shape[0], dtype),))
+        if STATE_MARK in name:
+            begun |= {name} if _lacking(wanted, entry.rows) else set()
+            dropped |= {name} if _lacking(entry.rows, wanted) else set()
+        elif kinds := sorted(_conversions(entry.rows, wanted)):
+            converted[name] = ", ".join(kinds)
+    return Changes(dict(sorted(converted.items())), tuple(sorted(begun)), tuple(sorted(dropped)))
 
 
 def converts(name: str, found: str, wanted: str) -> bool:
@@ -70,6 +90,27 @@ def converts(name: str, found: str, wanted: str) -> bool:
     To a narrower dtype it is rounded to the nearest, ties to even.
     """
     return STATE_MARK not in name and {found, wanted} <= FLOATING
+
+
+def _lacking(wanted: Sequence[RowRange], held: Sequence[RowRange]) -> bool:
+    """Whether some wanted row is not held."""
+    for first, stop, _ in wanted:
+        for start, end, _ in sorted(held):
+            if start <= first < end:
+                first = end
+        if first < stop:
+            return True
+    return False
+
+
+def _conversions(held: Sequence[RowRange], wanted: Sequence[RowRange]) -> set[str]:
+    """The ways in which rows change their dtype."""
+    return {
+        f"{found} to {kind}"
+        for first, stop, found in held
+        for start, end, kind in wanted
+        if found != kind and first < end and start < stop
+    }
 
 
 def _states_of(parameters: set[str], names: set[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from fllmc.ir.span import NOWHERE
 from fllmc.runtime import errors
 from fllmc.runtime.checkpoint import folders, manifest
 from fllmc.runtime.checkpoint.boxes import Box, Shape, box_of, cover_fault
-from fllmc.runtime.checkpoint.changes import Changes, changes, converts
+from fllmc.runtime.checkpoint.changes import Changes, HeldRows, changes, converts
 from fllmc.runtime.checkpoint.files import (
     DTYPE_NAMES,
     STORED_DTYPES,
@@ -61,9 +61,12 @@ class Checkpoint:
         """The tensors' names, sorted."""
         return sorted(self.manifest.tensors)
 
-    def changes(self, expected: Expected) -> Changes:
-        """In what the stored tensors differ from those of a plan and can be read as it wants."""
-        return changes(self.manifest.tensors, expected)
+    def changes(self, expected: Expected, rows: HeldRows | None = None) -> Changes:
+        """In what the stored tensors differ from those of a plan and can be read as it wants.
+
+        `rows` are those that the plan holds of tensors whose rows train in part.
+        """
+        return changes(self.manifest.tensors, expected, rows or {})
 
     def faults(self, expected: Expected) -> list[Diagnostic]:
         """Everything in which the stored tensors differ from those of a plan, less `changes`."""
@@ -88,19 +91,23 @@ class Checkpoint:
             raise DiagnosticError(*found)
 
     def read(self, name: str, slices: Sequence[slice] | None = None) -> Tensor:
-        """A slice of a tensor (default: all), freshly allocated, put together from its pieces."""
+        """A slice of a tensor (default: all), freshly allocated, put together from its pieces.
+
+        Rows that have no value are zero.
+        """
         entry = self.manifest.tensors.get(name)
         if entry is None:
             missing = errors.TensorMissing(NOWHERE, self.path.name, name, tuple(self.names()))
             raise DiagnosticError(missing)
-        out = torch.empty(box_of(entry.shape, slices).shape, dtype=TORCH_DTYPES[entry.dtype])
+        out = torch.zeros(box_of(entry.shape, slices).shape, dtype=TORCH_DTYPES[entry.dtype])
         self.read_into(name, out, slices)
         return out
 
     def read_into(self, name: str, out: Tensor, slices: Sequence[slice] | None = None) -> None:
         """Fill `out`, which may be a strided view on any device, with a slice of a tensor.
 
-        `out` has the tensor's dtype, or one that it `converts` to.
+        `out` has the tensor's dtype, or one that it `converts` to. Rows that have no value are
+        left as they are.
         """
         entry = self.manifest.tensors[name]
         wanted, dtype = box_of(entry.shape, slices), DTYPE_NAMES.get(out.dtype, "")
@@ -130,7 +137,7 @@ class Checkpoint:
         for name, entry in self.manifest.tensors.items():
             for piece in entry.pieces:
                 file = self._open(piece.file)
-                stored = STORED_DTYPES[entry.dtype], list(piece.shape)
+                stored = STORED_DTYPES[piece.dtype or entry.dtype], list(piece.shape)
                 reason = f"no tensor `{piece.key}`"
                 if piece.key in file.keys():  # noqa: SIM118 - the library's object is no mapping
                     part = file.get_slice(piece.key)
@@ -202,11 +209,17 @@ def _file_faults(path: Path, content: Manifest, hashes: bool) -> Iterator[Diagno
 def _tensor_faults(path: Path, content: Manifest) -> Iterator[Diagnostic]:
     for name, entry in sorted(content.tensors.items()):
         boxes = [Box(piece.offsets, piece.shape) for piece in entry.pieces]
+        dtypes = {entry.dtype, *(piece.dtype for piece in entry.pieces if piece.dtype)}
+        odd = sorted(dtypes - TORCH_DTYPES.keys())
+        if len(entry.absent) % 2 or (entry.absent and not entry.shape):
+            reason = f"`{name}` lacks rows {list(entry.absent)}"
+            yield errors.CheckpointManifest(NOWHERE, path.name, reason)
+            continue
         unknown = [piece.file for piece in entry.pieces if piece.file not in content.files]
-        if entry.dtype not in TORCH_DTYPES:
-            yield errors.CheckpointManifest(NOWHERE, path.name, f"unknown dtype `{entry.dtype}`")
+        if odd:
+            yield errors.CheckpointManifest(NOWHERE, path.name, f"unknown dtype `{odd[0]}`")
         elif unknown:
             reason = f"`{name}` is in `{unknown[0]}`, which it does not list"
             yield errors.CheckpointManifest(NOWHERE, path.name, reason)
-        elif fault := cover_fault(entry.shape, boxes):
+        elif fault := cover_fault(entry.shape, [*boxes, *entry.gaps]):
             yield errors.TensorCoverage(NOWHERE, path.name, name, fault)

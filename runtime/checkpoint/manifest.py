@@ -9,28 +9,57 @@ from typing import Final
 import msgspec
 from msgspec import structs
 
-from fllmc.runtime.checkpoint.boxes import Shape
+from fllmc.runtime.checkpoint.boxes import Box, Shape
 
 SCHEMA: Final = 1
 NAME: Final = "manifest.json"
 FILE_NAME: Final = re.compile(r"rank-\d{5,}\.safetensors")
 
 
-class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A box of a tensor: the elements from `offsets`, `shape` many, under `key` in `file`."""
+class Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A box of a tensor: the elements from `offsets`, `shape` many, under `key` in `file`.
+
+    `dtype` is that of the piece where it is not the tensor's, as of frozen rows beside trained.
+    """
 
     file: str
     key: str
     offsets: Shape
     shape: Shape
+    dtype: str = ""
 
 
-class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole tensor. `dtype` is named as in the IR: `f32`, `bf16`, `i64`."""
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A whole tensor. `dtype` is named as in the IR: `f32`, `bf16`, `i64`.
+
+    `absent` are the ends of stretches of rows that have no value: of a state, the frozen rows.
+    """
 
     dtype: str
     shape: Shape
     pieces: tuple[Piece, ...]
+    absent: tuple[int, ...] = ()
+
+    @property
+    def gaps(self) -> tuple[Box, ...]:
+        """The elements that have no value."""
+        ends = zip(self.absent[::2], self.absent[1::2], strict=True)
+        rest = self.shape[1:]
+        return tuple(Box((a, *(0 for _ in rest)), (b - a, *rest)) for a, b in ends)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether pieces differ in dtype."""
+        return any(piece.dtype for piece in self.pieces)
+
+    @property
+    def rows(self) -> tuple[tuple[int, int, str], ...]:
+        """The stretches of rows that have a value, with their dtypes; of a scalar none."""
+        found: dict[tuple[int, int, str], None] = {}
+        for piece in self.pieces if self.shape else ():
+            first, count = piece.offsets[0], piece.shape[0]
+            found[first, first + count, piece.dtype or self.dtype] = None
+        return tuple(found)
 
     def kind(self) -> str:
         """As diagnostics print it: `f32[128, 64]`."""

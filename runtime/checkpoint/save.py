@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
+from msgspec import structs
 from torch import Tensor
 
 from fllmc.ir.diagnostics import DiagnosticError, InternalError
@@ -26,7 +27,8 @@ Gather: TypeAlias = Callable[[Any], Sequence[Any]]
 class Shard(msgspec.Struct, frozen=True):
     """The part of a tensor that a rank has: `value` begins at `offsets` of a tensor of `shape`.
 
-    `owned` on exactly one of the ranks that have the same part.
+    `owned` on exactly one of the ranks that have the same part. `dtype` is the whole tensor's where
+    this part has another, and `absent` the ends of stretches of rows of which no rank has a value.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Shard(msgspec.Struct, frozen=True):
     shape: Shape
     offsets: Shape
     owned: bool = True
+    dtype: str = ""
+    absent: tuple[int, ...] = ()
 
 
 class _Written(msgspec.Struct, frozen=True):
@@ -41,7 +45,7 @@ class _Written(msgspec.Struct, frozen=True):
 
     file: str = ""
     record: FileRecord | None = None
-    pieces: tuple[tuple[str, str, Shape, Piece], ...] = ()
+    pieces: tuple[tuple[str, TensorEntry], ...] = ()
     fault: str = ""
 
 
@@ -118,9 +122,12 @@ def _write(partial: Path, rank: int, shards: list[Shard]) -> _Written:
     return _Written(file, record, tuple(_piece(file, key, s) for key, s in keys.items()))
 
 
-def _piece(file: str, key: str, shard: Shard) -> tuple[str, str, Shape, Piece]:
-    piece = Piece(file, key, shard.offsets, tuple(shard.value.shape))
-    return shard.name, DTYPE_NAMES[shard.value.dtype], shard.shape, piece
+def _piece(file: str, key: str, shard: Shard) -> tuple[str, TensorEntry]:
+    own = DTYPE_NAMES[shard.value.dtype]
+    whole = shard.dtype or own
+    apart = own if own != whole else ""
+    piece = Piece(file, key, shard.offsets, tuple(shard.value.shape), apart)
+    return shard.name, TensorEntry(whole, shard.shape, (piece,), shard.absent)
 
 
 def _commit(partial: Path, target: Path, position: Position, written: list[_Written]) -> str:
@@ -146,20 +153,20 @@ def _prune(folder: Path, keep: int) -> str:
 
 def _entries(written: list[_Written]) -> dict[str, TensorEntry]:
     """The tensors that all ranks' pieces make up. Pieces that don't are a fault of the plan."""
-    kinds: dict[str, tuple[str, Shape]] = {}
-    pieces: dict[str, list[Piece]] = {}
-    for name, dtype, shape, piece in (entry for w in written for entry in w.pieces):
-        if kinds.setdefault(name, (dtype, shape)) != (dtype, shape):
-            raise InternalError(f"ranks disagree on the dtype or shape of `{name}`")
-        pieces.setdefault(name, []).append(piece)
     entries: dict[str, TensorEntry] = {}
-    for name, (dtype, shape) in sorted(kinds.items()):
-        if fault := cover_fault(shape, [Box(p.offsets, p.shape) for p in pieces[name]]):
+    pieces: dict[str, list[Piece]] = {}
+    for name, entry in (each for w in written for each in w.pieces):
+        bare = structs.replace(entry, pieces=())
+        if entries.setdefault(name, bare) != bare:
+            raise InternalError(f"ranks disagree on the dtype or shape of `{name}`")
+        pieces.setdefault(name, []).extend(entry.pieces)
+    for name, bare in sorted(entries.items()):
+        boxes = [Box(p.offsets, p.shape) for p in pieces[name]]
+        if fault := cover_fault(bare.shape, [*boxes, *bare.gaps]):
             raise InternalError(f"the pieces of `{name}` {fault}")
-        entries[name] = TensorEntry(
-            dtype, shape, tuple(sorted(pieces[name], key=lambda p: p.offsets))
-        )
-    return entries
+        ordered = tuple(sorted(pieces[name], key=lambda p: p.offsets))
+        entries[name] = structs.replace(bare, pieces=ordered)
+    return dict(sorted(entries.items()))
 
 
 def _reason(error: OSError) -> str:

@@ -10,12 +10,12 @@ from msgspec import structs
 from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
-from fllmc.fitting import overlapping, within_budget
+from fllmc.fitting import fit
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
-from fllmc.ir.plan import Frozen, Plan
+from fllmc.ir.plan import Decision, Frozen, Plan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
@@ -59,7 +59,8 @@ def compile_spec(
     chosen, mesh_read = choose_mesh(mesh, spec)
     tell(mesh_read)
     found: list[Diagnostic] = list(warnings)
-    cx = Context(mesh=chosen, report=found.append)
+    by_passes: list[Decision] = []
+    cx = Context(mesh=chosen, report=found.append, decide=by_passes.append)
     levels: dict[str, Program] = {}
 
     def keep(number: int, name: str, program: Program) -> None:
@@ -70,11 +71,11 @@ def compile_spec(
 
     read = Timing("read and check", clock() - begin, 0.0)
     with at_settings(spec.schedule, cx) as cx:
-        within, told = within_budget(spec, chosen, target)
-        done = finish(spec, cx, clock, keep, within, overlapping(spec, target))
+        within, beside, told = fit(spec, chosen, target)
+        done = finish(spec, cx, clock, keep, within, beside)
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
-    reasons = (*done.decisions, *decisions(done.sharded, values), *told)
+    reasons = (*done.decisions, *decisions(done.sharded, values), *by_passes, *told)
     known = load_target(target or "cpu")
     first, *others = done.programs
     plan = make_plan(
@@ -97,13 +98,12 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     budget, for one, may be too small for it).
     """
     adapter, mesh = spec.adapter, plan.program.mesh
-    if plan.stages or adapter is None or not adapter.freeze:
+    if plan.stages or adapter is None or not (adapter.freeze or adapter.rows):
         return None
     whole = structs.replace(spec, adapter=None)
     cx = Context(mesh=mesh, report=lambda found: None)
     try:
-        within, _ = within_budget(whole, mesh, plan.target.name)
-        beside = overlapping(whole, plan.target.name)
+        within, beside, _ = fit(whole, mesh, plan.target.name)
         done = finish(whole, cx, lambda: 0.0, lambda number, name, program: None, within, beside)
     except DiagnosticError:
         return None

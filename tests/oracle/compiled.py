@@ -26,12 +26,13 @@ from torch.multiprocessing.spawn import spawn
 
 from fllmc.driver import compile_spec
 from fllmc.ir.plan import Plan
+from fllmc.runtime.checkpoint.changes import HeldRows
 from fllmc.runtime.communicator import Communicator
 from fllmc.runtime.data.windows import Batch as DataBatch
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.feeding import Feeder
 from fllmc.runtime.initialise import initialise, view_of
-from fllmc.runtime.parts import Part, lasting_parts
+from fllmc.runtime.parts import Part, absent, lasting_parts, rows_held
 from fllmc.runtime.ranks import communicator
 from tests.oracle.reference import Batch
 
@@ -220,7 +221,8 @@ def _outcome(folder: Path, number: int) -> Outcome:
         assert other.grad_norms == told[0].grad_norms, "stages differ in the norm"
     held = [load_file(folder / f"{name}.safetensors") for name in names]
     parts = [lasting_parts(plan, rank) for rank in range(plan.program.mesh.size)]
-    return Outcome(plan, told[0], _whole("first", parts, held), _whole("last", parts, held))
+    first, last = (_whole(when, parts, held, rows_held(plan)) for when in ("first", "last"))
+    return Outcome(plan, told[0], first, last)
 
 
 def _first_of_stage(plan: Plan, rank: int) -> int:
@@ -233,9 +235,15 @@ def _first_of_stage(plan: Plan, rank: int) -> int:
 
 
 def _whole(
-    when: str, parts: Sequence[Sequence[Part]], held: Sequence[Mapping[str, Tensor]]
+    when: str,
+    parts: Sequence[Sequence[Part]],
+    held: Sequence[Mapping[str, Tensor]],
+    rows: HeldRows,
 ) -> dict[str, Tensor]:
-    """The ranks' parts put together; a part that several ranks hold is the same on all."""
+    """The ranks' parts put together; a part that several ranks hold is the same on all.
+
+    Rows of which no rank is to hold a value are zero.
+    """
     found: dict[str, Tensor] = {}
     for mine, values in zip(parts, held, strict=True):
         for part in mine:
@@ -246,6 +254,10 @@ def _whole(
                 same = place.isnan().all() or torch.equal(place, value.double())
                 assert same, f"ranks differ in {part.name}"
                 place.copy_(value)
+    for name in found.keys() & rows.keys():
+        for first, stop in absent(found[name].shape[0], rows[name]):
+            assert found[name][first:stop].isnan().all(), f"{name} has rows that it should not have"
+            found[name][first:stop] = 0.0
     missing = [name for name, value in found.items() if value.isnan().any()]
     assert not missing, f"{missing} are not whole"
     return found

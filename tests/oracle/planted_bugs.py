@@ -208,6 +208,35 @@ BUGS = (
         ("zb-h1",),
     ),
     Bug(
+        "rows that train are put one row too late",
+        "passes.split_rows",
+        "rows, first = part.row_dim, part.rows[0]",
+        "rows, first = part.row_dim, part.rows[0] + 1",
+        ("tensor", "rows"),
+    ),
+    Bug(
+        "a lookup in rows that train is one row off",
+        "passes.early_rows",
+        "self.b.one(Reindex(rows.dim.name, rows.first), self.mapping[index])",
+        "self.b.one(Reindex(rows.dim.name, max(rows.first - 1, 0)), self.mapping[index])",
+        ("data", "rows"),
+    ),
+    Bug(
+        "gradients of rows are those of the first rows",
+        "passes.early_rows",
+        "return self.b.one(attrs, self.mapping[value], self.mapping[index])",
+        "return self.b.one(attrs, self.mapping[value], self.b.one("
+        "structs.replace(self.makers[index].attrs, first=0)))",
+        ("zero 2", "rows"),
+    ),
+    Bug(
+        "of several stretches of rows the last alone counts",
+        "passes.split_rows",
+        "whole = b.add(whole, b.one(Put",
+        "whole = b.add(b.cast(frozen, dtype), b.one(Put",
+        ("tensor", "rows"),
+    ),
+    Bug(
         "results of a joined collective are mixed up",
         "passes.coalesce",
         "mapping.update(zip((v for op in ops for v in op.results), results, strict=True))",

@@ -37,6 +37,8 @@ class Recipe(NamedTuple):
     clip: float = 0.0
     rate: Callable[[int], float] = lambda step: 1e-3
     frozen: frozenset[str] = frozenset()
+    frozen_rows: Mapping[str, tuple[slice, ...]] = {}
+    """By parameter, an index of what of it is frozen: its gradient is zero, and it stays."""
 
 
 class Step(NamedTuple):
@@ -179,11 +181,18 @@ def _step(
     optimizer.zero_grad()
     value = loss(model(leaves, batch.tokens), batch, recipe.z_loss)
     value.backward()
+    for name, rows in recipe.frozen_rows.items():
+        if (grad := leaves[name].grad) is not None:
+            grad[rows] = 0.0
     norm = torch.nn.utils.clip_grad_norm_(leaves.values(), recipe.clip or math.inf)
     grads = {name: leaf.grad.clone() for name, leaf in leaves.items() if leaf.grad is not None}
     for group in optimizer.param_groups:
         group["lr"] = recipe.rate(number)
+    kept = {name: leaves[name].detach()[rows].clone() for name, rows in recipe.frozen_rows.items()}
     optimizer.step()
+    with torch.no_grad():
+        for name, rows in recipe.frozen_rows.items():
+            leaves[name][rows] = kept[name]
     first, second = (
         {n: optimizer.state[leaf][key].clone() for n, leaf in leaves.items() if leaf.requires_grad}
         for key in ("exp_avg", "exp_avg_sq")

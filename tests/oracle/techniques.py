@@ -7,6 +7,7 @@ batch over all axes that divide data.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -18,6 +19,7 @@ AXES = ("pipe", "data", "fsdp", "expert", "context", "tensor")
 """Outermost first."""
 BATCH_AXES = ("data", "fsdp", "expert")
 DEVICES = 8
+BATCH = 16
 
 
 class Technique(NamedTuple):
@@ -84,6 +86,15 @@ TECHNIQUES: Mapping[str, Technique] = {
     "frozen": Technique(
         adapter=("freeze embedding", "freeze body.*.attn.{wq, wk}", "freeze body.*.attn_norm")
     ),
+    "rows": Technique(
+        adapter=(
+            "freeze embedding {\n    rows: (0, 100)\n  }",
+            "freeze head {\n    rows: (3, 9)\n  }",
+            "freeze body.*.attn.wq {\n    rows: (0, 5)\n  }",
+            "freeze body.*.attn.wo {\n    rows: (4, 8)\n  }",
+            "freeze body.*.attn_norm {\n    rows: (4, 7)\n  }",
+        )
+    ),
     "frozen stack": Technique(adapter=("freeze *", "tune head", "tune final_norm"), kind="adapter"),
     "lora": Technique(
         adapter=(
@@ -111,7 +122,7 @@ dims {
 ADAPTER
 data text {
   source: "builtin:pydocs"
-  batch: 16
+  batch: BATCH
   seq: 8
 }
 
@@ -133,25 +144,21 @@ SCHEDULE
 
 
 def fits(names: Iterable[str]) -> bool:
-    """Whether these can stand together: one of a kind, and no more than DEVICES."""
+    """Whether these can stand together: one of a kind, enough samples, at most DEVICES."""
     chosen = [TECHNIQUES[name] for name in names]
+    mesh = axes(chosen)
+    samples = BATCH // max(1, *(each.microbatches for each in chosen))
+    even = samples % math.prod(mesh.get(name, 1) for name in BATCH_AXES) == 0
     kinds = [each.kind for each in chosen if each.kind]
     frozen = [each for each in chosen if each.adapter]
-    return len(set(kinds)) == len(kinds) and size(axes(chosen)) <= DEVICES and len(frozen) <= 1
+    alike = len(set(kinds)) == len(kinds) and len(frozen) <= 1
+    return alike and even and math.prod(mesh.values()) <= DEVICES
 
 
 def axes(chosen: Iterable[Technique]) -> dict[str, int]:
     """The mesh that they need together."""
     wanted = {name: extent for each in chosen for name, extent in each.axes.items()}
     return {name: wanted[name] for name in AXES if name in wanted}
-
-
-def size(mesh: Mapping[str, int]) -> int:
-    """The number of devices."""
-    total = 1
-    for extent in mesh.values():
-        total *= extent
-    return total
 
 
 def model_of(names: Sequence[str]) -> str:
@@ -171,6 +178,7 @@ def spec_text(names: Sequence[str], dtype: str, model: str) -> str:
     section = "\nadapter adapted on MODEL {\n  " + "\n  ".join(adapted) + "\n}\n" if adapted else ""
     text = SPEC.replace("ADAPTER", section).replace("SUBJECT", "adapted" if adapted else "MODEL")
     text = text.replace("SCHEDULE", "\n".join(f"  {line}" for line in dict.fromkeys(lines)))
+    text = text.replace("BATCH", str(BATCH))
     return text.replace("MODEL", model).replace("DTYPE", dtype)
 
 

@@ -177,6 +177,78 @@ def test_frozen_parameters_as_in_pytorch() -> None:
         assert worst == {}
 
 
+ROWS = {
+    "llama": """
+adapter part on llama3_8b {
+  freeze embedding {
+    rows: (0, 100)
+  }
+  freeze head
+  tune head {
+    rows: (4, 16)
+  }
+  freeze body.*.attn.wq {
+    rows: (2, 5)
+  }
+  freeze body.*.mlp.down {
+    rows: (4, 8)
+  }
+  freeze body.*.mlp_norm {
+    rows: (0, 7)
+  }
+}
+
+train run: part""",
+    "gpt": """
+adapter part on gpt2 {
+  freeze embedding {
+    rows: (128, 256)
+  }
+  freeze place {
+    rows: (0, 2)
+  }
+  freeze body.*.attn.bv {
+    rows: (1, 2)
+  }
+}
+
+train run: part""",
+}
+LAYER = slice(None)
+FROZEN_ROWS = {
+    "llama": {
+        "embedding": (slice(0, 100),),
+        "head": (slice(0, 4),),
+        "body.attn.wq": (LAYER, slice(2, 5)),
+        "body.mlp.down": (LAYER, slice(4, 8)),
+        "body.mlp_norm.scale": (LAYER, slice(0, 7)),
+    },
+    "gpt": {
+        "embedding": (slice(128, 256),),
+        "place": (slice(0, 2),),
+        "body.attn.bv": (LAYER, slice(1, 2)),
+    },
+}
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt"])
+def test_frozen_rows_as_in_pytorch_with_their_gradient_zeroed(model: str) -> None:
+    own = recipe(model)._replace(frozen_rows=FROZEN_ROWS[model])
+    given = batches()
+    doubled = [b._replace(weights=b.weights.double()) for b in given]
+    function = partial(llama if model == "llama" else gpt, shape=Shape(eps=1e-5, theta=500_000.0))
+    expected = train(function, beginning(model), doubled, own)
+    name = {"llama": "llama3_8b", "gpt": "gpt2"}[model]
+    text = small_spec(model, "f64", 2).replace(f"\ntrain run: {name}", ROWS[model])
+    cases = [Case(mesh, text, mesh) for mesh in ("1", "2x2")]
+    for outcome in run_cases(cases, layers(beginning(model)), given).values():
+        worst = {w: e for w, e in errors(outcome, expected).items() if not e <= 1e-11}
+        assert worst == {}
+        for held, rows in FROZEN_ROWS[model].items():
+            left = stacked(outcome.last, held).reshape(beginning(model)[held].shape)
+            assert torch.equal(left[rows], beginning(model)[held][rows])
+
+
 @pytest.mark.parametrize("dtype", ["f64", "f32"])
 @pytest.mark.parametrize("model", ["llama", "gpt"])
 def test_same_numbers(model: str, dtype: str) -> None:

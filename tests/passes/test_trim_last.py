@@ -64,6 +64,18 @@ def test_the_last_turn_gives_the_same_and_does_less(tune: tuple[str, ...]) -> No
     assert parse_program(print_program(after)) == after
 
 
+def test_of_a_single_turn_the_trimmed_function_is_the_only_one() -> None:
+    before = plan_level(ALL, TUNED).with_dim("layers", 1)
+    after = run(before, TrimLast())
+    scan = backward(after)
+    assert (scan.function, scan.final) == ("layer.backward.last", "")
+    assert "layer.backward" not in {function.name for function in after.functions}
+    given = arguments(before, "train") | {"step": 2.0}
+    given = {name: np.abs(value) if "#v" in name else value for name, value in given.items()}
+    expected, found = evaluate(before, "train", given), evaluate(after, "train", given)
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
 def test_nothing_below_the_lowest_trained_op_runs_backward_in_the_first_layer() -> None:
     after = run(plan_level(ALL, ("body.*.mlp.down",)), TrimLast())
     last = after.function("layer.backward.last")
