@@ -19,12 +19,14 @@ from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.early_rows import EarlyRows
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
+from fllmc.passes.join_updates import JoinUpdates
 from fllmc.passes.layout import Layout
 from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
 from fllmc.passes.overlap import Overlap
 from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
+from fllmc.passes.quantize_frozen import QuantizeFrozen
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
@@ -37,6 +39,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
     ApplyAdapter,
     SplitRows,
+    QuantizeFrozen,
     StoreFrozen,
     ApplyLoss,
     PickEarly,
@@ -54,6 +57,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     Coalesce,
     Layout,
     SinkSums,
+    JoinUpdates,
     Fuse,
     TrimLast,
     Overlap,
@@ -113,6 +117,7 @@ def standard_pipeline(
         Coalesce(),
         Layout(),
         SinkSums(),
+        JoinUpdates(),
         Fuse(),
         DropUnused(),
         TrimLast(),
@@ -128,6 +133,7 @@ def adapting(spec: Spec) -> tuple[Pass, ...]:
     return (
         ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
         SplitRows(rows=adapter.rows, dtype=compute),
+        *((QuantizeFrozen(adapter.quantize),) if adapter.quantize else ()),
         StoreFrozen(dtype=compute),
     )
 

@@ -1,7 +1,8 @@
 """How long an op takes at least: its operations, its bytes or its traffic, at the target's peaks.
 
 A roofline (Williams et al. 2009) without efficiencies: good for weighing ops against each other.
-Copies to and from host memory go at the rate of the network, whose adapter has the same slot.
+Copies to and from host memory go at the rate of the link there; where none is stated at that of the
+network, whose adapter has the same slot.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def op_seconds(
     sizes = program.sizes
     moved = sum(sizes.local_bytes(function.types[v]) for v in (*op.operands, *op.results))
     if isinstance(op.attrs, FromHost | ToHost):
-        return sizes.local_bytes(function.types[op.results[0]]) / (target.network_gbps * 1e9)
+        rate = target.host_gbps or target.network_gbps
+        return sizes.local_bytes(function.types[op.results[0]]) / (rate * 1e9)
     if isinstance(op.attrs, COLLECTIVES):
         extent = sizes.mesh.extent(bare_axes(op.attrs.axes))
         rate = target.link_gbps if extent <= target.node else target.network_gbps

@@ -10,7 +10,7 @@ from msgspec import structs
 from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
-from fllmc.fitting import fit
+from fllmc.fitting import check_host, fit
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
@@ -75,20 +75,29 @@ def compile_spec(
         done = finish(spec, cx, clock, keep, within, beside)
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
-    reasons = (*done.decisions, *decisions(done.sharded, values), *by_passes, *told)
+    reasons = (*done.decisions, *decisions(done.sharded, values, told), *by_passes, *told)
     known = load_target(target or "cpu")
     first, *others = done.programs
     plan = make_plan(
         first, spec, known, reasons, mesh_read, done.pipe, others, timeline=done.timeline
     )
-    if not target:
-        plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
-    plan = structs.replace(plan, frozen=frozen_share(plan, spec))
+    plan = settled(plan, spec, target)
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
     before = tuple((level, print_program(p)) for level, p in levels.items() if level != "plan")
     texts = (*before, ("plan", done.text()))
     return Compiled(spec, plan, source, texts, tuple(found), (read, *done.timings, planned))
+
+
+def settled(plan: Plan, spec: Spec, target: str) -> Plan:
+    """The plan with a target that it fits on and what frozen parameters cost.
+
+    DiagnosticError where more waits in host memory than is allowed.
+    """
+    check_host(plan, spec.schedule)
+    if not target:
+        plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
+    return structs.replace(plan, frozen=frozen_share(plan, spec))
 
 
 def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
