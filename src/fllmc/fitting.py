@@ -155,7 +155,8 @@ class Trial:
         program = self.run(self.before, (self.keeping(budget), *self.after))
         stages = [program]
         if self.asked is not None:
-            stages = list(stage_programs(program, self.asked, self.microbatches).programs)
+            cut = stage_programs(program, self.asked, self.microbatches, self.target)
+            stages = list(cut.programs)
         distinct = {outline(stage): stage for stage in stages}
         return [self.run(stage, self.then) for stage in distinct.values()]
 

@@ -45,7 +45,8 @@ def evaluated_step(text: str, mesh: str) -> dict[str, np.ndarray]:
     if asked is None:
         results = evaluate(program, "train", given)
     else:
-        stages = stage_programs(program, asked, spec.schedule.microbatches).programs
+        target = load_target("cpu")
+        stages = stage_programs(program, asked, spec.schedule.microbatches, target).programs
         for stage in stages:
             verify(stage)
         results = evaluate_stages(stages, asked.axis, "train", given)
