@@ -18,6 +18,7 @@ from fllmc.ir.ops import (
     AllReduce,
     AllToAll,
     Coalesced,
+    ExchangeRows,
     Fill,
     Pipeline,
     ReduceScatter,
@@ -248,7 +249,8 @@ def describe(
     """One collective."""
     attrs = op.attrs
     assert isinstance(
-        attrs, AllReduce | AllGather | AllToAll | Coalesced | ReduceScatter | RingAttend
+        attrs,
+        AllReduce | AllGather | AllToAll | Coalesced | ExchangeRows | ReduceScatter | RingAttend,
     )
     kind = function.types[op.operands[0]]
     moved = program.sizes.local_bytes(kind)

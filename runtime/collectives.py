@@ -94,6 +94,19 @@ class Collectives(Protocol):
         """Begin to put the group's parts of one dim together, of a part of another dim."""
         ...
 
+    def exchange_rows(
+        self,
+        axes: tuple[str, ...],
+        given: torch.Tensor,
+        index: torch.Tensor,
+        experts: int,
+        back: bool,
+        out: torch.Tensor,
+        scratch: torch.Tensor,
+    ) -> int:
+        """Rows to the group's ranks by their experts, or back; how many were sent."""
+        ...
+
     def ring(self, axes: tuple[str, ...]) -> Ring:
         """The axes' group as a ring."""
         ...

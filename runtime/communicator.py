@@ -12,6 +12,7 @@ import torch.distributed as dist
 from fllmc.ir.types import Mesh
 from fllmc.runtime.flight import Handle, Pending
 from fllmc.runtime.ring import Ring
+from fllmc.runtime.row_exchange import exchange_rows
 
 # Their names since torch 2.13, and before.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -254,6 +255,26 @@ class Communicator:
         split = out.unflatten(gathered, (ranks, source.shape[gathered]))
         work = dist.all_to_all_single(receive, send, group=self.groups[axes], async_op=True)
         return Pending(work, lambda: copy_all((split,), (receive.movedim(0, gathered),)))
+
+    def exchange_rows(
+        self,
+        axes: tuple[str, ...],
+        given: torch.Tensor,
+        index: torch.Tensor,
+        experts: int,
+        back: bool,
+        out: torch.Tensor,
+        scratch: torch.Tensor,
+    ) -> int:
+        """Rows to the group's ranks by their experts, or back; see `row_exchange.py`."""
+
+        def move(
+            received: torch.Tensor, sent: torch.Tensor, come: list[int], to: list[int]
+        ) -> None:
+            dist.all_to_all_single(received, sent, come, to, group=self.groups[axes])
+
+        position = self.positions[axes]
+        return exchange_rows(move, given, index, experts, position, back, out, scratch)
 
     def reduce_scatter(
         self,

@@ -33,10 +33,11 @@ class Executor:
     """One rank's arena and its entries.
 
     `source` is the generated schedule, which the caller has checked against the plan. `counted`
-    holds, for each collective site, the calls made and the bytes of the last one; `runs` how often
-    each entry ran. `allocated_bytes` is the arena with what it takes to align it. `host_arena` is
-    what waits in host memory, pinned for a GPU; `copied` holds calls and bytes of all copies there
-    and back, `in_flight` how many transfers are under way.
+    holds, for each collective site, the calls made and the bytes of the last one, `ragged` the
+    bytes of all calls where they differ from call to call; `runs` how often each entry ran.
+    `allocated_bytes` is the arena with what it takes to align it. `host_arena` is what waits in
+    host memory, pinned for a GPU; `copied` holds calls and bytes of all copies there and back,
+    `in_flight` how many transfers are under way.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Executor:
         self.host: list[float] = []
         self.slots: dict[str, int] = {}
         self.counted: dict[int, tuple[int, int]] = {}
+        self.ragged: dict[int, int] = {}
         self.runs: dict[str, int] = dict.fromkeys(plan.program.entries, 0)
         self.tables: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self._sites = {c.site: c.axes for c in plan.collectives}
@@ -335,6 +337,24 @@ class Executor:
         return self._begun(
             self.comm.all_to_all(self._sites[site], source, out, gathered, scattered, scratch)
         )
+
+    def exchange_rows(
+        self,
+        site: int,
+        given: torch.Tensor,
+        index: torch.Tensor,
+        experts: int,
+        back: bool,
+        out: torch.Tensor,
+        scratch: torch.Tensor,
+    ) -> None:
+        """Rows over a site's axes to their experts, or back; counted are those that were sent."""
+        assert self.comm is not None
+        axes = self._sites[site]
+        sent = self.comm.exchange_rows(axes, given, index, experts, back, out, scratch)
+        moved = sent * given.shape[2] * given.element_size()
+        self._count_bytes(site, moved)
+        self.ragged[site] = self.ragged.get(site, 0) + moved
 
     def ring_attend(self, site: int, *given: Any, **options: Any) -> None:
         """Attention whose keys and values go round a site's axes; see kernels/ring_attention.py."""
