@@ -201,6 +201,20 @@ BUGS = (
         ("interleaved",),
     ),
     Bug(
+        "the first micro-batch never goes backward",
+        "passes.schedule.families",
+        'row.append(Action("B", rank, micro))',
+        'row += [Action("B", rank, micro)] if micro else []',
+        ("1f1b",),
+    ),
+    Bug(
+        "a V's weight gradient is that of the micro-batch before",
+        "passes.schedule.families",
+        "row.append(Action(kind, stage, done[kind, stage]))",
+        'row.append(Action(kind, stage, max(0, done[kind, stage] - (kind == "W"))))',
+        ("zb-v",),
+    ),
+    Bug(
         "the last micro-batch's weight gradient is never asked for",
         "passes.schedule.families",
         'row += actions("W", rank, range(max(0, micros - rank), micros))',
