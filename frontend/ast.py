@@ -274,6 +274,12 @@ class Offload(Node, frozen=True):
     selector: Selector
 
 
+class Compress(Node, frozen=True):
+    """`compress selector`."""
+
+    selector: Selector
+
+
 class Recompute(Node, frozen=True):
     """`recompute selector keep [selectors]`; `keep` is None when nothing is said."""
 
@@ -304,7 +310,7 @@ class Lora(Node, frozen=True):
 
 BlockItem = Param | Sub | Stack | Equation | Return
 RuleItem = State | Equation | Return
-ScheduleItem = Shard | Zero | Recompute | Offload | Field
+ScheduleItem = Shard | Zero | Recompute | Offload | Compress | Field
 AdapterItem = Freeze | Tune | Lora
 
 
