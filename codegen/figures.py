@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from fllmc.codegen.timeline import timeline
+from fllmc.ir.coded import value_elements
 from fllmc.ir.flops import op_flops
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op, Program
@@ -45,6 +46,13 @@ class Traffic(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class Updates(msgspec.Struct, frozen=True):
+    """Parameter tensors that a step updates, and the kernels in which it does."""
+
+    parameters: int
+    kernels: int
+
+
 def parameters(*programs: Program) -> Parameters:
     """How many parameters there are in a program, or in those of a pipeline's stages together."""
     seen: set[str] = set()
@@ -53,7 +61,7 @@ def parameters(*programs: Program) -> Parameters:
         sizes = Sizes(program.sizes.dims)
         for parameter in program.parameters:
             if parameter.layers or parameter.name not in seen:  # stages have layers of their own
-                count = sizes.local_elements(parameter.type.unplaced())
+                count = value_elements(parameter, sizes)
                 counted.append((count, parameter.trainable))
                 seen.add(parameter.name)
     return Parameters(sum(n for n, _ in counted), sum(n for n, trained in counted if trained))
@@ -85,6 +93,15 @@ def traffic(plan: Plan, entry: str) -> tuple[Traffic, ...]:
             found[each.kind, each.axes] = calls + each.calls, moved + each.bytes * each.calls
     rows = [Traffic(*key, *counts) for key, counts in found.items()]
     return tuple(sorted(rows, key=lambda row: (-row.bytes, row.kind, row.axes)))
+
+
+def updates(plan: Plan, entry: str) -> Updates:
+    """The parameters that the entry steps, and in how many runs of elementwise work."""
+    function = plan.program.function(entry)
+    names = {given.name for given in function.inputs if given.role == "param"}
+    pairs = zip(function.outputs, function.results, strict=True)
+    stepped = {value for output, value in pairs if output in names}
+    return Updates(len(stepped), sum(bool(stepped & set(op.results)) for op in function.ops))
 
 
 def operations(plan: Plan, entry: str) -> int:

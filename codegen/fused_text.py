@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 
 from fllmc.codegen.function_text import FunctionText
-from fllmc.codegen.tiles import group_rows
+from fllmc.codegen.tiles import group_rows, rows_of
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, Operand
 from fllmc.codegen.views import aligned, shape_text
-from fllmc.ir.ops import Fused, Pick, ReduceMax, ReduceSum, Spread
+from fllmc.ir.ops import Bucketed, Fused, Pick, ReduceMax, ReduceSum, Spread
 from fllmc.ir.plan import Place
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import Type
@@ -19,13 +19,13 @@ class FusedText:
     """Writes one group into the text of the function that runs it."""
 
     def __init__(self, text: FunctionText, op: Op, at: int):
-        assert isinstance(op.attrs, Fused)
+        assert isinstance(op.attrs, Bucketed | Fused)
         self.text = text
         self.op = op
         self.body: Function = text.program.function(op.attrs.function)
         self.frame = text.plan.frame(op.attrs.function)
         self.base = text.frame.ops[at].frame
-        self.rows = op.attrs.rows
+        self.rows = rows_of(op)
         self.count = group_rows(self.body, self.rows, text.sizes)
         self.tile = self.frame.tile_rows
         self.whole: dict[str, None] = {}
@@ -58,23 +58,34 @@ class FusedText:
         self.whole[name] = None
         return name
 
-    def tiled(self, outer: int, value: int) -> str:
+    def tiled(self, outer: str, value: int) -> str:
         """The tile view of a caller's tensor that has the rows and dims of a group's value."""
         _, shape = self.inner(self.body.types[value])
-        name = self.text.view(f"{self.text.tensor(outer)}.view({shape_text((self.count, *shape))})")
+        name = self.text.view(f"{outer}.view({shape_text((self.count, *shape))})")
         self.whole[name] = None
         return name
 
     def outer(self, value: int) -> str:
         """The caller's tensor that a value of the group stands for."""
         place = self.frame.places[value]
-        values = self.op.operands if place.kind == "argument" else self.op.results
-        return self.text.tensor(values[place.number])
+        return self.given(place.number) if place.kind == "argument" else self.made(place.number)
+
+    def given(self, number: int) -> str:
+        """The caller's tensor for an input of the group."""
+        return self.text.tensor(self.op.operands[number])
+
+    def made(self, number: int) -> str:
+        """The caller's tensor for a result of the group."""
+        return self.text.tensor(self.op.results[number])
+
+    def number(self, number: int) -> str:
+        """The caller's host scalar for an input of the group."""
+        return self.text.number(self.op.operands[number])
 
     def operand(self, value: int, result: Type) -> Operand:
         """An operand aligned to a row of the result."""
         if self.frame.places[value].kind == "host":
-            return Operand(self.text.number(self.op.operands[value]), True)
+            return Operand(self.number(value), True)
         kind = self.body.types[value]
         name = self.tensor(value)
         if not self.has_rows(kind):
@@ -148,7 +159,7 @@ class FusedText:
         for result, value in enumerate(self.body.results):
             if self.frame.places[value] != Place("result", result):
                 self.lines.append(
-                    f"{self.tiled(self.op.results[result], value)}.copy_({self.tensor(value)})"
+                    f"{self.tiled(self.made(result), value)}.copy_({self.tensor(value)})"
                 )
         out = self.text.body
         out += self.before

@@ -11,7 +11,9 @@ from jax import lax
 
 from fllmc.codegen import jax_attention as attention
 from fllmc.codegen import jax_blockwise as blockwise
+from fllmc.codegen import jax_chunks as chunks
 from fllmc.codegen import jax_experts as experts
+from fllmc.codegen.jax_bucketed import bucketed
 from fllmc.codegen.jax_site import aligned
 from fllmc.ir import ops, philox
 from fllmc.ir.diagnostics import InternalError
@@ -274,20 +276,13 @@ def _spread(attrs: ops.Spread, site: _Site, value: Value, index: Value) -> Value
     return value[..., None] * _one_hot(at, site.size(attrs.dim.name), value.dtype)
 
 
-def _chunk(attrs: ops.Chunk, site: _Site, x: Value) -> Value:
-    at, count = site.operands[0].names.index(attrs.dim), site.size(attrs.over)
-    parts = [_jnp.take(x, _jnp.arange(i, x.shape[at], count), axis=at) for i in range(count)]
-    return _jnp.stack(parts)
-
-
-def _unchunk(attrs: ops.Unchunk, site: _Site, x: Value) -> Value:
-    at = site.results[0].names.index(attrs.dim)
-    together = _jnp.stack(list(x), axis=at + 1)
-    return together.reshape((*x.shape[1 : at + 1], -1, *x.shape[at + 2 :]))
-
-
 def _call(attrs: ops.Call | ops.Fused, site: _Site, *arrays: Value) -> tuple[Value, ...]:
     return site.runner.run(site.runner.functions[attrs.function], arrays)
+
+
+def _bucketed(attrs: ops.Bucketed, site: _Site, *arrays: Value) -> tuple[Value, ...]:
+    function = site.runner.functions[attrs.function]
+    return bucketed(attrs, lambda given: site.runner.run(function, given), arrays)
 
 
 def _scan(attrs: ops.Scan, site: _Site, *arrays: Value) -> tuple[Value, ...]:
@@ -353,6 +348,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Exp: _elementwise(_jnp.exp),
     ops.Fill: _fill,
     ops.Fused: _call,
+    ops.Bucketed: _bucketed,
     ops.GroupedDot: experts.grouped_dot,
     ops.GroupedOuter: experts.grouped_outer,
     ops.Iota: _iota,
@@ -364,8 +360,8 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.MulAdd: _elementwise(_plus_product),
     ops.MulSub: _elementwise(_less_product),
     ops.Neg: _elementwise(_jnp.negative),
-    ops.Chunk: _chunk,
-    ops.Unchunk: _unchunk,
+    ops.Chunk: chunks.chunk,
+    ops.Unchunk: chunks.unchunk,
     ops.Pick: _pick,
     ops.Pow: _elementwise(_jnp.power),
     ops.Put: _put,

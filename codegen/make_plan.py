@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
+from fllmc.codegen.buckets import buckets, stored_runs
 from fllmc.codegen.donations import copied_input
 from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
 from fllmc.codegen.offloaded import host_bytes
@@ -22,7 +23,7 @@ from fllmc.ir.ops import (
     RingAttend,
     RingAttendGrad,
 )
-from fllmc.ir.plan import Collective, Decision, Frame, Plan, StagePlan, Stored
+from fllmc.ir.plan import Bucket, Collective, Decision, Frame, Plan, StagePlan, Stored
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.target import Target
@@ -55,6 +56,7 @@ def make_plan(
         frame_base=made.frame_base,
         collectives=made.collectives,
         host_bytes=made.host_bytes,
+        buckets=made.buckets,
         data=spec.data,
         train=spec.train,
         decisions=decisions,
@@ -75,6 +77,7 @@ class Derived(NamedTuple):
     frame_base: int
     collectives: tuple[Collective, ...]
     host_bytes: int
+    buckets: tuple[Bucket, ...]
 
 
 def derived_all(programs: Sequence[Program]) -> list[Derived]:
@@ -94,7 +97,8 @@ def derived(program: Program, frames: Mapping[str, Frame]) -> Derived:
     peak = max((frames[name].bytes for name in program.entries), default=0)
     ordered = tuple(frames[name] for name in sorted(frames))
     waiting = host_bytes(program)
-    return Derived(ordered, stored, base + peak, base, collectives(program), waiting)
+    adjoining = buckets(program, frames, stored, base)
+    return Derived(ordered, stored, base + peak, base, collectives(program), waiting, adjoining)
 
 
 def follows(plan: Plan) -> bool:
@@ -109,8 +113,14 @@ def follows(plan: Plan) -> bool:
 def stored_tensors(program: Program, frames: Mapping[str, Frame]) -> tuple[tuple[Stored, ...], int]:
     """Inputs and outputs of the entries, one after another at the arena's start, and their end."""
     found = kept_values(program, frames)
-    names = sorted(found, key=lambda name: ROLES.index(found[name].role))
-    offsets, end = persistent(program.sizes, [found[name].type for name in names], 0)
+    runs = {names[0]: names for names in stored_runs(program, frames)}
+    inside = {name for names in runs.values() for name in names[1:]}
+    alone = [name for name in found if name not in inside]
+    heads = sorted(alone, key=lambda name: ROLES.index(found[name].role))
+    groups = [runs.get(name, (name,)) for name in heads]
+    names = [name for group in groups for name in group]
+    kinds = [[found[name].type for name in group] for group in groups]
+    offsets, end = persistent(program.sizes, kinds, 0)
     initial = state_values(program)
     stored: list[Stored] = []
     for name, offset in zip(names, offsets, strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from fllmc.codegen.buckets import position, runs, value_lists
 from fllmc.codegen.donations import (
     entry_donations,
     layout,
@@ -23,12 +24,13 @@ from fllmc.codegen.donations import (
 from fllmc.codegen.offloaded import away_from
 from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
 from fllmc.codegen.storage_classes import Classes
-from fllmc.codegen.tiles import tile_rows
+from fllmc.codegen.tiles import rows_of, tile_rows
 from fllmc.codegen.turns import Turns
 from fllmc.ir.ops import (
     AddN,
     AllGather,
     AllToAll,
+    Bucketed,
     Coalesced,
     Elementwise,
     Fused,
@@ -100,6 +102,8 @@ class Planner:
         match op.attrs:
             case Fused(function=name):
                 found = self.fused_reusable(op, name, result)
+            case Bucketed(function=name):
+                found = self.bucket_reusable(op, op.attrs, result)
             case Pipeline():
                 found = [op.operands[result]]
             case Scan(carries=carries):
@@ -108,7 +112,9 @@ class Planner:
                 )
             case _:
                 found = overwritable(op)
-        pointwise = isinstance(op.attrs, Fused | Elementwise) and not isinstance(op.attrs, AddN)
+        pointwise = isinstance(op.attrs, Bucketed | Fused | Elementwise) and not isinstance(
+            op.attrs, AddN
+        )
         fits = self.alike if pointwise else self.alone
         return [v for v in found if self.layout(v) == kind and v not in self.host and fits(v, op)]
 
@@ -129,22 +135,35 @@ class Planner:
 
     def fused_reusable(self, op: Op, name: str, result: int) -> list[int]:
         """Operands that the group has read before it first writes that result, tile by tile."""
-        assert isinstance(op.attrs, Fused)
+        late = self.late_inputs(op, name, result)
+        taken = {self.classes.find(op.operands[number]) for number in late}
+        return [v for v in op.operands if self.classes.find(v) not in taken]
+
+    def bucket_reusable(self, op: Op, attrs: Bucketed, result: int) -> list[int]:
+        """Of the lists that are read before the result's list is written, its region's value."""
+        body = self.program.function(attrs.function)
+        number, region = position(op, body, result)
+        late = self.late_inputs(op, attrs.function, number)
+        lists = enumerate(attrs.listed(op.operands))
+        return [values[region] for given, values in lists if given not in late]
+
+    def late_inputs(self, op: Op, name: str, result: int) -> set[int]:
+        """Inputs of a group that it may read when part of that result is written already."""
         body = self.program.function(name)
         classes = Classes(body)
-        rows = op.attrs.rows
+        rows = rows_of(op)
         if body.types[body.results[result]].names[: len(rows)] != rows:
-            return []
+            return set(range(len(body.inputs)))
         target = Place("result", result)
         places = self.frames[name].places
         made = [value for value, place in enumerate(places) if place == target]
         first = min((classes.first[value] for value in made), default=len(body.ops))
-        taken: set[int] = set()
-        for number, operand in enumerate(op.operands):
+        late: set[int] = set()
+        for number in range(len(body.inputs)):
             last = classes.last[classes.find(number)]
             if last > first or (last == first and not overwrites(body, classes, first, number)):
-                taken.add(self.classes.find(operand))
-        return [v for v in op.operands if self.classes.find(v) not in taken]
+                late.add(number)
+        return late
 
     def scan_reusable(self, op: Op, result: int) -> list[int]:
         """The slice operand that the body updates in place to make a stacked result."""
@@ -192,8 +211,10 @@ class Planner:
         for at, op in enumerate(self.function.ops):
             for result, value in enumerate(op.results):
                 mine = self.classes.find(value)
-                if any(self.classes.find(v) == mine for v in op.operands):
-                    continue  # an alias, or written over an operand already
+                if isinstance(op.attrs, Bucketed) or any(
+                    self.classes.find(v) == mine for v in op.operands
+                ):
+                    continue  # adjoins others, an alias, or written over an operand already
                 if self.rows and self.holds(mine, self.function.results):
                     continue  # written last of all, so that the caller may reuse an operand for it
                 dying = [v for v in self.reusable(op, result) if self.dies(v, op, at)]
@@ -230,18 +251,35 @@ class Planner:
 
         return tuple(place(value) for value in range(len(self.function.types)))
 
-    def own_items(self) -> tuple[list[int], list[Item]]:
-        """The classes that live in the frame, with their lifetimes."""
+    def own_items(self) -> tuple[list[tuple[int, ...]], list[Item]]:
+        """The classes that live in the frame, those of a bucket together, with their lifetimes."""
         bound = {self.classes.find(value) for value in self.function.results}
-        elsewhere = bound | self.host | set(self.away)
-        roots: list[int] = []
+        elsewhere = bound | self.host | set(self.away) | set(range(self.inputs))
+        find, types = self.classes.find, self.function.types
+        lists = [tuple(map(find, v)) for _, _, v in value_lists(self.function, self.program)]
+        held = {run[0]: run for run in runs(lists, lambda root: root in elsewhere)}
+        behind = {root for run in held.values() for root in run[1:]}
+        found: list[tuple[int, ...]] = []
         items: list[Item] = []
-        for value in range(self.inputs, len(self.function.types)):
-            if self.classes.find(value) == value and value not in elsewhere:
-                roots.append(value)
-                start, stop = self.classes.first[value], self.classes.last[value]
-                items.append(Item(start, stop, self.bytes(self.function.types[value])))
-        return roots, items
+        for value in range(self.inputs, len(types)):
+            if find(value) == value and value not in elsewhere and value not in behind:
+                run = held.get(value, (value,))
+                start = min(self.classes.first[root] for root in run)
+                stop = max(self.classes.last[root] for root in run)
+                sizes = [self.sizes.local_bytes(types[root]) for root in run]
+                size = aligned(sum(sizes)) if value in held else self.bytes(types[value])
+                found.append(run)
+                items.append(Item(start, stop, size))
+        return found, items
+
+    def offsets_of(self, held: Sequence[tuple[int, ...]], starts: Sequence[int]) -> dict[int, int]:
+        """The offset of each class, of those that adjoin one behind another."""
+        found: dict[int, int] = {}
+        for run, start in zip(held, starts, strict=False):
+            for root in run:
+                found[root] = start
+                start += self.sizes.local_bytes(self.function.types[root])
+        return found
 
     def scratch(self, op: Op, at: int) -> list[Item]:
         """What an op needs for its own run: its callee's frame first, then scratch buffers.
@@ -306,11 +344,11 @@ class Planner:
         """The frame."""
         self.join_donated()
         self.join_dying()
-        roots, items = self.own_items()
+        held, items = self.own_items()
         extras = [self.scratch(op, at) for at, op in enumerate(self.function.ops)]
         every = [*items, *(item for group in extras for item in group)]
         starts, total = offsets(every)
-        places = self.places(dict(zip(roots, starts, strict=False)))
+        places = self.places(self.offsets_of(held, starts))
         rest = iter(starts[len(items) :])
         ops: list[OpPlace] = []
         for op, group in zip(self.function.ops, extras, strict=True):
@@ -359,8 +397,8 @@ def plan_frames(
                     visit(callee)
             callee = getattr(op.attrs, "function", "")
             if callee and callee not in frames:
-                if isinstance(op.attrs, Fused):
-                    rows[callee] = op.attrs.rows
+                if isinstance(op.attrs, Bucketed | Fused):
+                    rows[callee] = rows_of(op)
                 if isinstance(op.attrs, Scan):
                     donated[callee] = scan_donations(program.function(callee), op.attrs)
                 visit(callee)
@@ -401,10 +439,12 @@ def same_function(
     return all(frames[callee] == theirs.get(callee) for callee in callees(function))
 
 
-def persistent(sizes: Sizes, kinds: Sequence[Type], start: int) -> tuple[list[int], int]:
-    """Offsets of tensors laid one after another from `start`, and the end."""
+def persistent(sizes: Sizes, groups: Sequence[Sequence[Type]], start: int) -> tuple[list[int], int]:
+    """Offsets of tensors from `start` on, and the end; those of a group adjoin."""
     found: list[int] = []
-    for kind in kinds:
-        found.append(start)
-        start += aligned(sizes.local_bytes(kind))
+    for kinds in groups:
+        for kind in kinds:
+            found.append(start)
+            start += sizes.local_bytes(kind)
+        start = aligned(start)
     return found, start

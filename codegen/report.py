@@ -120,6 +120,8 @@ def cards(plan: Plan, entry: str, whole: Plan) -> Iterator[Card]:
     per = "per rank and step"
     yield Card("Moved", bytes_text(moved) if moved else "nothing", per)
     yield Card("Matrix work", flops_text(figures.operations(plan, entry)), per)
+    steps = figures.updates(plan, entry)
+    yield Card("Updates", f"{steps.kernels:,}", f"kernels for {steps.parameters:,} tensors")
     tokens = plan.data.batch * plan.data.seq
     shape = f"{plan.data.batch:,} samples of {plan.data.seq:,}"
     yield Card("Tokens per step", count_text(tokens), shape)

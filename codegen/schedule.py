@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fllmc.codegen.bucket_text import BucketText
 from fllmc.codegen.donations import copied_input, entry_donations, staged, updated_input
 from fllmc.codegen.function_text import FunctionText
 from fllmc.codegen.fused_text import FusedText
@@ -17,7 +18,7 @@ from fllmc.codegen.pipeline_text import PipelineText
 from fllmc.codegen.torch_ops import TORCH
 from fllmc.codegen.views import quoted
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import STARTABLE, Fused, Pipeline, Scan
+from fllmc.ir.ops import STARTABLE, Bucketed, Fused, Pipeline, Scan
 from fllmc.ir.plan import Place, Plan
 from fllmc.ir.program import Function, Op, Program, callees
 
@@ -219,6 +220,8 @@ def write_ops(text: FunctionText, scans: Mapping[str, Scan]) -> None:
             ScanText(text, op, at).write()
         elif isinstance(op.attrs, Pipeline):
             PipelineText(text, op, at).write()
+        elif isinstance(op.attrs, Bucketed):
+            BucketText(text, op, at).write()
         elif isinstance(op.attrs, Fused):
             FusedText(text, op, at).write()
         else:

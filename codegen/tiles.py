@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from fllmc.ir.program import Function
+from fllmc.ir.ops import Bucketed, Fused
+from fllmc.ir.program import Function, Op
 from fllmc.ir.types import Sizes
 
 TILE_ELEMENTS: Final = 1 << 16
 """Elements of the widest value in a tile. 64 Ki floats are 256 KiB: a group's few live tiles stay
 in a core's second-level cache, and one call's work (about 10 us) hides the cost of making it."""
+
+
+def rows_of(op: Op) -> tuple[str, ...]:
+    """The rows of a group that is one kernel: those of a bucket are all its elements."""
+    assert isinstance(op.attrs, Bucketed | Fused)
+    return op.attrs.rows if isinstance(op.attrs, Fused) else (op.attrs.bucket,)
 
 
 def group_rows(function: Function, rows: tuple[str, ...], sizes: Sizes) -> int:

@@ -308,10 +308,17 @@ class Lora(Node, frozen=True):
     fields: tuple[Field, ...]
 
 
+class Quantize(Node, frozen=True):
+    """`quantize selector { bits: 4 }`; nothing may stand behind the selector."""
+
+    selector: Selector
+    fields: tuple[Field, ...] = ()
+
+
 BlockItem = Param | Sub | Stack | Equation | Return
 RuleItem = State | Equation | Return
 ScheduleItem = Shard | Zero | Recompute | Offload | Compress | Field
-AdapterItem = Freeze | Tune | Lora
+AdapterItem = Freeze | Tune | Lora | Quantize
 
 
 # Sections.

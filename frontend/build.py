@@ -212,6 +212,8 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "freeze_rows": lambda s, p: ast.Freeze(s, p[1], tuple(p[3])),
     "tune": lambda s, p: ast.Tune(s, p[1]),
     "tune_rows": lambda s, p: ast.Tune(s, p[1], tuple(p[3])),
+    "quantize": lambda s, p: ast.Quantize(s, p[1], tuple(p[3])),
+    "quantize_plain": lambda s, p: ast.Quantize(s, p[1]),
     "lora": lambda s, p: ast.Lora(s, p[1], tuple(p[3])),
     # Expressions.
     "ref": _ref,

@@ -10,6 +10,8 @@ A result whose replicas differ, or that is still partial, is a fault of the comp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -66,6 +68,12 @@ class Machine:
         self.functions = {function.name: function for function in program.functions}
         self.sizes = Sizes(program.sizes.dims, program.mesh if placed else Mesh())
         self.coordinates = [self.sizes.mesh.coordinates(r) for r in range(self.sizes.mesh.size)]
+
+    def with_size(self, dim: str, size: int) -> Machine:
+        """The machine with another size of a dim."""
+        other = copy(self)
+        other.sizes = Sizes({**self.sizes.dims, dim: size}, self.sizes.mesh)
+        return other
 
     def split(self, name: str, kind: Type, value: Argument) -> Parts:
         """Each rank's part of an argument."""
@@ -149,6 +157,26 @@ def call(attrs: ops.Call | ops.Fused, site: Site, operands: Sequence[Parts]) -> 
     return site.machine.run(site.machine.functions[attrs.function], operands)
 
 
+def bucketed(attrs: ops.Bucketed, site: Site, operands: Sequence[Parts]) -> tuple[Parts, ...]:
+    """What the function by itself gives for each region; sums are added in the regions' order."""
+    given, count = attrs.listed(operands), len(attrs.regions)
+    by_region: list[tuple[Parts, ...]] = []
+    for region in range(count):
+        flat = [tuple(part.reshape(-1) for part in parts[region]) for parts in given]
+        machine = site.machine.with_size(attrs.bucket, flat[0][0].size)
+        function = machine.functions[attrs.function]
+        by_region.append(machine.run(function, [*flat, *attrs.scalars(operands)]))
+    found: list[Parts] = []
+    for results in zip(*by_region, strict=True):
+        if results[0][0].ndim:
+            shapes = [parts[0].shape for parts in given[0]]
+            pairs = zip(results, shapes, strict=True)
+            found += (tuple(part.reshape(shape) for part in parts) for parts, shape in pairs)
+        else:
+            found.append(tuple(reduce(np.add, parts) for parts in zip(*results, strict=True)))
+    return tuple(found)
+
+
 def coalesced(attrs: ops.Coalesced, site: Site, operands: Sequence[Parts]) -> tuple[Parts, ...]:
     """What each collective by itself gives."""
     mesh = site.machine.sizes.mesh
@@ -201,6 +229,7 @@ EVALUATE: dict[type[ops.Attrs], Rule] = {
     ops.AllGather: across(all_gather),
     ops.AllReduce: across(all_reduce),
     ops.AllToAll: across(all_to_all),
+    ops.Bucketed: bucketed,
     ops.Call: call,
     ops.Coalesced: coalesced,
     ops.Fused: call,

@@ -9,6 +9,7 @@ from fllmc.ir.ops import (
     COLLECTIVES,
     AttendGrad,
     Attrs,
+    Bucketed,
     Call,
     Fused,
     LocalSlice,
@@ -22,7 +23,9 @@ _UNPLACED: Final[Mapping[type[Attrs], str]] = dict.fromkeys(
     (*COLLECTIVES, LocalSlice, Pipeline, Share, Wait),
     "values are not placed yet, so there is nothing to move",
 )
-_FUSED_LATER: Final[Mapping[type[Attrs], str]] = {Fused: "groups are formed with the plan"}
+_FUSED_LATER: Final[Mapping[type[Attrs], str]] = dict.fromkeys(
+    (Bucketed, Fused), "groups are formed with the plan"
+)
 _INLINED: Final[Mapping[type[Attrs], str]] = {
     Call: "calls are inlined, so that passes see a block's ops"
 }

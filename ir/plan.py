@@ -60,6 +60,31 @@ class Stored(msgspec.Struct, frozen=True):
     initial: float = 0.0
 
 
+class Region(msgspec.Struct, frozen=True):
+    """A tensor in a bucket: its name, where it begins in the arena, its bytes and its shape."""
+
+    name: str
+    offset: int
+    bytes: int
+    shape: tuple[int, ...]
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """Tensors that lie one behind another in a rank's arena: one op works on all of them.
+
+    `holds` says what it has of each parameter: `param`, a state of the optimizer, `grad`. Those of
+    one `name` have the regions of the same parameters in the same order. A bucket of an entry's
+    frame is there while the entry runs.
+    """
+
+    name: str
+    holds: str
+    entry: str
+    offset: int
+    bytes: int
+    regions: tuple[Region, ...]
+
+
 class Collective(msgspec.Struct, frozen=True):
     """One collective of the program: `bytes` per call and rank, `calls` per step of its entry.
 
@@ -96,7 +121,7 @@ class Decision(msgspec.Struct, frozen=True):
 class FrozenGroup(msgspec.Struct, frozen=True):
     """What a frozen parameter costs a rank, and what it costs when everything trains (`full_`).
 
-    `elements` are those of the whole tensor, 4-bit codes counted apart. Bytes are of storage, of
+    `elements` are those of the whole tensor. Bytes are of storage, codes and scales together, of
     what is stored beside it for its sake (optimizer state, copies in a wider dtype), of gradients
     and their sums, and of what collectives move for it in one step.
     """
@@ -146,6 +171,7 @@ class StagePlan(msgspec.Struct, frozen=True):
     frame_base: int
     collectives: tuple[Collective, ...]
     host_bytes: int
+    buckets: tuple[Bucket, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -173,6 +199,7 @@ class Plan(msgspec.Struct, frozen=True):
     stages: tuple[StagePlan, ...] = ()
     timeline: tuple[Timed, ...] = ()
     host_bytes: int = 0
+    buckets: tuple[Bucket, ...] = ()
     schema: str = SCHEMA
 
     @property

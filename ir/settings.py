@@ -159,6 +159,19 @@ class Lora(msgspec.Struct, frozen=True):
     span: Span = NOWHERE
 
 
+class Quantize(msgspec.Struct, frozen=True):
+    """Selected frozen maps in `bits`, 4 (NF4) or 8, with a scale for each `block` of elements.
+
+    Blocks lie `along` a dim; if it is empty, along the one that suits best.
+    """
+
+    selector: str
+    bits: int = 4
+    block: int = 64
+    along: str = ""
+    span: Span = NOWHERE
+
+
 class Rows(msgspec.Struct, frozen=True):
     """Rows [first, stop) of the selected parameters are frozen, or trained where `tune` is set.
 
@@ -173,13 +186,14 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 class Adapter(msgspec.Struct, frozen=True):
-    """What an adapter changes, in order: frozen, then tuned, then rows, then low-rank updates."""
+    """What an adapter changes, in order: frozen, tuned, rows, low-rank updates, bits."""
 
     name: str
     freeze: tuple[str, ...] = ()
     tune: tuple[str, ...] = ()
     lora: tuple[Lora, ...] = ()
     rows: tuple[Rows, ...] = ()
+    quantize: tuple[Quantize, ...] = ()
 
 
 Context = Literal["gather", "ring", "exchange"]

@@ -22,6 +22,6 @@ def at_settings(schedule: Schedule, cx: Context) -> Generator[Context, None, Non
         return found if known else structs.replace(found, span=schedule.place_of(found.setting()))
 
     try:
-        yield Context(mesh=cx.mesh, report=lambda found: cx.report(located(found)))
+        yield structs.replace(cx, report=lambda found: cx.report(located(found)))
     except DiagnosticError as error:
         raise DiagnosticError(*(located(found) for found in error.diagnostics)) from None

@@ -12,15 +12,20 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.diagnostics import Diagnostic, InternalError
+from fllmc.ir.plan import Decision
 from fllmc.ir.program import LEVELS, Level, Program
 from fllmc.ir.types import Mesh
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What a pass may know beside the program and its options: the mesh and the diagnostic sink."""
+    """What a pass may know beside the program and its options: the mesh, and where it tells things.
+
+    `report` takes diagnostics, `decide` what a pass chose among several ways.
+    """
 
     mesh: Mesh
     report: Callable[[Diagnostic], None]
+    decide: Callable[[Decision], None] = lambda decision: None
 
 
 class Pass(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fllmc.ir.program import Function
 
 
@@ -54,6 +56,17 @@ class Clusters:
             not (third >> other) & 1 or not self.ancestors[other] & between
             for other in range(len(self.members))
         )
+
+    def may_unite(self, ops: Sequence[int]) -> bool:
+        """Whether these ops, one a cluster, can become one cluster, and none needs another's result
+        by way of ops that are not among them."""
+        wanted = {self.cluster_of[at] for at in ops}
+        bits = sum(1 << cluster for cluster in wanted)
+        above = 0
+        for cluster in wanted:
+            above |= self.ancestors[cluster]
+        others = (c for c in range(len(self.members)) if (above >> c) & 1 and c not in wanted)
+        return all(not self.ancestors[other] & bits for other in others)
 
     def merge(self, a: int, b: int) -> None:
         """Move all members of cluster b to cluster a; b stays behind, empty."""

@@ -4,7 +4,7 @@
 
     %7 = silu(%5)
     ->
-    %7 = silu(%5); %8, %9 = quantize{dim=ffn, codes=ffn, blocks=ffn.blocks, bits=8}(%7)
+    %7 = silu(%5); %8, %9 = quantize{dim=ffn, codes=ffn, blocks=ffn.blocks224, bits=8}(%7)
 
 The forward body of a stack gives codes and scales instead of the value, and the backward body makes
 of them what it reads, just before it is first used. Each element is off by half a step at most, the
@@ -22,6 +22,7 @@ from typing import ClassVar
 from msgspec import Struct, structs
 
 from fllmc.ir.build import Builder
+from fllmc.ir.coded import blocks_dim
 from fllmc.ir.ops import (
     Attend,
     Cast,
@@ -127,9 +128,7 @@ def blocks_of(function: Function, stack: Stack, program: Program, at: int) -> Bl
     count = block_count(size)
     if size + DTYPE_BYTES["f32"] * count >= size * DTYPE_BYTES[kind.dtype]:
         return None
-    name = f"{own[-1]}.blocks"
-    taken = [dim for dim in sizes.dims if sizes.size(dim) != count]
-    return Blocks(own[-1], count, unique(name, taken))
+    return Blocks(own[-1], count, blocks_dim(own[-1], size // count))
 
 
 def data_dims(program: Program) -> set[str]:

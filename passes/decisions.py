@@ -12,12 +12,14 @@ from fllmc.ir.select import selects
 from fllmc.ir.settings import Schedule
 from fllmc.passes.context_decisions import attentions
 from fllmc.passes.place import summary
+from fllmc.passes.quantize_decisions import quantized
 
 
 def decisions(program: Program, schedule: Schedule) -> tuple[Decision, ...]:
-    """The decisions behind a placed program: of parameters, of attention, then of what is kept."""
+    """The decisions behind a placed program: of parameters and attention, then of what is kept."""
     return (
         *placements(program, schedule),
+        *quantized(program),
         *attentions(program, schedule),
         *kept(program, schedule),
         *rounded(program, schedule),

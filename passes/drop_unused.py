@@ -18,7 +18,17 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import AnyAttrs, Call, Coalesced, Fused, Pipeline, Scan, Signature, Wait
+from fllmc.ir.ops import (
+    AnyAttrs,
+    Bucketed,
+    Call,
+    Coalesced,
+    Fused,
+    Pipeline,
+    Scan,
+    Signature,
+    Wait,
+)
 from fllmc.ir.program import Function, Op, Program
 from fllmc.passes.base import AnyLevelPass, Context
 from fllmc.passes.inline import EQUATIONS, callees_first, reachable
@@ -87,7 +97,9 @@ def kept_roots(program: Program) -> tuple[str, ...]:
         if isinstance(op.attrs, Pipeline)
         for _, name in op.attrs.functions
     ]
-    return (*program.entries, *turns, *(EQUATIONS if early else ("optimizer.states",)))
+    attrs = [op.attrs for function in program.functions for op in function.ops]
+    joined = [each.function for each in attrs if isinstance(each, Bucketed)]
+    return (*program.entries, *turns, *joined, *(EQUATIONS if early else ("optimizer.states",)))
 
 
 def find_needed(program: Program) -> dict[str, Needed]:

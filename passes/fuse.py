@@ -18,7 +18,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Elementwise, Fused, Pick, ReduceMax, ReduceSum, Spread
+from fllmc.ir.ops import Bucketed, Elementwise, Fused, Pick, ReduceMax, ReduceSum, Spread
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.types import Dim, Type
 from fllmc.ir.walk import host_values
@@ -254,7 +254,11 @@ class Fuse(Pass, frozen=True):
         """Fuse within every function."""
         del cx
         changed: list[Function] = []
+        ops = [op.attrs for function in program.functions for op in function.ops]
+        whole = {attrs.function for attrs in ops if isinstance(attrs, Bucketed)}
         for function in program.functions:
+            if function.name in whole:  # one kernel already
+                continue
             done, bodies = fused_function(function, program)
             changed += [done, *bodies]
         return program.with_functions(*changed)

@@ -20,12 +20,14 @@ from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.early_rows import EarlyRows
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
+from fllmc.passes.join_updates import JoinUpdates
 from fllmc.passes.layout import Layout
 from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
 from fllmc.passes.overlap import Overlap
 from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
+from fllmc.passes.quantize_frozen import QuantizeFrozen
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
@@ -38,6 +40,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
     ApplyAdapter,
     SplitRows,
+    QuantizeFrozen,
     StoreFrozen,
     ApplyLoss,
     PickEarly,
@@ -56,6 +59,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     Coalesce,
     Layout,
     SinkSums,
+    JoinUpdates,
     Fuse,
     TrimLast,
     Overlap,
@@ -116,6 +120,7 @@ def standard_pipeline(
         Coalesce(),
         Layout(),
         SinkSums(),
+        JoinUpdates(),
         Fuse(),
         DropUnused(),
         TrimLast(),
@@ -139,6 +144,7 @@ def adapting(spec: Spec) -> tuple[Pass, ...]:
     return (
         ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
         SplitRows(rows=adapter.rows, dtype=compute),
+        *((QuantizeFrozen(adapter.quantize),) if adapter.quantize else ()),
         StoreFrozen(dtype=compute),
     )
 

@@ -90,12 +90,20 @@ class AxisTwice(Diagnostic, frozen=True):
     code = "E0311"
     title = "axis `{axis}` would divide both {dims} of {value}"
     label = "this puts `{axis}` on a dim of {value}"
-    help = ("put one of the two dims on another axis of the mesh, or leave it whole",)
 
     axis: str
     dims: str
     value: str
     other: Span = NOWHERE
+    by_zero: bool = False
+
+    def helps(self) -> tuple[str, ...]:
+        """The way out; `zero` chooses the dim by itself."""
+        if self.by_zero:
+            return (
+                f"`zero` takes axes that divide no dim yet: take `{self.axis}` out of one of them",
+            )
+        return ("put one of the two dims on another axis of the mesh, or leave it whole",)
 
     def secondary(self) -> tuple[Label, ...]:
         """The other directive."""

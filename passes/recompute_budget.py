@@ -20,7 +20,7 @@ from fllmc.passes.budget_choice import (
     choose,
     fewest_bytes,
 )
-from fllmc.passes.recompute_policy import Place, Policy, all_places
+from fllmc.passes.recompute_policy import Place, Policy, all_places, never_kept
 from fllmc.passes.recompute_rewrite import rewritten
 from fllmc.passes.recompute_stacks import (
     Stack,
@@ -103,13 +103,13 @@ def instance_of(
     scan, inside = scan_of(op), place.inside(op)
     body, turns = program.function(scan.function), program.sizes.size(scan.over)
     costs = keeping_costs(function, stack, program, body)
-    host = host_values(body)
+    always = host_values(body) | never_kept(body)
     steps: list[Step] = []
     for inner in body.ops:
         selected = policy.selected(inner, inside)
         if selected:
             costs.update(dict.fromkeys(inner.results))
-        if selected or not policy.named(inner, inside) or host.issuperset(inner.results):
+        if selected or not policy.named(inner, inside) or always.issuperset(inner.results):
             seconds = turns * op_seconds(program, body, inner, room.target)
             steps.append(Step(inner.operands, inner.results, seconds))
     inputs = range(scan.carries, len(body.inputs))

@@ -110,6 +110,16 @@ class Executor:
             count *= extent
         return self.arena[offset : offset + count * kind.itemsize].view(kind).view(tuple(shape))
 
+    def adjoining(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One flat view of tensors of the arena that lie one behind another."""
+        at = tensors[0].data_ptr()
+        for tensor in tensors:
+            if tensor.data_ptr() != at or not tensor.is_contiguous():
+                raise InternalError("the tensors of a bucket do not adjoin")
+            at += tensor.numel() * tensor.element_size()
+        count = sum(tensor.numel() for tensor in tensors)
+        return tensors[0].as_strided((count,), (1,))
+
     def waiting(self, dtype: str, offset: int, shape: Sequence[int]) -> torch.Tensor:
         """A tensor at a byte offset of the host memory."""
         kind = DTYPES[dtype]

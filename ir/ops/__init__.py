@@ -7,6 +7,7 @@ Whatever else is known of an op stands in one table per interpretation, kept wit
 from fllmc.ir.ops.attention import Attend, AttendGrad, RingAttend, RingAttendGrad, Rope
 from fllmc.ir.ops.base import Attrs, Env, Signature, TypeRuleError
 from fllmc.ir.ops.blockwise import Blockwise, Dequantize, Quantize
+from fllmc.ir.ops.bucketed import Bucketed
 from fllmc.ir.ops.collective import (
     COLLECTIVES,
     AllGather,
@@ -77,6 +78,7 @@ AnyAttrs = (
     | AllToAll
     | Attend
     | AttendGrad
+    | Bucketed
     | Call
     | Cast
     | Chunk
@@ -160,6 +162,7 @@ __all__ = [
     "AttendGrad",
     "Attrs",
     "Blockwise",
+    "Bucketed",
     "Call",
     "Cast",
     "Chunk",

@@ -83,16 +83,11 @@ def _twice(
                 continue
             first, second = _pair(layout, (seen[axis], name), axis, parameter)
             dims = f"`{seen[axis]}` and `{name}`" + (" again" if seen[axis] == name else "")
-            yield (
-                (AxisTwice, frozenset((seen[axis], name)), axis),
-                AxisTwice(
-                    second,
-                    axis,
-                    dims,
-                    where,
-                    first,
-                ),
-            )
+            zero = layout.zero.get(parameter)
+            by_zero = zero is not None and zero.directive.span in (first, second)
+            what = (first, second) if by_zero else frozenset((seen[axis], name))
+            found = AxisTwice(second, axis, dims, where, first, by_zero)
+            yield (AxisTwice, what, axis), found
 
 
 def _pair(layout: Layout, dims: tuple[str, str], axis: str, parameter: str) -> tuple[Span, Span]:

@@ -1,7 +1,8 @@
 """Which values belong to a parameter: its casts, gradients, accumulators, states and updates.
 
 Values that elementwise ops join one to one (all operands and the result have the same dims) have to
-be placed alike, so they form classes, across the functions that scans run. In an entry, a class
+be placed alike, so they form classes, across the functions that scans run. So do the forms that
+moves give a value, where there are any yet. In an entry, a class
 that contains a parameter or a state of it is stored as the parameter is. What its scans are given
 of it, and what they sum up, has a place of its own: see `zero.py`.
 """
@@ -16,6 +17,7 @@ from fllmc.ir.program import Function, Op, Parameter, Program
 from fllmc.ir.types import Type
 from fllmc.passes.naming import CHUNKS
 from fllmc.passes.place.directives import Axes, Layout
+from fllmc.passes.place.reading import MOVES
 
 Key = tuple[str, int]
 """A value: the function's name and the number in it."""
@@ -97,6 +99,8 @@ class Classes:
             if names and all(set(function.types[value].names) == names for value in tensors):
                 for value in tensors:
                     self._join((function.name, result), (function.name, value))
+        elif isinstance(op.attrs, MOVES):
+            self._join((function.name, op.results[0]), (function.name, op.operands[0]))
         elif isinstance(op.attrs, Scan) and not op.attrs.over.startswith(CHUNKS):
             # Chunks share a parameter that is gathered once, and add up a gradient in open form.
             for link in self._scan_links(function, op, op.attrs):

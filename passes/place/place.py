@@ -14,6 +14,7 @@ from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.place.attention import dealt
+from fllmc.passes.place.cheapest import decisions, settle
 from fllmc.passes.place.checks import conflicts
 from fllmc.passes.place.classes import stored_axes
 from fllmc.passes.place.copies import with_copies
@@ -39,6 +40,14 @@ class Place(Pass, frozen=True):
 
     def run(self, program: Program, cx: Context) -> Program:
         """The sharded program on the mesh of the context."""
+        ruled, layout = self.ruled(program, cx)
+        settled = settle(ruled, layout)
+        for decision in decisions(settled):
+            cx.decide(decision)
+        return settled.program
+
+    def ruled(self, program: Program, cx: Context) -> tuple[Program, Layout]:
+        """The program as the rules place it, and the layout that directives give it."""
         resolved = resolve(self.shards, cx.mesh, program, self.zero)
         layout = structs.replace(resolved.layout, context=self.context, reduce=self.reduce)
         found = judged((*resolved.diagnostics, *conflicts(layout, program)))
@@ -50,10 +59,10 @@ class Place(Pass, frozen=True):
             raise DiagnosticError(*errors)
         program = structs.replace(program, level="sharded", mesh=cx.mesh)
         if layout.empty:
-            return program
+            return program, layout
         layout = dealt(layout, program)
-        program = with_copies(program, layout)
-        return place_program(with_room(program, layout.experts, cx.mesh), layout)
+        program = with_room(with_copies(program, layout), layout.experts, cx.mesh)
+        return place_program(program, layout), layout
 
 
 def judged(found: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:

@@ -310,6 +310,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
             *ops.COLLECTIVES,
+            ops.Bucketed,
             ops.Call,
             ops.FromHost,
             ops.Fused,

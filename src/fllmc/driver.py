@@ -15,7 +15,7 @@ from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
-from fllmc.ir.plan import Frozen, Plan
+from fllmc.ir.plan import Decision, Frozen, Plan
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.text import print_program
@@ -59,7 +59,8 @@ def compile_spec(
     chosen, mesh_read = choose_mesh(mesh, spec)
     tell(mesh_read)
     found: list[Diagnostic] = list(warnings)
-    cx = Context(mesh=chosen, report=found.append)
+    by_passes: list[Decision] = []
+    cx = Context(mesh=chosen, report=found.append, decide=by_passes.append)
     levels: dict[str, Program] = {}
 
     def keep(number: int, name: str, program: Program) -> None:
@@ -74,7 +75,7 @@ def compile_spec(
         done = finish(spec, cx, clock, keep, within, overlapping(spec, target))
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
-    reasons = (*done.decisions, *decisions(done.sharded, values), *told)
+    reasons = (*done.decisions, *decisions(done.sharded, values), *by_passes, *told)
     known = load_target(target or "cpu")
     first, *others = done.programs
     plan = make_plan(

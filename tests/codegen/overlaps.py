@@ -28,10 +28,11 @@ def faults(plan: Plan) -> list[str]:
     """What is wrong with the memory of any function of the plan."""
     found: list[str] = []
     tiled = {
-        op.attrs.function: op.attrs.rows
+        op.attrs.function: rows
         for function in plan.program.functions
         for op in function.ops
-        if isinstance(op.attrs, ops.Fused)
+        if isinstance(op.attrs, ops.Fused | ops.Bucketed)
+        for rows in [getattr(op.attrs, "rows", None) or (getattr(op.attrs, "bucket", ""),)]
     }
     for frame in plan.frames:
         function = plan.program.function(frame.function)
@@ -124,7 +125,7 @@ class Replay:
         outs = [s for v in op.results if (s := self.stretch(v))]
         if any(overlap(a, b) for n, a in enumerate(outs) for b in outs[n + 1 :]):
             yield f"{self.function.name}: {where}: results overlap"
-        if isinstance(op.attrs, ops.Scan | ops.Fused | ops.Coalesced):
+        if isinstance(op.attrs, ops.Scan | ops.Fused | ops.Bucketed | ops.Coalesced):
             return  # judged in the body, and by running; or read into scratch first
         late = op.operands
         if isinstance(op.attrs, ops.AddN | ops.DotAdd | ops.PutAdd | ops.AllReduce):
@@ -138,6 +139,17 @@ class Replay:
             if not (pointwise and same and mine in outs):
                 yield f"{self.function.name}: {where}: written over %{value} while it is read"
 
+    def behind(self) -> set[int]:
+        """Values that lie behind another in a bucket, or in the storage of one that does."""
+        lists = [
+            values
+            for op in self.function.ops
+            if isinstance(op.attrs, ops.Bucketed)
+            for values in op.attrs.listed(op.operands)
+        ]
+        starts = [self.stretch(value) for values in lists for value in values[1:]]
+        return {v for v in range(len(self.function.types)) if self.stretch(v) in starts}
+
     def faults(self) -> Iterator[str]:
         name = self.function.name
         for number in range(len(self.function.inputs)):
@@ -146,11 +158,13 @@ class Replay:
             yield from self.run_op(op, at)
         for value in self.function.results:
             yield from self.read(value, "the end")
+        behind = self.behind()
         if self.flying:
             yield f"{name}: {sorted(self.flying)} are in flight at the end"
         for value in range(len(self.function.types)):
             mine = self.stretch(value)
-            if mine and mine[0] == "frame" and (mine[1] % ALIGNMENT or mine[2] > self.frame.bytes):
+            least = DTYPE_BYTES[self.function.types[value].dtype] if value in behind else ALIGNMENT
+            if mine and mine[0] == "frame" and (mine[1] % least or mine[2] > self.frame.bytes):
                 yield f"{name}: %{value} at {mine} in a frame of {self.frame.bytes}"
         if self.frame.bytes < self.frame.live_bytes:
             yield f"{name}: {self.frame.bytes} bytes for {self.frame.live_bytes} alive"

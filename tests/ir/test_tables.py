@@ -15,6 +15,7 @@ from fllmc.ir.ops import (
     OPS,
     AttendGrad,
     Attrs,
+    Bucketed,
     Call,
     DotAdd,
     Elementwise,
@@ -64,7 +65,7 @@ TABLES = (
             Call: "calls are inlined",
             Scan: "has a writer of its own",
             Pipeline: "has a writer of its own",
-            Fused: "has a writer of its own",
+            **dict.fromkeys((Bucketed, Fused), "has a writer of its own"),
         },
     ),
     Table("placement", frozenset(RULES), {Scan: "has a rule of its own", **SUNK}),
@@ -76,7 +77,9 @@ TABLES = (
             **PLACED,
             **OFFLOADED,
             **dict.fromkeys((AttendGrad, SiluGrad), "a gradient itself"),
-            **dict.fromkeys((Call, Fused), "calls are inlined, and groups are made later"),
+            **dict.fromkeys(
+                (Bucketed, Call, Fused), "calls are inlined, and groups are made later"
+            ),
             Scan: "has a rule of its own",
         },
     ),

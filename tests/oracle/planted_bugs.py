@@ -264,4 +264,32 @@ BUGS = (
         "if fits:",
         ("data", "zero 1", "tensor"),
     ),
+    Bug(
+        "what decays and what does not are stepped alike",
+        "passes.alike_work",
+        'if value in numbers else ("scalar", value)',
+        'if value in numbers else ("scalar", 0)',
+        ("data",),
+    ),
+    Bug(
+        "the steps of a bucket's parameters are mixed up",
+        "passes.join_updates",
+        "for values in zip(*(part.writes for part in parts), strict=True):",
+        "for values in zip(*(part.writes for part in parts[::-1]), strict=True):",
+        WHOLE,
+    ),
+    Bug(
+        "the norm lacks the gradients of a bucket",
+        "passes.join_updates",
+        "self.gone.update(values[1:])",
+        "self.gone.update(values)",
+        GRID,
+    ),
+    Bug(
+        "squares are added up over axes that do not divide them",
+        "passes.buckets",
+        "groups.setdefault((part.form, axes, stack), {})[name] = part",
+        "groups.setdefault((part.form, stack), {})[name] = part",
+        GRID,
+    ),
 )

@@ -37,7 +37,7 @@ pytest.importorskip("jax")
 NEVER = {
     **dict.fromkeys((*ops.COLLECTIVES, ops.LocalSlice, ops.Pipeline, ops.Share), "placed"),
     **dict.fromkeys((ops.DotAdd, ops.MulAdd, ops.MulSub, ops.PutAdd), "made with the plan"),
-    ops.Fused: "made with the plan",
+    **dict.fromkeys((ops.Bucketed, ops.Fused), "made with the plan"),
     **dict.fromkeys((ops.AttendGrad, ops.SiluGrad), "made by differentiating"),
     ops.Call: "inlined before",
     **dict.fromkeys((ops.FromHost, ops.ToHost, ops.Wait), "made behind placement"),

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.program import Program
 from fllmc.ir.render import render
-from fllmc.ir.settings import Shard
+from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Axis, Mesh
 from fllmc.passes.base import Context
@@ -105,6 +105,27 @@ def test_an_axis_on_one_dim_both_always_and_elsewhere(program: Program) -> None:
     found = refuse(program, mesh(1, 2), shard("vocab ffn", "tensor"), twice)
     assert [d.code for d in found] == ["E0311"]
     assert found[0].span == line(2) and found[0].secondary()[0].span == line(1)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        shard("ffn", "tensor"),
+        shard("embed", "tensor", "*"),
+        replace(shard("embed", "tensor"), elsewhere=True),
+    ],
+    ids=["shard", "stored", "elsewhere"],
+)
+def test_zero_over_an_axis_that_another_directive_uses_is_told_once(
+    program: Program, first: Shard
+) -> None:
+    zero = Zero(3, ("tensor",), span=line(2))
+    with pytest.raises(DiagnosticError) as raised:
+        Place((first,), zero=(zero,)).run(program, Context(mesh(1, 2), lambda _: None))
+    (found,) = raised.value.diagnostics
+    assert found.code == "E0311"
+    assert found.span == line(2) and found.secondary()[0].span == line(1)
+    assert "take `tensor` out of one of them" in text(found)
 
 
 def test_a_stack_does_not_yield(program: Program) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +13,7 @@ from fllmc.cli.options import json_option, mesh_option, overrides, set_option
 
 if TYPE_CHECKING:
     from fllmc.cli.opening import Opened
+    from fllmc.ir.plan import Bucket
 
 LEVELS = ("model", "training", "sharded", "plan")
 
@@ -95,6 +96,7 @@ def data(
             {"function": f.function, "bytes": f.bytes, "live_bytes": f.live_bytes}
             for f in plan.frames
         ]
+        document["buckets"] = plan.buckets
     if asked["collectives"]:
         document["sites"] = plan.collectives
     if asked["pipeline"]:
@@ -135,6 +137,21 @@ def memory_part(found: Opened) -> Iterator[str]:
         if frame.bytes:
             size, live = bytes_text(frame.bytes), bytes_text(frame.live_bytes)
             yield f"  {frame.function:<20}{size:>10}   alive {live}"
+    yield from bucket_lines(plan.buckets)
+
+
+def bucket_lines(buckets: Sequence[Bucket]) -> Iterator[str]:
+    """Every bucket, under the regions that it shares with others of its name."""
+    from fllmc.ir.quantities import bytes_text
+
+    known: set[str] = set()
+    for each in sorted(buckets, key=lambda bucket: bucket.name):
+        if each.name not in known:
+            known.add(each.name)
+            yield f"{each.name}: adjoining"
+            for region in each.regions:
+                yield f"    {region.name}[{', '.join(map(str, region.shape))}]"
+        yield f"  {each.holds:<20}{bytes_text(each.bytes):>10}   from {each.offset:,} on"
 
 
 def collectives_part(found: Opened) -> Iterator[str]:

@@ -44,6 +44,9 @@ def summary_lines(name: str, plan: Plan, paint: Paint) -> Iterator[str]:
         yield f"  {words:<28}{bytes_text(row.bytes):>10}   {row.calls:,} calls"
     if not rows:
         yield f"  {'collectives':<28}{'none':>10}"
+    steps = figures.updates(plan, entry)
+    if steps.parameters:
+        yield f"  {'updates':<28}{steps.kernels:>10}   for {steps.parameters:,} tensors"
 
 
 def memory_rows(plan: Plan) -> list[tuple[str, int]]:
@@ -87,4 +90,5 @@ def summary_data(name: str, plan: Plan) -> dict[str, Any]:
             {"kind": row.kind, "axes": row.axes, "calls": row.calls, "bytes": row.bytes}
             for row in figures.traffic(plan, entry)
         ],
+        "updates": figures.updates(plan, entry),
     }

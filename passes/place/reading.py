@@ -1,0 +1,58 @@
+"""A placed function as values in several forms: what is chosen anew when its collectives are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from fllmc.ir.ops import AllGather, AllReduce, AllToAll, Fill, LocalSlice, ReduceScatter
+from fllmc.ir.program import Function, Op
+from fllmc.ir.types import Type
+
+MOVES = (AllGather, AllReduce, AllToAll, LocalSlice, ReduceScatter)
+"""Ops that give the same value in another form."""
+
+
+class Reading(Struct, frozen=True):
+    """A function without its moves.
+
+    `roots` has, for each value, the one that it is another form of; `ops` are the others than
+    moves and constants, `fills` the constants by their value, `forms` the forms of each root in
+    the order in which they are made, and `moves` the moves that make them.
+    """
+
+    function: Function
+    roots: tuple[int, ...]
+    ops: tuple[Op, ...]
+    fills: Mapping[int, Op]
+    forms: Mapping[int, tuple[Type, ...]]
+    moves: Mapping[int, tuple[Op, ...]]
+
+
+def read(function: Function) -> Reading:
+    """The function's values and ops, its moves set apart."""
+    roots = list(range(len(function.types)))
+    ops: list[Op] = []
+    fills: dict[int, Op] = {}
+    moves: dict[int, list[Op]] = {}
+    for op in function.ops:
+        if isinstance(op.attrs, MOVES):
+            root = roots[op.operands[0]]
+            roots[op.results[0]] = root
+            moves.setdefault(root, []).append(op)
+        elif isinstance(op.attrs, Fill):
+            fills[op.results[0]] = op
+        else:
+            ops.append(op)
+    forms: dict[int, dict[Type, None]] = {}
+    for value, root in enumerate(roots):
+        forms.setdefault(root, {})[function.types[value]] = None
+    return Reading(
+        function,
+        tuple(roots),
+        tuple(ops),
+        fills,
+        {root: tuple(kinds) for root, kinds in forms.items()},
+        {root: tuple(found) for root, found in moves.items()},
+    )
