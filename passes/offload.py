@@ -9,17 +9,20 @@ layer only. The numbers stay the same to the last bit.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from fllmc.ir.build import Builder
 from fllmc.ir.ops import FromHost, Rename, ToHost
 from fllmc.ir.program import Function, Level, Op, Program
+from fllmc.ir.settings import Compress
 from fllmc.ir.settings import Offload as Directive
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.errors import OffloadInPipeline, OffloadsNothing
 from fllmc.passes.recompute_policy import Place, all_places, matches
 from fllmc.passes.recompute_rewrite import emit_op
 from fllmc.passes.recompute_stacks import Stack, scan_of, stacks
+
+Selecting = TypeVar("Selecting", Directive, Compress)
 
 
 class Offload(Pass, frozen=True):
@@ -58,13 +61,13 @@ def selected(
     stack: Stack,
     program: Program,
     place: Place,
-    selectors: tuple[Directive, ...],
-) -> dict[int, list[Directive]]:
-    """The positions of the forward scan's results that are offloaded, and for which directives."""
+    selectors: tuple[Selecting, ...],
+) -> dict[int, list[Selecting]]:
+    """The positions of the forward scan's results that are selected, and by which directives."""
     op = function.ops[stack.forward]
     body, inside = program.function(scan_of(op).function), place.inside(op)
     makers = {value: inner for inner in body.ops for value in inner.results}
-    found: dict[int, list[Directive]] = {}
+    found: dict[int, list[Selecting]] = {}
     for at in stack.moved.values():
         value = body.results[at]
         while value in makers and isinstance(makers[value].attrs, Rename):
