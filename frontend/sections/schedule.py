@@ -15,6 +15,7 @@ from fllmc.ir.settings import (
     Adapter,
     Compress,
     Context,
+    ExpertRows,
     Lora,
     Offload,
     Pipeline,
@@ -96,7 +97,11 @@ class _ScheduleReader:
             ),
             pipeline=self.pipeline(),
             context=cast(Context, record.word("context", get_args(Context), "gather")),
+            expert_rows=cast(
+                ExpertRows, record.word("expert_rows", get_args(ExpertRows), "routed")
+            ),
             budget_gib=record.number("budget_gib", 0.0),
+            host_gib=record.number("host_gib", 0.0) if record.has("host_gib") else None,
             loss_chunks=record.count("loss_chunks", 1, low=1),
             backward_chunks=record.count("backward_chunks", 1, low=1),
             overlap=cast(Switch, record.word("overlap", get_args(Switch), "on")),
