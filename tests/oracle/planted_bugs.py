@@ -243,6 +243,20 @@ BUGS = (
         ("interleaved",),
     ),
     Bug(
+        "the first micro-batch never goes backward",
+        "passes.schedule.families",
+        'row.append(Action("B", rank, micro))',
+        'row += [Action("B", rank, micro)] if micro else []',
+        ("1f1b",),
+    ),
+    Bug(
+        "a V's weight gradient is that of the micro-batch before",
+        "passes.schedule.families",
+        "row.append(Action(kind, stage, done[kind, stage]))",
+        'row.append(Action(kind, stage, max(0, done[kind, stage] - (kind == "W"))))',
+        ("zb-v",),
+    ),
+    Bug(
         "the last micro-batch's weight gradient is never asked for",
         "passes.schedule.families",
         'row += actions("W", rank, range(max(0, micros - rank), micros))',
@@ -277,6 +291,29 @@ BUGS = (
         "whole = b.add(whole, b.one(Put",
         "whole = b.add(b.cast(frozen, dtype), b.one(Put",
         ("tensor", "rows"),
+    ),
+    Bug(
+        "the forward pass reads what is compressed",
+        "passes.compress",
+        "made[value] = b.emit(wanted[value].quantize(), mapping[value])",
+        "made[value] = b.emit(wanted[value].quantize(), mapping[value])\n"
+        "                dtype = body.types[value].dtype\n"
+        "                mapping[value] = b.one(wanted[value].dequantize(dtype), *made[value])",
+        ("data", "compress"),
+    ),
+    Bug(
+        "codes are restored with the scales of others",
+        "passes.compress",
+        "scales = dict(zip(sorted(blocks), made[len(op.results) :], strict=True))",
+        "scales = dict(zip(sorted(blocks), made[: len(op.results) - 1 : -1], strict=True))",
+        ("tensor", "compress"),
+    ),
+    Bug(
+        "blocks are larger than on other meshes",
+        "passes.compress",
+        "count = block_count(size)",
+        "count = max(block_count(size) // 2, 1)",
+        ("zero 2", "compress"),
     ),
     Bug(
         "results of a joined collective are mixed up",
