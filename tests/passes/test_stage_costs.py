@@ -13,6 +13,7 @@ from fllmc.ir.settings import Pipeline, Shard
 from fllmc.ir.target import Target
 from fllmc.ir.types import Axis, Mesh
 from fllmc.ir.verify import verify
+from fllmc.passes.stages.casts import weight_casts
 from fllmc.passes.stages.costs import fused_seconds, link_rate, stage_costs, unit_costs
 from fllmc.passes.stages.cut_stages import Cut, entry_body, stage_programs
 from fllmc.passes.stages.decisions import stage_decisions
@@ -115,3 +116,28 @@ def test_handing_on_takes_the_time_of_its_bytes(program: Program) -> None:
     carry = sizes.size("batch") * sizes.size("seq") * sizes.size("embed") * 8
     assert gap == pytest.approx(carry / (CPU.link_gbps * 1e9))
     assert stage_costs(program, [], CPU).transfer == 0.0
+
+
+def test_casts_of_weights_are_counted_and_told() -> None:
+    """Each of two layers and the embedding is cast in each of four forwards, layers also back."""
+    text = small_spec("llama", "f32", MICROS).replace("compute: f32", "compute: bf16")
+    cut, asked = cut_by(sharded(text, PIPE), Pipeline("1f1b"), CPU)
+    (rank, _) = cut.programs
+    assert rank.sizes.size("layers") == 2
+    sizes = {p.name: program_elements(rank, p.name) for p in rank.parameters}
+    embedding = sizes.pop("embedding")
+    found = weight_casts(rank, "train", CPU)
+    assert found.bytes == 2 * (sum(sizes.values()) + embedding)
+    again = (2 * MICROS - 1) * sum(sizes.values()) + (MICROS - 1) * embedding
+    assert found.seconds == pytest.approx(6 * again / (CPU.memory_gbps * 1e9))
+    told = [d for d in stage_decisions(cut, asked, CPU) if d.subject == "casts of weights"]
+    assert len(told) == 1 and "a rank's copies take" in told[0].rejected
+    plain, asked = cut_by(sharded(DEEP, PIPE), Pipeline("1f1b"), CPU)
+    assert all(d.subject != "casts of weights" for d in stage_decisions(plain, asked, CPU))
+
+
+def program_elements(program: Program, name: str) -> int:
+    """How many elements a rank has of an input of `train`."""
+    function = program.function("train")
+    at = [given.name for given in function.inputs].index(name)
+    return program.sizes.local_elements(function.types[at])
