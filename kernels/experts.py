@@ -127,9 +127,8 @@ def on_tensor_cores(x: Tensor, *widths: int) -> bool:
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """torch's product of runs, whose ends stay on the device; public since torch 2.10."""
-    call = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
-    return call(a, b, offs=ends.to(torch.int32))
+    """torch's product of runs, whose ends stay on the device."""
+    return torch.nn.functional.grouped_mm(a, b, offs=ends.to(torch.int32))
 
 
 def grouped_dot(rows: Tensor, weight: Tensor, index: Tensor, start: int, out: Tensor) -> None:

@@ -21,7 +21,10 @@ def at_settings(schedule: Schedule, cx: Context) -> Generator[Context, None, Non
         known = found.span != NOWHERE or not found.setting()
         return found if known else structs.replace(found, span=schedule.place_of(found.setting()))
 
+    def report(found: Diagnostic) -> None:
+        cx.report(located(found))
+
     try:
-        yield structs.replace(cx, report=lambda found: cx.report(located(found)))
+        yield structs.replace(cx, report=report)
     except DiagnosticError as error:
         raise DiagnosticError(*(located(found) for found in error.diagnostics)) from None

@@ -123,7 +123,8 @@ class Finder:
 
     def added_up(self, parts: Sequence[Part]) -> bool:
         """Whether the sums of all parts are terms of one sum, and used by nothing else."""
-        for values in zip(*(part.writes for part in parts), strict=True):
+        for number in range(len(parts[0].writes)):
+            values = [part.writes[number] for part in parts]
             if not self.function.types[values[0]].dims:
                 at = {tuple(self.used[value]) for value in values}
                 ops = self.function.ops

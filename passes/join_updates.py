@@ -111,7 +111,8 @@ class Rewriter:
         operands = [value for values in lists for value in values] + list(first.scalars)
         attrs = Bucketed(body.name, joined.bucket, joined.regions, len(first.reads))
         results = iter(self.b.emit(attrs, *(self.mapping[value] for value in operands)))
-        for values in zip(*(part.writes for part in parts), strict=True):
+        for number in range(len(parts[0].writes)):
+            values = [part.writes[number] for part in parts]
             if self.function.types[values[0]].dims:
                 self.mapping.update((value, next(results)) for value in values)
             else:
