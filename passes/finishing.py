@@ -20,6 +20,7 @@ from fllmc.passes.stages.alike import like, outline
 from fllmc.passes.stages.cut_stages import stage_programs
 from fllmc.passes.stages.decisions import stage_decisions
 from fllmc.passes.stages.directives import asked_pipeline, missing_axis
+from fllmc.passes.stages.keep import Within
 
 CUT = "cut-stages"
 
@@ -54,7 +55,7 @@ def finish(
     cx: Context,
     clock: Callable[[], float],
     keep: Dump,
-    within: Recompute | None = None,
+    within: Recompute | Within | None = None,
     beside: Overlap | None = None,
 ) -> Finished:
     """All passes over a spec's program; `within` keeps within a budget, if there is one.
@@ -74,7 +75,8 @@ def finish(
         return Finished(program, (program,), "", timings)
     program, timings = run_pipeline(spec.program, first, cx, clock, keep)
     begin = clock()
-    cut = stage_programs(program, asked, spec.schedule.microbatches)
+    own = within if isinstance(within, Within) else None
+    cut = stage_programs(program, asked, spec.schedule.microbatches, own)
     took = clock() - begin
     done: dict[bytes, Program] = {}
 

@@ -58,11 +58,7 @@ def stage_costs(program: Program, works: Sequence[StageWork]) -> Costs:
     """The times of each stage's actions, and the bytes that a micro-batch keeps there."""
     times: dict[str, list[float]] = {kind: [] for kind in ("F", "I", "W", "kept", "late")}
     for work in works:
-        own = {stretch.part: stretch.size for stretch in work.stretches}
-        sizes = tuple(structs.replace(d, size=own.get(d.name, d.size)) for d in program.dims)
-        known = {dim.name for dim in program.dims}
-        sizes += tuple(DimSize(name, size) for name, size in own.items() if name not in known)
-        stage = structs.replace(program, dims=sizes)
+        stage = of_stage(program, work)
         functions = {
             kind: function_cost(stage, function) for kind, function in work.functions.items()
         }
@@ -74,6 +70,15 @@ def stage_costs(program: Program, works: Sequence[StageWork]) -> Costs:
         times["kept"].append(kept_bytes(stage, work, ("B", "I", "W")))
     found = {kind: tuple(values) for kind, values in times.items()}
     return Costs(found["F"], found["I"], found["W"], found["kept"], found["late"])
+
+
+def of_stage(program: Program, work: StageWork) -> Program:
+    """The program with the sizes that a stage's layers have."""
+    own = {stretch.part: stretch.size for stretch in work.stretches}
+    sizes = tuple(structs.replace(d, size=own.get(d.name, d.size)) for d in program.dims)
+    known = {dim.name for dim in program.dims}
+    sizes += tuple(DimSize(name, size) for name, size in own.items() if name not in known)
+    return structs.replace(program, dims=sizes)
 
 
 def kept_bytes(program: Program, work: StageWork, readers: Sequence[Kind]) -> float:

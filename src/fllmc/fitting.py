@@ -25,14 +25,14 @@ from fllmc.passes.budget_choice import Choice
 from fllmc.passes.budget_decisions import value_decisions
 from fllmc.passes.errors import BudgetUnmet, HostTooSmall
 from fllmc.passes.overlap import Overlap
-from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
+from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.recompute_budget import Room, Whole, everything
 from fllmc.passes.recompute_policy import Policy
 from fllmc.passes.runner import run_pipeline
-from fllmc.passes.stages.alike import outline
-from fllmc.passes.stages.cut_stages import stage_programs
 from fllmc.passes.stages.directives import asked_pipeline
+from fllmc.passes.stages.keep import Within
+from fllmc.stage_fitting import StageTrial
 
 ROUNDS = 8
 """Layouts that are tried before as little is kept as can be."""
@@ -40,18 +40,47 @@ ROUNDS = 8
 
 def within_budget(
     spec: Spec, mesh: Mesh, target: str
-) -> tuple[Recompute | None, tuple[Decision, ...]]:
-    """The pass that keeps within the schedule's budget, and what it decided; None without one.
+) -> tuple[Recompute | Within | None, tuple[Decision, ...]]:
+    """What keeps within the schedule's budget, and what it decided; None without one.
+
+    It is a pass, or for the stages of a pipeline what each keeps.
 
     Raises DiagnosticError with BudgetUnmet if no choice fits.
     """
     if not spec.schedule.budget_gib:
         return None, ()
-    trial = Trial(spec, mesh, target)
-    found = trial.fitting()
-    if found is None:
-        raise DiagnosticError(trial.unmet(tuple(ways_out(spec, mesh, target))))
-    return found, tuple(trial.decisions(found))
+    trial = trial_of(spec, mesh, target)
+    if isinstance(trial, StageTrial):
+        choices = trial.fitting()
+        if choices is not None:
+            return trial.keeping(choices), tuple(trial.decisions(choices))
+    else:
+        found = trial.fitting()
+        if found is not None:
+            return found, tuple(trial.decisions(found))
+    raise DiagnosticError(unmet(trial, tuple(ways_out(spec, mesh, target))))
+
+
+def trial_of(spec: Spec, mesh: Mesh, target: str) -> Trial | StageTrial:
+    """Plans of a spec that keep more or less."""
+    asked = asked_pipeline(spec.schedule, spec.program, mesh)
+    if asked is None:
+        return Trial(spec, mesh, target)
+    known = load_target(target or "cpu")
+    return StageTrial(spec, mesh, asked, known, overlapping(spec, target))
+
+
+def unmet(trial: Trial | StageTrial, ways: tuple[str, ...]) -> BudgetUnmet:
+    """Why nothing fits."""
+    needed, kept = trial.at_least()
+    return BudgetUnmet(
+        NOWHERE,
+        least=bytes_text(needed),
+        budget=bytes_text(trial.total),
+        over=bytes_text(needed - trial.total),
+        kept=bytes_text(kept),
+        ways=ways,
+    )
 
 
 def overlapping(spec: Spec, target: str) -> Overlap | None:
@@ -74,7 +103,8 @@ def ways_out(spec: Spec, mesh: Mesh, target: str) -> Iterator[str]:
         for field, value in changes:
             changed = structs.replace(spec, schedule=structs.replace(now, **{field: value}))
             try:
-                fits = Trial(changed, mesh, target).fits_at_least()
+                trial = trial_of(changed, mesh, target)
+                fits = trial.at_least()[0] <= trial.total
             except DiagnosticError:
                 break
             if fits:
@@ -90,11 +120,7 @@ class Trial:
         self.total = int(spec.schedule.budget_gib * 2**30)
         self.target = load_target(target or "cpu")
         self.spec = spec
-        self.asked = asked_pipeline(spec.schedule, spec.program, mesh)
-        self.microbatches = spec.schedule.microbatches
-        passes, self.then = cut_pipeline(
-            standard_pipeline(spec, self.keeping(0), overlapping(spec, target))
-        )
+        passes = standard_pipeline(spec, self.keeping(0), overlapping(spec, target))
         at = passes.index(self.keeping(0))
         self.before = run_pipeline(spec.program, passes[:at], self.cx, lambda: 0.0)[0]
         self.after = passes[at + 1 :]
@@ -104,34 +130,29 @@ class Trial:
         self.whole: Whole = everything(self.before, policy, room)
 
     def keeping(self, budget: int) -> Recompute:
-        """The pass for a budget of kept bytes. In a pipeline's stages nothing waits on the host."""
+        """The pass for a budget of kept bytes."""
         schedule = self.spec.schedule
         return Recompute(
             schedule.recompute,
             cheap=False,
             budget=budget,
-            host=0 if self.asked else host_bytes(schedule, self.target),
-            offload=() if self.asked else schedule.offload,
+            host=host_bytes(schedule, self.target),
+            offload=schedule.offload,
             target=self.target,
         )
 
     def arena(self, budget: int) -> int:
-        """Bytes of the fullest rank when so many are kept by a model that is not cut."""
+        """Bytes of a rank when so many are kept."""
         program = self.run(self.before, (self.keeping(budget), *self.after))
-        stages = [program]
-        if self.asked is not None:
-            stages = list(stage_programs(program, self.asked, self.microbatches).programs)
-        distinct = {outline(stage): stage for stage in stages}
-        planned = [self.run(stage, self.then) for stage in distinct.values()]
-        return max(made.arena_bytes for made in derived_all(planned))
+        return derived_all([program])[0].arena_bytes
 
     def run(self, program: Program, passes: Sequence[Pass]) -> Program:
         """The program after these passes."""
         return run_pipeline(program, passes, self.cx, lambda: 0.0)[0]
 
-    def fits_at_least(self) -> bool:
-        """Whether the plan fits when as little is kept as can be."""
-        return self.arena(self.whole.least) <= self.total
+    def at_least(self) -> tuple[int, int]:
+        """Bytes of a rank when as little is kept as can be, and how many of them are kept."""
+        return self.arena(self.whole.least), self.whole.least
 
     def fitting(self) -> Recompute | None:
         """The pass with the largest budget found with which the plan fits."""
@@ -143,19 +164,7 @@ class Trial:
             if budget - over <= self.whole.least:
                 break
             budget = self.whole.choose(budget - over).bytes
-        return self.keeping(self.whole.least) if self.fits_at_least() else None
-
-    def unmet(self, ways: tuple[str, ...]) -> BudgetUnmet:
-        """Why nothing fits."""
-        least = self.arena(self.whole.least)
-        return BudgetUnmet(
-            NOWHERE,
-            least=bytes_text(least),
-            budget=bytes_text(self.total),
-            over=bytes_text(least - self.total),
-            kept=bytes_text(self.whole.least),
-            ways=ways,
-        )
+        return self.keeping(self.whole.least) if self.at_least()[0] <= self.total else None
 
     def decisions(self, found: Recompute) -> Iterator[Decision]:
         """What was chosen, how good it is, and what was not chosen; then value by value."""
@@ -172,7 +181,8 @@ class Trial:
             f"a rank has {bytes_text(self.total)}, and {proof} on {self.target.name}",
             f"keeping {bytes_text(least.bytes)}: {seconds_text(least.seconds)} of recomputing",
         )
-        yield from value_decisions(self.before, self.whole, choice.held, found.budget)
+        stacks = range(len(self.whole.parts))
+        yield from value_decisions(self.before, self.whole, choice.held, found.budget, stacks)
 
 
 def check_host(plan: Plan, schedule: Schedule) -> None:

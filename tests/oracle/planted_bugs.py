@@ -299,4 +299,18 @@ BUGS = (
         "groups.setdefault((part.form, stack), {})[name] = part",
         GRID,
     ),
+    Bug(
+        "the backward of a stage takes one kept value for all",
+        "passes.stages.keep",
+        'name = self.sent.get(value) or f"kept{len(self.kept)}"',
+        'name = self.sent.get(value) or "kept0"',
+        ("budget in pipeline",),
+    ),
+    Bug(
+        "what a stage makes of its own layers alone counts as made on both sides",
+        "passes.stages.keep",
+        'return frozenset({"afar" if given.name in apart else "data"})',
+        'return frozenset({"data"})',
+        ("budget in pipeline",),
+    ),
 )
