@@ -191,6 +191,10 @@ Context = Literal["gather", "ring", "exchange"]
 round a ring, or heads are exchanged for sequence."""
 
 
+ExpertRows = Literal["routed", "padded"]
+"""What is moved to experts without a capacity: the rows in use, or the room for all that may be."""
+
+
 Switch = Literal["on", "off"]
 
 
@@ -212,6 +216,7 @@ class Schedule(msgspec.Struct, frozen=True):
     offload: tuple[Offload, ...] = ()
     pipeline: Pipeline | None = None
     context: Context = "gather"
+    expert_rows: ExpertRows = "routed"
     budget_gib: float = 0.0
     host_gib: float | None = None
     loss_chunks: int = 1

@@ -58,6 +58,7 @@ def decision_for(
         away = instance.waits[number]
         choice = f"kept for the backward pass in host memory: {forms}, {bytes_text(away.bytes)}"
         why, now = f"its copies there and back take {seconds_text(away.seconds)}", AWAY
+        why += ", beside the layers' work" if instance.windows else ""
     else:
         more = seconds_of(instance, held) - seconds_of(instance, having(held, number, KEPT))
         choice = f"computed again in the backward pass: {forms}"

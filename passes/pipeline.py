@@ -111,12 +111,11 @@ def standard_pipeline(
             context=schedule.context,
             zero=schedule.zero,
             reduce=train.precision.reduce,
+            expert_rows=schedule.expert_rows,
         ),
         ShareEqual(),
         DropUnused(),
-        *((within, ShareEqual(), DropUnused()) if isinstance(within, Recompute) else ()),
-        Offload(schedule.offload, pipelined=bool(pipeline_shards(schedule, spec.program))),
-        *((ShareEqual(), DropUnused()) if isinstance(within, Within) else ()),
+        *keeping(spec, within),
         Coalesce(),
         Layout(),
         SinkSums(),
@@ -139,6 +138,15 @@ def adapting(spec: Spec) -> tuple[Pass, ...]:
         *((QuantizeFrozen(adapter.quantize),) if adapter.quantize else ()),
         StoreFrozen(dtype=compute),
     )
+
+
+def keeping(spec: Spec, within: Recompute | Within | None) -> tuple[Pass, ...]:
+    """The passes that say where what is kept is; the last of them once stages are cut."""
+    pipelined = bool(pipeline_shards(spec.schedule, spec.program))
+    offload, tidy = Offload(spec.schedule.offload, pipelined), (ShareEqual(), DropUnused())
+    if isinstance(within, Recompute):
+        return (within, *tidy, offload)
+    return (offload, *tidy) if within is not None else (offload,)
 
 
 def cut_pipeline(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:

@@ -10,7 +10,18 @@ from __future__ import annotations
 from typing import Final
 
 from fllmc.ir.flops import op_flops
-from fllmc.ir.ops import COLLECTIVES, Fill, FromHost, Iota, Rename, Scan, Stop, ToHost, Wait
+from fllmc.ir.ops import (
+    COLLECTIVES,
+    ExchangeRows,
+    Fill,
+    FromHost,
+    Iota,
+    Rename,
+    Scan,
+    Stop,
+    ToHost,
+    Wait,
+)
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.target import Target
 from fllmc.ir.types import bare_axes
@@ -41,10 +52,15 @@ def op_seconds(
     if isinstance(op.attrs, COLLECTIVES):
         extent = sizes.mesh.extent(bare_axes(op.attrs.axes))
         rate = target.link_gbps if extent <= target.node else target.network_gbps
-        whole = max(
+        sums = [
             sum(sizes.local_bytes(function.types[v]) for v in values)
             for values in (op.operands, op.results)
-        )
+        ]
+        if isinstance(op.attrs, ExchangeRows):  # as many rows come as go, if chosen alike
+            near = sizes.local_bytes(function.types[op.operands[0]])
+            whole = min(near, *sums[1:])
+        else:
+            whole = max(sums)
         return whole * (extent - 1) / extent / (rate * 1e9)
     narrow = function.types[op.results[0]].dtype in ("bf16", "f16")
     peak = (target.bf16_tflops if narrow else target.f32_tflops) * 1e12

@@ -22,11 +22,12 @@ from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.ops import Scan
 from fllmc.ir.program import DimSize, Function, Parameter, Program
 from fllmc.ir.span import NOWHERE, Span
+from fllmc.ir.target import Target
 from fllmc.ir.timetable import Kind, Timed, Timetable
 from fllmc.passes.accumulate import MICROBATCHES
 from fllmc.passes.inline import reachable
 from fllmc.passes.optimizer_step import STATES
-from fllmc.passes.schedule.choose import chosen, homes_of
+from fllmc.passes.schedule.choose import chosen, placements, quickest
 from fllmc.passes.schedule.costs import Costs
 from fllmc.passes.schedule.simulate import Simulation, simulate
 from fllmc.passes.stages.body import Body, scan_attrs
@@ -56,20 +57,37 @@ class Cut(NamedTuple):
 
 
 def stage_programs(
-    program: Program, asked: Asked, micros: int, within: Within | None = None
+    program: Program, asked: Asked, micros: int, target: Target, within: Within | None = None
 ) -> Cut:
-    """A program cut as a schedule asks for, with what `within` says kept.
+    """A program cut as a schedule asks for, by times on a target, with what `within` says kept.
 
+    Where the schedule leaves open how many stages a rank has, the step that takes least time.
     DiagnosticError where the numbers of ranks, chunks, layers and micro-batches do not go together.
     """
     ranks = program.mesh.extent((asked.axis,))
+    known = within.homes if within is not None else ()
+    return quickest(
+        (known,) if known else placements(asked.order, ranks),
+        lambda homes: placed(program, asked, micros, target, homes, within),
+        lambda cut: cut.work.makespan if cut.work is not None else 0.0,
+    )
+
+
+def placed(
+    program: Program,
+    asked: Asked,
+    micros: int,
+    target: Target,
+    homes: tuple[int, ...],
+    within: Within | None,
+) -> Cut:
+    """A program cut into stages on these ranks."""
 
     def choose(costs: Costs) -> Simulation:
-        return chosen(asked.order, ranks, micros, costs)
+        return chosen(asked.order, max(homes) + 1, micros, costs, homes)
 
-    homes = homes_of(asked.order, ranks)
     halves = asked.order.kind in HALVING
-    plan = Plan(asked.axis, asked.dims, homes, choose, halves, asked.shard.span, within)
+    plan = Plan(asked.axis, asked.dims, homes, choose, target, halves, asked.shard.span, within)
     return cut_stages(program, plan)
 
 
@@ -79,13 +97,14 @@ HALVING: Final = ("zb_h1", "zb_v", "auto")
 
 class Plan(msgspec.Struct, frozen=True):
     """How to cut: the pipeline's axis, the dims of the stacks, the rank of each stage, the order of
-    work for stages of given costs, whether that has gradients of weights apart, and what ranks
-    keep, if that is not all that the backward reads."""
+    work for stages of given costs on a target, whether that has gradients of weights apart, and
+    what ranks keep, if that is not all that the backward reads."""
 
     axis: str
     dims: tuple[str, ...]
     homes: tuple[int, ...]
     choose: Callable[[Costs], Simulation]
+    target: Target
     halves: bool = False
     span: Span = NOWHERE
     within: Within | None = None
@@ -133,22 +152,33 @@ class Ordered(NamedTuple):
 def ordered(program: Program, plan: Plan, works: list[StageWork], body: Body) -> Ordered:
     """The stages, their backward in halves where the order of work wants it, and that order."""
     halves, made = in_halves(program, works, body) if plan.halves else (works, {})
-    order = plan.choose(stage_costs(with_functions(program, made), halves))
+    order = plan.choose(costs_of(with_functions(program, made), halves, plan))
     split = any(action.kind == "W" for row in order.timetable.rows for action in row)
+    if plan.halves and not split:
+        halves, made = works, {}
+        whole = simulate(order.timetable, costs_of(program, works, plan))
+        order = structs.replace(whole, bound=min(order.bound, whole.bubble))
     if plan.within is None:
-        return Ordered(halves, made, order) if split else Ordered(works, {}, order)
+        return Ordered(halves, made, order)
     rows, sums = order.timetable.rows, body.function.outputs
     kept = tuple(
         choices(program, works, own, row, sums, plan.within)
         for own, row in zip(plan.chunks, rows, strict=True)
     )
+    if not plan.within.held:
+        return Ordered(halves, made, order, kept)
     works, own = list(works), dict[str, Function]()
     for rank, held in enumerate(plan.within.held):
         keeping(kept[rank], held, works, own)
     known = with_functions(program, own)
     halves, made = in_halves(known, works, body) if split else (works, {})
-    costs = stage_costs(with_functions(known, made), halves)
+    costs = costs_of(with_functions(known, made), halves, plan)
     return Ordered(halves, own | made, simulate(order.timetable, costs), kept)
+
+
+def costs_of(program: Program, works: Sequence[StageWork], plan: Plan) -> Costs:
+    """What the stages' actions cost."""
+    return stage_costs(program, works, plan.target, plan.axis)
 
 
 def in_halves(
@@ -172,9 +202,9 @@ def entry_body(program: Program, name: str, plan: Plan) -> tuple[int, Body]:
         if isinstance(op.attrs, Scan) and op.attrs.over == MICROBATCHES:
             body = program.function(op.attrs.function)
             stop = op.attrs.carries + op.attrs.slices
-            return at, Body(body, ("loss",), range(op.attrs.carries, stop), plan.dims)
+            return at, Body(body, ("loss",), range(op.attrs.carries, stop), plan.dims, plan.span)
     data = [n for n, given in enumerate(function.inputs) if given.role == "data"]
-    return -1, Body(function, function.outputs, data, plan.dims)
+    return -1, Body(function, function.outputs, data, plan.dims, plan.span)
 
 
 def carried(function: Function, loop: int) -> dict[int, str]:
@@ -185,7 +215,7 @@ def carried(function: Function, loop: int) -> dict[int, str]:
 def chosen_split(program: Program, bodies: Mapping[str, tuple[int, Body]], plan: Plan) -> Split:
     """The split by the costs of a training step. DiagnosticError where there are too few layers."""
     _, body = next(iter(bodies.values()))
-    groups, stacks = unit_costs(program, body)
+    groups, stacks = unit_costs(program, body, plan.target)
     units = len(groups) + sum(map(len, stacks))
     if units < len(plan.homes):
         raise DiagnosticError(TooManyStages(plan.span, len(plan.homes), units))

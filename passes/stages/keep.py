@@ -34,10 +34,14 @@ from fllmc.passes.stages.cut_body import StageWork
 
 
 class Within(msgspec.Struct, frozen=True):
-    """That each rank keeps what is `held` of its values; all of them where nothing is said."""
+    """That each rank keeps what is `held` of its values; all of them where nothing is said.
+
+    What is held belongs to stages on the ranks `homes`.
+    """
 
     selectors: tuple[Recompute, ...]
     target: Target
+    homes: tuple[int, ...] = ()
     held: tuple[Held, ...] = ()
 
 

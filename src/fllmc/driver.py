@@ -69,14 +69,14 @@ def compile_spec(
         if dump is not None:
             dump(number, name, program)
 
+    known = load_target(target or "cpu")
     read = Timing("read and check", clock() - begin, 0.0)
     with at_settings(spec.schedule, cx) as cx:
         within, told = within_budget(spec, chosen, target)
-        done = finish(spec, cx, clock, keep, within, overlapping(spec, target))
+        done = finish(spec, cx, clock, keep, known, within, overlapping(spec, target))
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
     reasons = (*done.decisions, *decisions(done.sharded, values, told), *by_passes, *told)
-    known = load_target(target or "cpu")
     first, *others = done.programs
     plan = make_plan(
         first, spec, known, reasons, mesh_read, done.pipe, others, timeline=done.timeline
@@ -114,7 +114,9 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     try:
         within, _ = within_budget(whole, mesh, plan.target.name)
         beside = overlapping(whole, plan.target.name)
-        done = finish(whole, cx, lambda: 0.0, lambda number, name, program: None, within, beside)
+        done = finish(
+            whole, cx, lambda: 0.0, lambda number, name, program: None, plan.target, within, beside
+        )
     except DiagnosticError:
         return None
     return frozen_figures(plan, make_plan(done.programs[0], whole, plan.target))

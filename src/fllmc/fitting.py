@@ -125,7 +125,7 @@ class Trial:
         self.before = run_pipeline(spec.program, passes[:at], self.cx, lambda: 0.0)[0]
         self.after = passes[at + 1 :]
         own = self.keeping(0)
-        room = Room(0, 1, self.target, own.host, own.offload)
+        room = Room(0, 1, self.target, own.host, own.offload, own.beside)
         policy = Policy(spec.schedule.recompute, cheap=False)
         self.whole: Whole = everything(self.before, policy, room)
 
@@ -138,6 +138,7 @@ class Trial:
             budget=budget,
             host=host_bytes(schedule, self.target),
             offload=schedule.offload,
+            beside=schedule.overlap == "on",
             target=self.target,
         )
 

@@ -46,9 +46,10 @@ class StageTrial:
         first, self.then = cut_pipeline(standard_pipeline(spec, self.within, beside))
         self.before = run_pipeline(spec.program, first, self.cx, lambda: 0.0)[0]
         self.done: dict[bytes, Program] = {}
-        self.kept: tuple[Kept, ...] = stage_programs(
-            self.before, asked, self.microbatches, self.within
-        ).kept
+        cut = stage_programs(self.before, asked, self.microbatches, target, self.within)
+        homes = cut.work.timetable.homes if cut.work is not None else ()
+        self.within = structs.replace(self.within, homes=homes)
+        self.kept: tuple[Kept, ...] = cut.kept
         self.known: dict[tuple[int, int], Choice] = {}
         wholes = [each.whole for each in self.kept]
         self.same = [wholes.index(whole) for whole in wholes]
@@ -64,7 +65,7 @@ class StageTrial:
     def arenas(self, choices: Sequence[Choice]) -> list[int]:
         """Bytes of each rank when it holds what was chosen."""
         held = self.keeping(choices)
-        cut = stage_programs(self.before, self.asked, self.microbatches, held)
+        cut = stage_programs(self.before, self.asked, self.microbatches, self.target, held)
         for stage in cut.programs:
             if outline(stage) not in self.done:
                 done = run_pipeline(stage, self.then, self.cx, lambda: 0.0)[0]
@@ -113,7 +114,7 @@ class StageTrial:
                 f"{bytes_text(choice.bytes)}, and {seconds_text(choice.seconds)} of recomputing "
                 "for a micro-batch",
                 f"a rank has {bytes_text(self.total)}, and {proof(choice)} on {self.target.name}; "
-                f"{self.in_flight(rank)} micro-batches are in flight at once",
+                f"micro-batches in flight at once: {self.in_flight(rank)}",
                 f"keeping {bytes_text(least.bytes)}: {seconds_text(least.seconds)} of recomputing",
             )
         for rank, choice in enumerate(choices):
@@ -131,7 +132,7 @@ class StageTrial:
 
     def in_flight(self, rank: int) -> str:
         """How many micro-batches each stage of a rank holds at once."""
-        return " and ".join(str(count) for count in self.kept[rank].in_flight) or "no"
+        return " and ".join(str(count) for count in self.kept[rank].in_flight) or "none"
 
 
 def proof(choice: Choice) -> str:

@@ -47,7 +47,7 @@ def evaluated_step(text: str, mesh: str) -> dict[str, np.ndarray]:
         results = evaluate(program, "train", given)
     else:
         micros, own = spec.schedule.microbatches, within if isinstance(within, Within) else None
-        stages = stage_programs(program, asked, micros, own).programs
+        stages = stage_programs(program, asked, micros, load_target("cpu"), own).programs
         for stage in stages:
             verify(stage)
         results = evaluate_stages(stages, asked.axis, "train", given)
