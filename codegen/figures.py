@@ -46,6 +46,16 @@ class Traffic(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class StageMemory(msgspec.Struct, frozen=True):
+    """Bytes of a rank at a position of the pipeline: parts of the arena, and all of it."""
+
+    position: int
+    parameters: int
+    optimizer: int
+    working: int
+    arena: int
+
+
 class Updates(msgspec.Struct, frozen=True):
     """Parameter tensors that a step updates, and the kernels in which it does."""
 
@@ -82,6 +92,20 @@ def memory(plan: Plan) -> Memory:
         arena=plan.arena_bytes,
         least=max(timeline(plan, entry).peak.total for entry in plan.program.entries),
     )
+
+
+def stage_memory(plan: Plan) -> tuple[StageMemory, ...]:
+    """The memory of a rank of each pipeline stage, by position; of one where there are none."""
+    found: list[StageMemory] = []
+    for position, stage in enumerate(plan.by_stage):
+        sizes = dict.fromkeys(("param", "state", "data", "output"), 0)
+        for stored in stage.stored:
+            sizes[stored.role] += stored.bytes
+        working = stage.arena_bytes - stage.frame_base
+        found.append(
+            StageMemory(position, sizes["param"], sizes["state"], working, stage.arena_bytes)
+        )
+    return tuple(found)
 
 
 def traffic(plan: Plan, entry: str) -> tuple[Traffic, ...]:

@@ -90,9 +90,10 @@ class Collective(msgspec.Struct, frozen=True):
 
     Bytes are those of the tensor (all_reduce), of the result (all_gather), of the operand
     (reduce_scatter, all_to_all) or of all that a rank hands on (ring_attend and its gradient).
+    Those of exchange_rows are a bound: only rows that choices fill are moved.
     `site` is the number by which the generated code names it; it stands at position `op` of
     `function`. `among` are the positions on the axis of those that take part, if not all do. `send`
-    and `recv` are of a pipeline op; `port` is the value.
+    and `recv` are of a pipeline op; `port` is the value, `way` its pass, `forward` or `backward`.
     """
 
     site: int
@@ -107,6 +108,7 @@ class Collective(msgspec.Struct, frozen=True):
     op: int
     among: tuple[int, ...] = ()
     port: str = ""
+    way: str = ""
 
 
 class Decision(msgspec.Struct, frozen=True):

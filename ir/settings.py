@@ -191,13 +191,18 @@ Context = Literal["gather", "ring", "exchange"]
 round a ring, or heads are exchanged for sequence."""
 
 
+ExpertRows = Literal["routed", "padded"]
+"""What is moved to experts without a capacity: the rows in use, or the room for all that may be."""
+
+
 Switch = Literal["on", "off"]
 
 
 class Schedule(msgspec.Struct, frozen=True):
     """Placement and memory directives.
 
-    `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `loss_chunks` and
+    `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `host_gib` bounds what of it
+    waits in host memory instead; without it the target's figure does. `loss_chunks` and
     `backward_chunks` cut the loss and the backward pass of a layer along the sequence. With
     `overlap` collectives and host copies run beside computation. `places` are where fields stand in
     the text.
@@ -211,7 +216,9 @@ class Schedule(msgspec.Struct, frozen=True):
     offload: tuple[Offload, ...] = ()
     pipeline: Pipeline | None = None
     context: Context = "gather"
+    expert_rows: ExpertRows = "routed"
     budget_gib: float = 0.0
+    host_gib: float | None = None
     loss_chunks: int = 1
     backward_chunks: int = 1
     overlap: Switch = "on"

@@ -109,6 +109,7 @@ def standard_pipeline(
             context=schedule.context,
             zero=schedule.zero,
             reduce=train.precision.reduce,
+            expert_rows=schedule.expert_rows,
         ),
         ShareEqual(),
         DropUnused(),

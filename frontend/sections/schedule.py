@@ -14,6 +14,7 @@ from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.settings import (
     Adapter,
     Context,
+    ExpertRows,
     Lora,
     Offload,
     Pipeline,
@@ -90,7 +91,11 @@ class _ScheduleReader:
             ),
             pipeline=self.pipeline(),
             context=cast(Context, record.word("context", get_args(Context), "gather")),
+            expert_rows=cast(
+                ExpertRows, record.word("expert_rows", get_args(ExpertRows), "routed")
+            ),
             budget_gib=record.number("budget_gib", 0.0),
+            host_gib=record.number("host_gib", 0.0) if record.has("host_gib") else None,
             loss_chunks=record.count("loss_chunks", 1, low=1),
             backward_chunks=record.count("backward_chunks", 1, low=1),
             overlap=cast(Switch, record.word("overlap", get_args(Switch), "on")),

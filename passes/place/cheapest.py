@@ -24,6 +24,7 @@ from fllmc.passes.place.instances import Known, Numbered, instance_of
 from fllmc.passes.place.options import Options, Way
 from fllmc.passes.place.reading import Reading, read
 from fllmc.passes.place.solve import Solution, solve
+from fllmc.passes.place.sums import with_sums
 
 
 class Settled(Struct, frozen=True):
@@ -39,7 +40,7 @@ def settle(program: Program, layout: Layout) -> Settled:
     done: list[Function] = []
     solutions: dict[str, Solution] = {}
     for function in program.functions:
-        reading = read(function)
+        reading = with_sums(read(function))
         if reading.moves:
             function, solutions[function.name] = improved(reading, program, layout, classes, known)
         done.append(function)

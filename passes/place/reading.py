@@ -19,15 +19,26 @@ class Reading(Struct, frozen=True):
 
     `roots` has, for each value, the one that it is another form of; `ops` are the others than
     moves and constants, `fills` the constants by their value, `forms` the forms of each root in
-    the order in which they are made, and `moves` the moves that make them.
+    the order in which they are made, and `moves` the moves that make them. `types` has the type of
+    each value, those in `sums` included, which `sums.py` adds.
     """
 
     function: Function
+    types: tuple[Type, ...]
     roots: tuple[int, ...]
     ops: tuple[Op, ...]
     fills: Mapping[int, Op]
     forms: Mapping[int, tuple[Type, ...]]
     moves: Mapping[int, tuple[Op, ...]]
+    sums: frozenset[int] = frozenset()
+
+    def term(self, op: Op) -> bool:
+        """Whether the op is a term of a sum."""
+        return len(op.operands) == 2 and op.operands[1] in self.sums
+
+    def total(self, op: Op) -> bool:
+        """Whether the op is all of a sum."""
+        return len(op.results) == 2 and op.results[0] in self.sums
 
 
 def read(function: Function) -> Reading:
@@ -52,6 +63,7 @@ def read(function: Function) -> Reading:
         forms.setdefault(roots[value], {})[function.types[value]] = None
     return Reading(
         function,
+        function.types,
         tuple(roots),
         tuple(ops),
         fills,
