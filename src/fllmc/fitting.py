@@ -24,6 +24,7 @@ from fllmc.passes.base import Context, Pass
 from fllmc.passes.budget_choice import Choice
 from fllmc.passes.budget_decisions import value_decisions
 from fllmc.passes.errors import BudgetUnmet, HostTooSmall
+from fllmc.passes.exposure import exposure
 from fllmc.passes.overlap import Overlap
 from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.recompute import Recompute
@@ -81,6 +82,55 @@ def unmet(trial: Trial | StageTrial, ways: tuple[str, ...]) -> BudgetUnmet:
         kept=bytes_text(kept),
         ways=ways,
     )
+
+
+def fit(
+    spec: Spec, mesh: Mesh, target: str
+) -> tuple[Recompute | Within | None, Overlap | None, tuple[Decision, ...]]:
+    """The passes that keep within the schedule's budget, and that let transfers run beside others.
+
+    The second is left out where its buffers do not fit, or cost more recomputing than it hides.
+    Raises DiagnosticError with BudgetUnmet if nothing fits.
+    """
+    plain = structs.replace(spec, schedule=structs.replace(spec.schedule, overlap="off"))
+    beside = overlapping(spec, target)
+    if beside is None or not spec.schedule.budget_gib:
+        within, told = within_budget(spec, mesh, target)
+        return within, beside, told
+    if asked_pipeline(spec.schedule, spec.program, mesh) is not None:
+        return fit_stages(spec, plain, mesh, target)
+    bare = Trial(plain, mesh, target)
+    without = bare.fitting()
+    if without is None:
+        raise DiagnosticError(unmet(bare, tuple(ways_out(plain, mesh, target))))
+    trial = Trial(spec, mesh, target)
+    found = trial.fitting()
+    if found is None:
+        over = trial.arena(trial.whole.least) - trial.total
+        against = f"its buffers need {bytes_text(over)} more than a rank has"
+    else:
+        against = trial.slower(found, bare, without)
+    if found is not None and not against:
+        return found, beside, tuple(trial.decisions(found))
+    off = Decision("transfers", "each is done in its order", against, "beside computation")
+    return without, None, (*bare.decisions(without), off)
+
+
+def fit_stages(
+    spec: Spec, plain: Spec, mesh: Mesh, target: str
+) -> tuple[Within, Overlap | None, tuple[Decision, ...]]:
+    """The same for the stages of a pipeline: without overlap where its buffers do not fit."""
+    for one in (spec, plain):
+        trial = trial_of(one, mesh, target)
+        choices = trial.fitting() if isinstance(trial, StageTrial) else None
+        if isinstance(trial, StageTrial) and choices is not None:
+            told = tuple(trial.decisions(choices))
+            if one is plain:
+                against = "its buffers need more than a rank has"
+                told += (Decision("transfers", "each is done in its order", against),)
+            return trial.keeping(choices), overlapping(one, target), told
+    found = unmet(trial_of(plain, mesh, target), tuple(ways_out(plain, mesh, target)))
+    raise DiagnosticError(found)
 
 
 def overlapping(spec: Spec, target: str) -> Overlap | None:
@@ -144,8 +194,11 @@ class Trial:
 
     def arena(self, budget: int) -> int:
         """Bytes of a rank when so many are kept."""
-        program = self.run(self.before, (self.keeping(budget), *self.after))
-        return derived_all([program])[0].arena_bytes
+        return derived_all([self.planned(budget)])[0].arena_bytes
+
+    def planned(self, budget: int) -> Program:
+        """The program at plan level when so many are kept."""
+        return self.run(self.before, (self.keeping(budget), *self.after))
 
     def run(self, program: Program, passes: Sequence[Pass]) -> Program:
         """The program after these passes."""
@@ -166,6 +219,23 @@ class Trial:
                 break
             budget = self.whole.choose(budget - over).bytes
         return self.keeping(self.whole.least) if self.at_least()[0] <= self.total else None
+
+    def slower(self, found: Recompute, other: Trial, without: Recompute) -> str:
+        """Why the other trial's step takes less time than this one's; empty if it does not."""
+        mine, theirs = (
+            trial.spec.schedule.microbatches * trial.whole.choose(chosen.budget).seconds
+            for trial, chosen in ((self, found), (other, without))
+        )
+        if mine <= theirs:
+            return ""
+        exposed, bare = (
+            exposure(trial.planned(chosen.budget), "train", self.target).exposed
+            for trial, chosen in ((self, found), (other, without))
+        )
+        if mine - theirs <= bare - exposed:
+            return ""
+        more, less = seconds_text(mine - theirs), seconds_text(bare - exposed)
+        return f"the memory of its buffers spares {more} of recomputing, it would hide {less}"
 
     def decisions(self, found: Recompute) -> Iterator[Decision]:
         """What was chosen, how good it is, and what was not chosen; then value by value."""
