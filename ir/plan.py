@@ -92,7 +92,8 @@ class Collective(msgspec.Struct, frozen=True):
     (reduce_scatter, all_to_all) or of all that a rank hands on (ring_attend and its gradient).
     `site` is the number by which the generated code names it; it stands at position `op` of
     `function`. `among` are the positions on the axis of those that take part, if not all do. `send`
-    and `recv` are of a pipeline op; `port` is the value.
+    and `recv` are of a pipeline op; `port` is the value. `copied` are the bytes that a rank copies
+    for a call of a gather or scatter, or of several collectives as one, to pack and unpack values.
     """
 
     site: int
@@ -107,6 +108,7 @@ class Collective(msgspec.Struct, frozen=True):
     op: int
     among: tuple[int, ...] = ()
     port: str = ""
+    copied: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -50,12 +50,14 @@ class Case(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a rank says of its run. `counted`: calls and bytes of each collective site."""
+    """What a rank says of its run. `counted`: calls and bytes of each collective site; `copied`:
+    bytes of all that was packed and unpacked for them."""
 
     losses: list[float]
     grad_norms: list[float]
     counted: dict[int, tuple[int, int]]
     arena_bytes: int
+    copied: int
 
 
 class Outcome(NamedTuple):
@@ -180,7 +182,7 @@ def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Communicator 
                 view_of(part, executor).copy_(given[part.name][part.slices])
     else:
         initialise(plan, executor, parts)
-    told = Told([], [], {}, executor.arena.numel() * executor.arena.element_size())
+    told = Told([], [], {}, executor.arena.numel() * executor.arena.element_size(), 0)
     tensors: dict[str, Tensor] = {}
     feeder = Feeder(plan, executor, "train", rank)
     for step, path in enumerate(sorted(folder.glob("batch*.safetensors")), 1):
@@ -192,6 +194,7 @@ def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Communicator 
         if when:
             tensors |= _held(when, [p for p in parts if "#" in p.name], executor)
     told.counted.update(executor.counted)
+    told = told._replace(copied=comm.copied if comm else 0)
     tensors |= _held("last", parts, executor)
     save_file(tensors, folder / f"told{number}.{rank}.safetensors")
     (folder / f"told{number}.{rank}.json").write_bytes(msgspec.json.encode(told))
