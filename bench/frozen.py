@@ -49,6 +49,7 @@ adapter tuned on llama3_8b {{
     rank: {RANK}
     alpha: 32
   }}
+  QUANTIZED
 }}
 
 data text {{
@@ -73,11 +74,22 @@ schedule placed for run {{
 """
 
 WHOLE, DIVIDED = "", "shard embed over fsdp in *"
+BLOCK = 64
+MAPS = MATRICES + VOCAB * EMBED
+"""Elements of all that can be quantised: all but the scales of norms."""
 
 
-def spec(stored: str = WHOLE) -> str:
-    """The spec, with a line about how parameters are stored."""
-    return SPEC.replace("  STORED\n", f"  {stored}\n" if stored else "")
+def spec(stored: str = WHOLE, bits: int = 16) -> str:
+    """The spec, with a line about where parameters are stored, and the bits of frozen maps."""
+    text = SPEC.replace("  STORED\n", f"  {stored}\n" if stored else "")
+    quantized = f"  quantize * {{\n    bits: {bits}\n    block: {BLOCK}\n  }}\n"
+    return text.replace("  QUANTIZED\n", quantized if bits < 16 else "")
+
+
+def stored_bytes(bits: int) -> int:
+    """Bytes of the whole base: maps in codes with a scale in f32 a block, norms in 2 bytes."""
+    each = MAPS * bits // 8 + (MAPS // BLOCK * 4 if bits < 16 else 0)
+    return each + 2 * (PARAMETERS - MAPS)
 
 
 def forward() -> int:
@@ -109,11 +121,11 @@ FAST_LLM = {
 """Counted on a CPU with a tiny model, or read in its source; nothing of it was run on a GPU."""
 
 
-def measured(stored: str) -> dict[str, Any]:
+def measured(stored: str, bits: int = 16) -> dict[str, Any]:
     """The figures of one way to store parameters."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "seven_b.fllm"
-        path.write_text(spec(stored))
+        path.write_text(spec(stored, bits))
         found = compile_spec(str(path), f"fsdp={RANKS}").plan.frozen
     assert found is not None
     sums = {field: sum(getattr(group, field) for group in found.groups) for field in FIELDS}
@@ -121,6 +133,7 @@ def measured(stored: str) -> dict[str, Any]:
     return {
         **sums,
         **{f"full_{f}": sum(getattr(g, f"full_{f}") for g in found.groups) for f in FIELDS},
+        "stored_by_formula": stored_bytes(bits) // (1 if stored == WHOLE else RANKS),
         "stored_bytes_per_parameter": sums["stored"] / elements,
         "forward_flops": found.forward,
         "forward_flops_by_formula": forward(),
@@ -141,14 +154,17 @@ def main() -> None:
         "ranks": RANKS,
         "whole": measured(WHOLE),
         "divided": measured(DIVIDED),
+        **{f"whole, {bits} bits": measured(WHOLE, bits) for bits in (8, 4)},
+        **{f"divided, {bits} bits": measured(DIVIDED, bits) for bits in (8, 4)},
         "fast_llm": FAST_LLM,
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(told, indent=2) + "\n")
-    for way in ("whole", "divided"):
-        print(way)
-        for name, value in told[way].items():
-            print(f"  {name:28}{value:>24,}")
+    for way, figures in told.items():
+        if isinstance(figures, dict) and way != "fast_llm":
+            print(way)
+            for name, value in figures.items():
+                print(f"  {name:28}{value:>24,}")
 
 
 if __name__ == "__main__":

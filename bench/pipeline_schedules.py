@@ -1,7 +1,7 @@
 """Pipeline schedules against the published zero-bubble ones (arXiv 2401.10241, Tables 5 and 9).
 
     python bench/pipeline_schedules.py [--effort 600000]
-    python bench/pipeline_schedules.py --exact [--ranks 8]
+    python bench/pipeline_schedules.py --exact [--ranks 8] [--micros 24]
 
 For each model and number of micro-batches: the bubble of 1F1B and of the automatic order within
 1, 1.5 and 2 times the activations that 1F1B keeps, beside the published rates, to
@@ -78,13 +78,15 @@ def main() -> None:
     parser.add_argument("--effort", type=int, default=600_000)
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--ranks", type=int, default=0, help="rows with so many ranks alone")
+    parser.add_argument("--micros", type=int, default=0, help="rows with so many micro-batches")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     with DATA.open(newline="") as file:
         rows = list(csv.DictReader(file))
     results: list[dict[str, object]] = []
     for row in rows:
-        if args.ranks in (0, int(row["stages"])):
+        fits = args.ranks in (0, int(row["stages"]))
+        if fits and args.micros in (0, int(row["microbatches"])):
             results.append((proofs if args.exact else rates)(row, args.effort))
             print(json.dumps(results[-1]), flush=True)
     name = "exact_schedules.json" if args.exact else "pipeline_schedules.json"

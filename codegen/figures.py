@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from fllmc.codegen.timeline import timeline
+from fllmc.ir.coded import value_elements
 from fllmc.ir.flops import op_flops
 from fllmc.ir.plan import Plan
 from fllmc.ir.program import Function, Op, Program
@@ -45,6 +46,16 @@ class Traffic(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class StageMemory(msgspec.Struct, frozen=True):
+    """Bytes of a rank at a position of the pipeline: parts of the arena, and all of it."""
+
+    position: int
+    parameters: int
+    optimizer: int
+    working: int
+    arena: int
+
+
 class Updates(msgspec.Struct, frozen=True):
     """Parameter tensors that a step updates, and the kernels in which it does."""
 
@@ -60,7 +71,7 @@ def parameters(*programs: Program) -> Parameters:
         sizes = Sizes(program.sizes.dims)
         for parameter in program.parameters:
             if parameter.layers or parameter.name not in seen:  # stages have layers of their own
-                count = sizes.local_elements(parameter.type.unplaced())
+                count = value_elements(parameter, sizes)
                 counted.append((count, parameter.trainable))
                 seen.add(parameter.name)
     return Parameters(sum(n for n, _ in counted), sum(n for n, trained in counted if trained))
@@ -81,6 +92,20 @@ def memory(plan: Plan) -> Memory:
         arena=plan.arena_bytes,
         least=max(timeline(plan, entry).peak.total for entry in plan.program.entries),
     )
+
+
+def stage_memory(plan: Plan) -> tuple[StageMemory, ...]:
+    """The memory of a rank of each pipeline stage, by position; of one where there are none."""
+    found: list[StageMemory] = []
+    for position, stage in enumerate(plan.by_stage):
+        sizes = dict.fromkeys(("param", "state", "data", "output"), 0)
+        for stored in stage.stored:
+            sizes[stored.role] += stored.bytes
+        working = stage.arena_bytes - stage.frame_base
+        found.append(
+            StageMemory(position, sizes["param"], sizes["state"], working, stage.arena_bytes)
+        )
+    return tuple(found)
 
 
 def traffic(plan: Plan, entry: str) -> tuple[Traffic, ...]:

@@ -7,11 +7,12 @@ through the ops that hand them on, products and kept bytes by walking what a ste
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from typing import NamedTuple
 
 from fllmc.codegen import figures
 from fllmc.codegen.timeline import CATEGORIES, timeline
+from fllmc.ir.codebooks import most_moved
+from fllmc.ir.coded import SCALES, codes_of, owner_name, value_elements
 from fllmc.ir.ops import (
     AllGather,
     Cast,
@@ -27,7 +28,7 @@ from fllmc.ir.ops import (
 from fllmc.ir.plan import Collective, Frozen, FrozenGroup, Plan
 from fllmc.ir.program import Function, Parameter, Program
 from fllmc.ir.quantities import bytes_text, flops_text
-from fllmc.ir.types import DTYPE_BYTES, Sizes, Type
+from fllmc.ir.types import DTYPE_BYTES, Type
 
 TRAIN, EVALUATE = "train", "evaluate"
 HANDS_ON = (AllGather, Cast, LocalSlice, Rename, Stop, Transpose)
@@ -60,11 +61,14 @@ def frozen_figures(plan: Plan, full: Plan) -> Frozen:
 
 def figures_of(plan: Plan, full: Plan, chosen: Sequence[Parameter]) -> Iterator[FrozenGroup]:
     """The figures of parameters, of one that is stored in parts those of each part's rows."""
-    here = costs(plan, [p.name for p in chosen])
-    there = costs(full, [p.part_of or p.name for p in chosen])
+    here = costs(plan, [owner_name(p) for p in chosen])
+    there = costs(full, [p.part_of or owner_name(p) for p in chosen])
     for parameter in chosen:
-        name, own = parameter.name, here[parameter.name]
-        other, count = there[parameter.part_of or name], elements(plan.program, name)
+        if parameter.holds == SCALES:
+            continue  # counted with the codes
+        name = owner_name(parameter)
+        own, other = here[name], there[parameter.part_of or name]
+        count = value_elements(parameter, plan.program.sizes)
         if parameter.rows:
             whole = plan.program.parameter(parameter.part_of or name)
             rows = plan.program.sizes.size(whole.row_dim)
@@ -76,11 +80,6 @@ def figures_of(plan: Plan, full: Plan, chosen: Sequence[Parameter]) -> Iterator[
                 own = used._replace(beside=used.beside + own.stored - used.stored)
                 count = count * held // rows
         yield FrozenGroup(name, count, *own, *other)
-
-
-def elements(program: Program, name: str) -> int:
-    """The number of elements of a whole parameter."""
-    return prod(Sizes(program.sizes.dims).local_shape(program.parameter(name).type.unplaced()))
 
 
 def whole_step(plan: Plan) -> tuple[int, int, int, int]:
@@ -105,7 +104,17 @@ def kept(plan: Plan) -> int:
 
 
 def costs(plan: Plan, names: Sequence[str]) -> dict[str, Cost]:
-    """The cost of each named parameter; of one that this plan lacks, nothing."""
+    """The cost of each named parameter, with that of its codes and scales if it is stored so."""
+    parts: dict[str, list[str]] = {name: [] for name in names}
+    for parameter in plan.program.parameters:
+        parts.setdefault(owner_name(parameter), []).append(parameter.name)
+    found = part_costs(plan, [part for name in names for part in parts[name]])
+    sums = {name: zip(*(found[part] for part in parts[name]), strict=True) for name in names}
+    return {name: Cost(*map(sum, columns)) for name, columns in sums.items()}
+
+
+def part_costs(plan: Plan, names: Sequence[str]) -> dict[str, Cost]:
+    """The cost of each named tensor."""
     moved = dict.fromkeys(names, 0)
     calls = dict.fromkeys(names, 0)
     for each, name, share in handed_on(plan):
@@ -116,9 +125,9 @@ def costs(plan: Plan, names: Sequence[str]) -> dict[str, Cost]:
     wide = DTYPE_BYTES[plan.train.precision.compute]
     found: dict[str, Cost] = {}
     for name in names:
-        own = stored[name].bytes if name in stored else 0
+        own = stored[name].bytes
         beside = sum(e.bytes for n, e in stored.items() if n.startswith(f"{name}#"))
-        if name in stored and stored[name].type.dtype in ("f32", "f64"):
+        if not plan.program.parameter(name).holds and stored[name].type.dtype in ("f32", "f64"):
             narrow = own * wide // DTYPE_BYTES[stored[name].type.dtype]
             own, beside = narrow, beside + own - narrow
         gradients = gradient_bytes(plan, name)
@@ -238,6 +247,19 @@ def frozen_lines(plan: Plan) -> Iterator[str]:
     yield f"kept for it    {bytes_text(found.kept)} of {bytes_text(found.full_kept)} if all trained"
     moved = bytes_text(found.moved), bytes_text(found.full_moved)
     yield f"all that moves {moved[0]} of {moved[1]} if all trained"
+    yield from quantized_lines(plan.program)
+
+
+def quantized_lines(program: Program) -> Iterator[str]:
+    """A line for each number of bits that is in use; none where all is stored in full."""
+    coded = codes_of(program.parameters)
+    for bits in sorted({codes.bits for codes in coded}):
+        own = [codes for codes in coded if codes.bits == bits]
+        blocks = " and ".join(map(str, sorted({codes.block for codes in own})))
+        yield (
+            f"in {bits} bits      {len(own)} of them, with a scale for each block of {blocks}: "
+            f"this changes numbers, by up to {most_moved(bits):.1%} of the largest of a block"
+        )
 
 
 def row(name: str, groups: Sequence[FrozenGroup]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Final, Literal, NamedTuple
 
 from fllmc.codegen.buckets import buckets, stored_runs
 from fllmc.codegen.donations import copied_input
+from fllmc.codegen.handovers import handover_faults
 from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
 from fllmc.codegen.offloaded import host_bytes
 from fllmc.codegen.packing import copied_bytes
@@ -18,6 +19,7 @@ from fllmc.ir.ops import (
     AllReduce,
     AllToAll,
     Coalesced,
+    ExchangeRows,
     Fill,
     Pipeline,
     ReduceScatter,
@@ -48,6 +50,7 @@ def make_plan(
     With a pipeline axis `pipe` it is that of position 0 there, and `others` are of those behind.
     """
     made, *behind = derived_all((program, *others))
+    check_handovers((program, *others))
     stages = tuple(StagePlan(other, *own) for other, own in zip(others, behind, strict=True))
     return Plan(
         program=program,
@@ -67,6 +70,22 @@ def make_plan(
         stages=stages,
         timeline=timeline,
     )
+
+
+def check_handovers(programs: Sequence[Program]) -> None:
+    """InternalError unless the stages of a pipeline hand over what they should, with no buffering.
+
+    Stages are checked entry by entry: a pipeline op is the only one of its entry.
+    """
+    if len(programs) == 1:
+        return
+    for entry in programs[0].entries:
+        ops = [[op.attrs for op in p.function(entry).ops] for p in programs]
+        found = [[attrs for attrs in own if isinstance(attrs, Pipeline)] for own in ops]
+        turns = [Turns(p, own[0]) for p, own in zip(programs, found, strict=True) if own]
+        faults = handover_faults(turns)
+        if faults:
+            raise InternalError(f"{entry}: {faults[0]}")
 
 
 class Derived(NamedTuple):
@@ -188,7 +207,7 @@ def collectives(program: Program, frames: Mapping[str, Frame]) -> tuple[Collecti
                 site = sites.setdefault((name, at), len(sites))
                 found.append(describe(program, frames[name], op, at, calls, entry, site))
             if isinstance(op.attrs, Pipeline):
-                for kind, port, bytes_, times in transfers(program, op.attrs):
+                for kind, port, way, bytes_, times in transfers(program, op.attrs):
                     site = sites.setdefault((name, at, kind, port), len(sites))
                     found.append(
                         Collective(
@@ -203,6 +222,7 @@ def collectives(program: Program, frames: Mapping[str, Frame]) -> tuple[Collecti
                             name,
                             at,
                             port=port,
+                            way=way,
                         )
                     )
             for callee, times in calls_of(op, program.sizes):
@@ -213,15 +233,17 @@ def collectives(program: Program, frames: Mapping[str, Frame]) -> tuple[Collecti
     return tuple(found)
 
 
-def transfers(program: Program, attrs: Pipeline) -> Iterator[tuple[str, str, int, int]]:
-    """What a pipeline op sends and receives: kind, port, bytes and calls of each."""
+def transfers(program: Program, attrs: Pipeline) -> Iterator[tuple[str, str, str, int, int]]:
+    """What a pipeline op sends and receives: kind, port, way, bytes and calls of each."""
     turns = Turns(program, attrs)
     for port in turns.counts:
         size = program.sizes.local_bytes(turns.types[port])
         if turns.leaves(port):
-            yield "send", port, size, sum(other == port for other, _ in turns.written)
+            calls = sum(other == port for other, _ in turns.written)
+            yield "send", port, turns.way(port), size, calls
         if turns.arrives(port):
-            yield "recv", port, size, sum(other == port for other, _ in turns.read)
+            calls = sum(other == port for other, _ in turns.read)
+            yield "recv", port, turns.way(port), size, calls
 
 
 def describe(
@@ -230,7 +252,8 @@ def describe(
     """One collective of the function that has the frame."""
     function, attrs = program.function(frame.function), op.attrs
     assert isinstance(
-        attrs, AllReduce | AllGather | AllToAll | Coalesced | ReduceScatter | RingAttend
+        attrs,
+        AllReduce | AllGather | AllToAll | Coalesced | ExchangeRows | ReduceScatter | RingAttend,
     )
     kind = function.types[op.operands[0]]
     moved = program.sizes.local_bytes(kind)

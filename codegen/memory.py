@@ -34,6 +34,7 @@ from fllmc.ir.ops import (
     Bucketed,
     Coalesced,
     Elementwise,
+    ExchangeRows,
     Fused,
     Pipeline,
     ReduceScatter,
@@ -308,6 +309,11 @@ class Planner:
             items += [Item(at, end, aligned(size))] if size else []
         if isinstance(op.attrs, AllToAll):  # what is sent, and what is received
             items.append(Item(at, end, 2 * self.bytes(self.function.types[op.operands[0]])))
+        if isinstance(op.attrs, ExchangeRows):  # likewise, with room for all that may be
+            both = (self.function.types[value] for value in (op.operands[0], op.results[0]))
+            elements = sum(self.sizes.local_elements(kind) for kind in both)
+            dtype = self.function.types[op.operands[0]].dtype
+            items.append(Item(at, at, aligned(elements * DTYPE_BYTES[dtype])))
         if isinstance(op.attrs, RingAttend):
             items += [Item(at, at, aligned(size)) for size in ring_buffers(op, self)]
         if isinstance(op.attrs, ReduceSum) and self.rows:

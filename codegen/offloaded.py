@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fllmc.codegen.offsets import aligned
-from fllmc.ir.ops import FromHost, Scan, ToHost
+from fllmc.ir.ops import FromHost, Scan, ToHost, Wait
 from fllmc.ir.program import Function, Op, Program
 
 
@@ -33,12 +33,13 @@ def uses(function: Function, value: int) -> list[Op]:
 def given(op: Op, attrs: Scan, program: Program) -> list[int]:
     """The stacked results that a scan's body gives by `to_host`."""
     body = program.function(attrs.function)
-    makers = {value: inner.attrs for inner in body.ops for value in inner.results}
-    return [
-        value
-        for value, inner in zip(op.results, body.results, strict=True)
-        if isinstance(makers.get(inner), ToHost) and inner not in body.results[: attrs.carries]
-    ]
+    away: set[int] = set()
+    for inner in body.ops:
+        waited = isinstance(inner.attrs, Wait) and away.issuperset(inner.operands)
+        if waited or isinstance(inner.attrs, ToHost):
+            away.update(inner.results)
+    away.difference_update(body.results[: attrs.carries])
+    return [value for value, inner in zip(op.results, body.results, strict=True) if inner in away]
 
 
 def taken(op: Op, value: int, program: Program) -> bool:

@@ -87,6 +87,7 @@ def contents(name: str, plan: Plan, levels: Mapping[str, str]) -> dict[str, Any]
         "cards": tuple(cards(plan, entry, whole)),
         "chart": memory_chart(timeline(plan, entry)),
         "order": order(whole),
+        "stages": figures.stage_memory(whole) if whole.stages else (),
         "memory": figures.memory(plan),
         "roles": PERSISTENT,
         "traffic": figures.traffic(plan, entry),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fllmc.codegen.function_text import FunctionText, position
 from fllmc.codegen.views import product, shape_text
-from fllmc.ir.ops import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.ops import Combine, Dispatch, ExchangeRows, GroupedDot, GroupedOuter, Tally, TopK
 from fllmc.ir.ops.experts import own_axes
 from fllmc.ir.program import Op
 from fllmc.ir.types import Dim, Type
@@ -70,6 +70,21 @@ def first_row(text: FunctionText, of: Dim, index: Type, along: str, slots: int) 
         return "0"
     held = text.sizes.size(of.name) // text.sizes.mesh.extent(of.axes)
     return f"rt.coordinate({own!r}) * {held * max(slots, 1)}"
+
+
+def exchange_rows(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Rows in use to the ranks of their experts or back, by way of what is sent and received."""
+    attrs = op.attrs
+    assert isinstance(attrs, ExchangeRows)
+    rows, index = op.operands
+    kind, chosen = text.function.types[rows], text.function.types[index]
+    lead = len(chosen.dims) - 2
+    count = sum(text.sizes.local_elements(text.function.types[v]) for v in (rows, op.results[0]))
+    scratch = text.view(text.arena(kind, text.offset(at, 0), (count,)))
+    given, out = (blocks(text, value, lead, lead + 1) for value in (rows, op.results[0]))
+    choices = f"{blocks(text, index, lead)}, {text.sizes.size(chosen.index)}"
+    site = text.sites[text.function.name, at]
+    return [f"rt.exchange_rows({site}, {given}, {choices}, {attrs.back}, {out}, {scratch})"]
 
 
 def grouped_dot(text: FunctionText, op: Op, at: int) -> list[str]:

@@ -94,6 +94,18 @@ class Turns:
         """Whether a port's values go to another rank."""
         return port in self.gifts and self.gifts[port][1] != self.attrs.rank
 
+    def way(self, port: str) -> str:
+        """Whether a value that is sent or received belongs to the forward or the backward pass."""
+        own = int(port.rpartition(".")[2])
+        if port in self.messages:
+            return "forward" if self._end(self.attrs.takes, port) < own else "backward"
+        return "forward" if self._end(self.attrs.gives, port) > own else "backward"
+
+    @staticmethod
+    def _end(messages: Sequence[tuple[str, str]], port: str) -> int:
+        """The stage at the other end of a port's message."""
+        return int(dict(messages)[port].rpartition(".")[2])
+
     def _note(self, at: int) -> None:
         key, stage, micro = self.actions[at]
         function = self.functions[key]

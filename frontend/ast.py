@@ -224,6 +224,10 @@ class Equation(Node, frozen=True):
     value: Expr
 
 
+class Penalty(Equation, frozen=True):
+    """`penalty target = value`: an equation whose value is added to the loss."""
+
+
 class Return(Node, frozen=True):
     """`return value`."""
 
@@ -302,10 +306,17 @@ class Lora(Node, frozen=True):
     fields: tuple[Field, ...]
 
 
-BlockItem = Param | Sub | Stack | Equation | Return
+class Quantize(Node, frozen=True):
+    """`quantize selector { bits: 4 }`; nothing may stand behind the selector."""
+
+    selector: Selector
+    fields: tuple[Field, ...] = ()
+
+
+BlockItem = Param | Sub | Stack | Equation | Penalty | Return
 RuleItem = State | Equation | Return
 ScheduleItem = Shard | Zero | Recompute | Offload | Field
-AdapterItem = Freeze | Tune | Lora
+AdapterItem = Freeze | Tune | Lora | Quantize
 
 
 # Sections.

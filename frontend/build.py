@@ -192,6 +192,7 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "stack": lambda s, p: ast.Stack(s, p[1], p[3], p[5]),
     "state": lambda s, p: ast.State(s, p[1], p[3]),
     "equation": lambda s, p: ast.Equation(s, p[0], p[2]),
+    "penalty": lambda s, p: ast.Penalty(s, p[1], p[3]),
     "return_": lambda s, p: ast.Return(s, p[1]),
     "field": lambda s, p: ast.Field(s, p[0], p[2]),
     "parameter": lambda s, p: ast.Parameter(s, p[0], (), None),
@@ -211,6 +212,8 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "freeze_rows": lambda s, p: ast.Freeze(s, p[1], tuple(p[3])),
     "tune": lambda s, p: ast.Tune(s, p[1]),
     "tune_rows": lambda s, p: ast.Tune(s, p[1], tuple(p[3])),
+    "quantize": lambda s, p: ast.Quantize(s, p[1], tuple(p[3])),
+    "quantize_plain": lambda s, p: ast.Quantize(s, p[1]),
     "lora": lambda s, p: ast.Lora(s, p[1], tuple(p[3])),
     # Expressions.
     "ref": _ref,

@@ -14,6 +14,7 @@ from fllmc.frontend import ast
 from fllmc.frontend.errors import Unused
 from fllmc.frontend.library import Library, Module, named_sections, read_all
 from fllmc.frontend.semantics.blocks import recursions, stacked_stacks, typed_block
+from fllmc.frontend.semantics.penalties import misfits
 from fllmc.frontend.semantics.rules import typed_rule
 from fllmc.frontend.semantics.typed import Block, Key, Rule
 from fllmc.ir.diagnostics import Diagnostic
@@ -61,6 +62,7 @@ def check_library(library: Library) -> Checked:
                 found.extend(mistakes)
     circles = tuple(recursions(blocks))
     found.extend(circles or stacked_stacks(blocks))
+    found.extend(() if circles else misfits(blocks))
     if not any(each.severity == "error" for each in found):
         found.extend(_unused_imports(library.modules[library.main]))
     return Checked(library, blocks, rules, tuple(found))

@@ -62,4 +62,5 @@ def read_target(section: ast.Target) -> tuple[Target, tuple[Diagnostic, ...]]:
             where = f"`{key}` of {record.what}"
             record.found.append(OutOfRange(value.value.span, where, "above zero", "0"))
     node = record.count("node", 8, low=1)
-    return Target(name.text, **figures, node=node), record.done()
+    link, memory = record.number("host_gbps", 0.0), record.number("host_gib", 0.0)
+    return Target(name.text, **figures, node=node, host_gbps=link, host_gib=memory), record.done()

@@ -250,3 +250,23 @@ class BadExperts(Diagnostic, frozen=True):
 
     name: str
     reason: str
+
+
+class BadPenalty(Diagnostic, frozen=True):
+    """A penalty has a dim that tokens don't have.
+
+    `penalty NAME = ...` in a block is added to the loss of each token, and the loss is the average
+    over counted tokens. So a penalty has dims of the model's tokens alone: [batch, seq] is a number
+    for each token, [batch] one for each sequence, [] one for the micro-batch. `sum` or `mean` take
+    other dims away.
+    """
+
+    code: ClassVar[str] = "E0233"
+    title: ClassVar[str] = "penalty `{name}` has dim `{dim}`, and tokens don't"
+    label: ClassVar[str] = "the tokens of model `{model}` are [{tokens}]"
+    help: ClassVar[tuple[str, ...]] = ("take it away: `sum[{dim}](...)` or `mean[{dim}](...)`",)
+
+    name: str
+    dim: str
+    model: str
+    tokens: str

@@ -37,3 +37,9 @@ MOST: Final = 127
 
 CODE_DTYPES: Final = {4: "u8", 8: "i8"}
 """How codes are stored: two in a byte, the first in its upper half, or one."""
+
+
+def most_moved(bits: int) -> float:
+    """By how much rounding may change an element, as a share of the largest of its block."""
+    gaps = [high - low for low, high in pairwise(NF4)] if bits == 4 else [1 / MOST]
+    return max(gaps) / 2

@@ -18,6 +18,7 @@ import numpy as np
 
 from fllmc.ir import ops
 from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.evaluate_experts import exchange_rows
 from fllmc.ir.evaluate_local import LOCAL, LocalRule, identity
 from fllmc.ir.evaluate_parts import (
     Array,
@@ -232,6 +233,7 @@ EVALUATE: dict[type[ops.Attrs], Rule] = {
     ops.Bucketed: bucketed,
     ops.Call: call,
     ops.Coalesced: coalesced,
+    ops.ExchangeRows: ring(exchange_rows),
     ops.Fused: call,
     ops.LocalSlice: across(local_slice),
     ops.ReduceScatter: across(reduce_scatter),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fllmc.ir import ops
-from fllmc.ir.evaluate_parts import Array, Here
+from fllmc.ir.evaluate_parts import Array, Here, Parts
 from fllmc.ir.ops.experts import own_axes
 from fllmc.ir.types import Dim, Type
 
@@ -126,3 +126,32 @@ def grouped_outer(attrs: ops.GroupedOuter, here: Here, a: Array, b: Array, index
     for sequence, expert, run in runs(index, here.positions(kind.dims[0])):
         total[expert] += np.tensordot(left[sequence, run], right[sequence, run], ((0,), (0,)))
     return total
+
+
+def exchange_rows(
+    attrs: ops.ExchangeRows, heres: Sequence[Here], operands: Sequence[Parts]
+) -> tuple[Parts, ...]:
+    """The rows in use, from where they stand at their tokens to where at their experts, or back."""
+    given, index = operands
+    mesh, (kind,) = heres[0].sizes.mesh, heres[0].results
+    lead = len(heres[0].operands[1].dims) - 2
+    experts = heres[0].sizes.size(heres[0].operands[1].index)
+    found = [np.zeros(here.sizes.local_shape(kind)) for here in heres]
+    for group in mesh.groups(attrs.axes):
+        each = experts // len(group)
+        for nearer, tokens in enumerate(group):
+            near, far = (found, given) if attrs.back else (given, found)
+            count = near[tokens].shape[0]
+            mine = index[tokens][nearer * count : (nearer + 1) * count]
+            for sequence in np.ndindex(mine.shape[:lead]):
+                owner, start = mine[sequence].ravel() // each, 0
+                whole = (nearer * count + sequence[0], *sequence[1:])
+                for place, holder in enumerate(group):
+                    total = int((owner == place).sum())
+                    here, there = slice(start, start + total), slice(total)
+                    if attrs.back:
+                        near[tokens][(*sequence, here)] = far[holder][(*whole, there)]
+                    else:
+                        far[holder][(*whole, there)] = near[tokens][(*sequence, here)]
+                    start += total
+    return (tuple(found),)

@@ -90,10 +90,12 @@ class Collective(msgspec.Struct, frozen=True):
 
     Bytes are those of the tensor (all_reduce), of the result (all_gather), of the operand
     (reduce_scatter, all_to_all) or of all that a rank hands on (ring_attend and its gradient).
+    Those of exchange_rows are a bound: only rows that choices fill are moved.
     `site` is the number by which the generated code names it; it stands at position `op` of
     `function`. `among` are the positions on the axis of those that take part, if not all do. `send`
-    and `recv` are of a pipeline op; `port` is the value. `copied` are the bytes that a rank copies
-    for a call of a gather or scatter, or of several collectives as one, to pack and unpack values.
+    and `recv` are of a pipeline op; `port` is the value, `way` its pass, `forward` or `backward`.
+    `copied` are the bytes that a rank copies for a call of a gather or scatter, or of several
+    collectives as one, to pack and unpack values.
     """
 
     site: int
@@ -108,6 +110,7 @@ class Collective(msgspec.Struct, frozen=True):
     op: int
     among: tuple[int, ...] = ()
     port: str = ""
+    way: str = ""
     copied: int = 0
 
 
@@ -123,7 +126,7 @@ class Decision(msgspec.Struct, frozen=True):
 class FrozenGroup(msgspec.Struct, frozen=True):
     """What a frozen parameter costs a rank, and what it costs when everything trains (`full_`).
 
-    `elements` are those of the whole tensor, 4-bit codes counted apart. Bytes are of storage, of
+    `elements` are those of the whole tensor. Bytes are of storage, codes and scales together, of
     what is stored beside it for its sake (optimizer state, copies in a wider dtype), of gradients
     and their sums, and of what collectives move for it in one step.
     """

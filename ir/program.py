@@ -47,6 +47,9 @@ class Parameter(msgspec.Struct, frozen=True):
     One whose rows train in part is stored in parts: `rows` are the ends of the stretches of the
     whole that a part has, along its first dim. The part that bears the whole's name is frozen, as
     large as the whole, and zero in all other rows; the others name it as what they are `part_of`.
+
+    One that `holds` the codes or the scales of a parameter in few `bits` says how blocks lie: each
+    of `block` positions, `along` a dim of that. See `ir/coded.py`.
     """
 
     name: str
@@ -63,6 +66,10 @@ class Parameter(msgspec.Struct, frozen=True):
     factor: float = 0.0
     part_of: str = ""
     rows: tuple[int, ...] = ()
+    holds: Literal["", "codes", "scales"] = ""
+    bits: int = 0
+    block: int = 0
+    along: str = ""
 
     @property
     def stretches(self) -> tuple[tuple[int, int], ...]:

@@ -30,7 +30,9 @@ def flops_text(count: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """`12 ms`, `1.20 s`."""
+    """`340 us`, `12 ms`, `1.20 s`."""
+    if seconds < 0.9995e-3:
+        return f"{seconds * 1e6:.0f} us"
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 

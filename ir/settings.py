@@ -149,6 +149,19 @@ class Lora(msgspec.Struct, frozen=True):
     span: Span = NOWHERE
 
 
+class Quantize(msgspec.Struct, frozen=True):
+    """Selected frozen maps in `bits`, 4 (NF4) or 8, with a scale for each `block` of elements.
+
+    Blocks lie `along` a dim; if it is empty, along the one that suits best.
+    """
+
+    selector: str
+    bits: int = 4
+    block: int = 64
+    along: str = ""
+    span: Span = NOWHERE
+
+
 class Rows(msgspec.Struct, frozen=True):
     """Rows [first, stop) of the selected parameters are frozen, or trained where `tune` is set.
 
@@ -163,18 +176,23 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 class Adapter(msgspec.Struct, frozen=True):
-    """What an adapter changes, in order: frozen, then tuned, then rows, then low-rank updates."""
+    """What an adapter changes, in order: frozen, tuned, rows, low-rank updates, bits."""
 
     name: str
     freeze: tuple[str, ...] = ()
     tune: tuple[str, ...] = ()
     lora: tuple[Lora, ...] = ()
     rows: tuple[Rows, ...] = ()
+    quantize: tuple[Quantize, ...] = ()
 
 
 Context = Literal["gather", "ring", "exchange"]
 """How attention sees a sequence that an axis divides: keys and values are gathered, or handed
 round a ring, or heads are exchanged for sequence."""
+
+
+ExpertRows = Literal["routed", "padded"]
+"""What is moved to experts without a capacity: the rows in use, or the room for all that may be."""
 
 
 Switch = Literal["on", "off"]
@@ -183,7 +201,8 @@ Switch = Literal["on", "off"]
 class Schedule(msgspec.Struct, frozen=True):
     """Placement and memory directives.
 
-    `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `loss_chunks` and
+    `budget_gib` bounds the memory of a rank in GiB; 0 is no bound. `host_gib` bounds what of it
+    waits in host memory instead; without it the target's figure does. `loss_chunks` and
     `backward_chunks` cut the loss and the backward pass of a layer along the sequence. With
     `overlap` collectives and host copies run beside computation. `places` are where fields stand in
     the text.
@@ -197,7 +216,9 @@ class Schedule(msgspec.Struct, frozen=True):
     offload: tuple[Offload, ...] = ()
     pipeline: Pipeline | None = None
     context: Context = "gather"
+    expert_rows: ExpertRows = "routed"
     budget_gib: float = 0.0
+    host_gib: float | None = None
     loss_chunks: int = 1
     backward_chunks: int = 1
     overlap: Switch = "on"

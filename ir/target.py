@@ -10,7 +10,9 @@ class Target(msgspec.Struct, frozen=True):
 
     `memory_gib` is usable memory in GiB; `bf16_tflops` and `f32_tflops` are 10^12 operations a
     second; `memory_gbps`, `link_gbps` (to devices of the same node) and `network_gbps` (to other
-    nodes, per device) are 10^9 bytes a second; `node` counts the devices of a node.
+    nodes, per device) are 10^9 bytes a second; `node` counts the devices of a node. `host_gbps` is
+    the rate of the link to the host's memory, of which a device has `host_gib`; 0 where none is
+    stated.
     """
 
     name: str
@@ -21,8 +23,15 @@ class Target(msgspec.Struct, frozen=True):
     link_gbps: float
     network_gbps: float
     node: int = 8
+    host_gbps: float = 0.0
+    host_gib: float = 0.0
 
     @property
     def memory_bytes(self) -> int:
         """Usable memory in bytes."""
         return int(self.memory_gib * 2**30)
+
+    @property
+    def host_bytes(self) -> int:
+        """A device's share of the host's memory in bytes."""
+        return int(self.host_gib * 2**30)

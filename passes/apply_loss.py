@@ -6,6 +6,10 @@
         -> (loss: f32[], count: f32[])
     func predict(params, tokens, position: seq[]) -> (logits: [batch, vocab])
 
+Where blocks have penalties the model gives their sum, over some dims of tokens, as `penalty`. It is
+added to the likelihood of each token in `forward.objective`, which is `forward` otherwise and what
+is trained on, so that `forward` measures the same with and without penalties.
+
 `loss` is the sum over all positions of weight times negative log-likelihood, `count` the sum of the
 weights. What the loss means is their ratio, taken over all that belongs together: micro-batches and
 ranks. So `loss` is never a mean.
@@ -24,6 +28,10 @@ from fllmc.ir.types import Type, indices, tensor
 from fllmc.passes.base import Context, Pass
 
 MODEL, FORWARD, PREDICT = "model", "forward", "predict"
+OBJECTIVE = "forward.objective"
+"""No name of a block, which have no dots."""
+PENALTY = "penalty"
+"""The output of `model` that is the sum of penalties."""
 BATCH = "batch"
 """The dim of the samples."""
 
@@ -46,23 +54,27 @@ class ApplyLoss(Pass, frozen=True):
         if len(token_dims(model)) == 2 and BATCH in token_dims(model):
             made.append(predict(model, program))
         entries = tuple(function.name for function in made)
+        if PENALTY in model.outputs:
+            made.append(self.forward(model, program, OBJECTIVE))
         program = structs.replace(program, level="training", entries=entries)
         return program.with_functions(*made, drop=(MODEL,))
 
-    def forward(self, model: Function, program: Program) -> Function:
-        """The model with its loss."""
-        b, operands = begun(FORWARD, model, program)
+    def forward(self, model: Function, program: Program, name: str = FORWARD) -> Function:
+        """The model with its loss, and as the objective with its penalties."""
+        b, operands = begun(name, model, program)
         vocab, dims = vocab_dim(model), token_dims(model)
         wide = widest(model.signature.results[0].dtype)
         targets = b.input(data_name(b, "targets"), indices(vocab, *dims), "data")
         weights = b.input(data_name(b, "weights"), tensor(wide, *dims), "data")
-        (logits,) = b.copy(model, operands)
+        logits, *penalties = b.copy(model, operands)
         b.path, b.span = "loss", model.span
         logits = b.cast(logits, wide)
         lse = logsumexp(b, logits, vocab)
         nll = b.sub(lse, b.one(Pick(vocab), logits, targets))
         if self.z_loss:
             nll = b.add(nll, b.mul(b.constant(self.z_loss), b.mul(lse, lse)))
+        for penalty in penalties if name == OBJECTIVE else ():
+            nll = b.add(nll, penalty)
         loss, count = b.sum(b.mul(weights, nll), dims), b.sum(weights, dims)
         return b.finish([loss, count], ["loss", "count"], model.span)
 
@@ -113,6 +125,6 @@ def predict(model: Function, program: Program) -> Function:
     b, operands = begun(PREDICT, model, program)
     (along,) = (name for name in token_dims(model) if name != BATCH)
     position = b.input(data_name(b, "position"), Type("i64", index=along), "data")
-    (logits,) = b.copy(model, operands)
+    logits, *_ = b.copy(model, operands)
     b.path, b.span = PREDICT, model.span
     return b.finish([b.one(Pick(along), logits, position)], ["logits"], model.span)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fllmc.ir.ops import Scan, ToHost
 from fllmc.ir.plan import Decision
@@ -11,15 +11,23 @@ from fllmc.ir.quantities import bytes_text
 from fllmc.ir.select import selects
 from fllmc.ir.settings import Schedule
 from fllmc.passes.context_decisions import attentions
+from fllmc.passes.expert_decisions import exchanges
 from fllmc.passes.place import summary
+from fllmc.passes.quantize_decisions import quantized
 
 
-def decisions(program: Program, schedule: Schedule) -> tuple[Decision, ...]:
-    """The decisions behind a placed program: of parameters, of attention, then of what is kept."""
+def decisions(
+    program: Program, schedule: Schedule, told: Collection[Decision] = ()
+) -> tuple[Decision, ...]:
+    """The decisions behind a placed program: of parameters, attention and experts, then of what
+    is kept, but for what is `told` otherwise."""
+    known = {each.subject for each in told}
     return (
         *placements(program, schedule),
+        *quantized(program),
         *attentions(program, schedule),
-        *kept(program, schedule),
+        *exchanges(program),
+        *(each for each in kept(program, schedule) if each.subject not in known),
     )
 
 

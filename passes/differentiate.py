@@ -1,4 +1,5 @@
-"""differentiate: training -> training. Add the function `gradient` to the loss in `forward`.
+"""differentiate: training -> training. Add the function `gradient` to the loss in `forward`, or in
+`forward.objective` where there are penalties.
 
     func forward(params, data) -> (loss, count)
     ->
@@ -29,7 +30,7 @@ from fllmc.ir.build import Builder
 from fllmc.ir.ops import Scan, Signature
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.span import NOWHERE
-from fllmc.passes.apply_loss import FORWARD
+from fllmc.passes.apply_loss import FORWARD, OBJECTIVE
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.gradient_site import written_out, zero
 from fllmc.passes.inline import EQUATIONS, reachable
@@ -63,7 +64,8 @@ class Differentiate(Pass, frozen=True):
 
 def whole_gradient(program: Program, bodies: Bodies) -> Function:
     """`gradient` of the program."""
-    forward = program.function(FORWARD)
+    known = {function.name for function in program.functions}
+    forward = program.function(OBJECTIVE if OBJECTIVE in known else FORWARD)
     trained = [parameter.name for parameter in program.parameters if parameter.trainable]
     wanted = {n for n, given in enumerate(forward.inputs) if given.name in trained}
     draft = Reverse(forward, bodies.active(forward, wanted), bodies).run(

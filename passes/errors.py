@@ -1,6 +1,7 @@
 """What can be wrong with pipelines, adapters and recompute directives, in words.
 
-Codes E0350 to E0379, W0370 to W0379, E0402; those of `shard` directives stand in `place_errors.py`.
+Codes E0350 to E0379, W0370 to W0379, E0402, E0403; those of `shard` directives stand in
+`place_errors.py`.
 """
 
 from __future__ import annotations
@@ -290,6 +291,20 @@ class BudgetUnmet(Diagnostic, frozen=True):
         """What was tried and fits."""
         fits = tuple(f"it fits with `{way}`" for way in self.ways)
         return fits or ("divide more with `--mesh`, or make the batch smaller",)
+
+
+class HostTooSmall(Diagnostic, frozen=True):
+    """What waits in host memory by `offload` directives takes more than `host_gib` allows.
+
+    What is chosen under `budget_gib` stays within it, so directives alone can ask for too much.
+    """
+
+    code: ClassVar[str] = "E0403"
+    title: ClassVar[str] = "{needed} wait in a rank's host memory, and `host_gib` allows {allowed}"
+    help: ClassVar[tuple[str, ...]] = ("`offload` less, or let `budget_gib` choose what waits",)
+
+    needed: str
+    allowed: str
 
 
 class NothingToRecompute(Diagnostic, frozen=True):

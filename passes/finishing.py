@@ -9,6 +9,7 @@ import msgspec
 from fllmc.ir.plan import Decision
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Spec
+from fllmc.ir.target import Target
 from fllmc.ir.text import print_program
 from fllmc.ir.timetable import Timed
 from fllmc.passes.base import Context
@@ -54,13 +55,13 @@ def finish(
     cx: Context,
     clock: Callable[[], float],
     keep: Dump,
+    target: Target,
     within: Recompute | None = None,
     beside: Overlap | None = None,
 ) -> Finished:
-    """All passes over a spec's program; `within` keeps within a budget, if there is one.
+    """All passes over a spec's program; stages are weighed by times on the target.
 
-    `beside` lets transfers run beside computation.
-
+    `within` keeps within a budget, if there is one; `beside` lets transfers run beside computation.
     DiagnosticError with what is wrong.
     """
     asked = asked_pipeline(spec.schedule, spec.program, cx.mesh)
@@ -74,7 +75,7 @@ def finish(
         return Finished(program, (program,), "", timings)
     program, timings = run_pipeline(spec.program, first, cx, clock, keep)
     begin = clock()
-    cut = stage_programs(program, asked, spec.schedule.microbatches)
+    cut = stage_programs(program, asked, spec.schedule.microbatches, target)
     took = clock() - begin
     done: dict[bytes, Program] = {}
 
@@ -87,5 +88,5 @@ def finish(
             timings += (Timing(CUT, took, 0.0), *found)
             took = 0.0
     ends = tuple(like(done[outline(stage)], stage) for stage in cut.programs)
-    reasons = tuple(stage_decisions(cut, asked))
+    reasons = tuple(stage_decisions(cut, asked, target))
     return Finished(program, ends, asked.axis, timings, reasons, cut.timeline)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Final, cast
 
+from fllmc.ir.coded import cuts_of, uncut
 from fllmc.ir.types import Dim
 
 PART: Final = ".part"
@@ -21,6 +22,16 @@ def parts_of(dim: str, dims: Container[str]) -> tuple[str, ...]:
     while (name := unique(dim + PART, found)) in dims:
         found.append(name)
     return tuple(found)
+
+
+def stand_ins(dim: str, dims: Collection[str]) -> tuple[str, ...]:
+    """The names, among these, of dims that lie where a dim does: what it is cut into, and codes."""
+    return (*parts_of(dim, dims), *cuts_of(dim, dims))
+
+
+def is_stand_in(dim: str) -> bool:
+    """Whether the dim lies where another one does, so that no directive names it."""
+    return PART in dim or uncut(dim) != dim
 
 
 def renamed(held: object, dims: Mapping[str, str]) -> object:

@@ -43,10 +43,11 @@ class Offload(Pass, frozen=True):
         for name, places in all_places(program).items() if self.selectors else ():
             for stack in stacks(program.function(name)):
                 function = program.function(name)
-                chosen = selected(function, stack, program, places[0], self.selectors)
-                done.update(rule for rules in chosen.values() for rule in rules)
+                found = selected(function, stack, program, places[0], self.selectors)
+                done.update(rule for rules in found.values() for rule in rules)
+                chosen = frozenset(found) - there_already(function, stack, program)
                 if chosen:
-                    program = offloaded(function, stack, program, frozenset(chosen))
+                    program = offloaded(function, stack, program, chosen)
         for rule in self.selectors:
             if rule not in done:
                 cx.report(OffloadsNothing(rule.span, rule.selector))
@@ -63,17 +64,28 @@ def selected(
     """The positions of the forward scan's results that are offloaded, and for which directives."""
     op = function.ops[stack.forward]
     body, inside = program.function(scan_of(op).function), place.inside(op)
-    makers = {value: inner for inner in body.ops for value in inner.results}
-    found: dict[int, list[Directive]] = {}
-    for at in stack.moved.values():
-        value = body.results[at]
-        while value in makers and isinstance(makers[value].attrs, Rename):
-            (value,) = makers[value].operands
-        maker = makers.get(value, Op(ToHost(), (value,), ()))
-        rules = [rule for rule in selectors if matches(rule.selector, maker, inside)]
-        if rules:
-            found[at] = rules
-    return found
+    found = {
+        at: rules_for(body, body.results[at], inside, selectors) for at in stack.moved.values()
+    }
+    return {at: rules for at, rules in found.items() if rules}
+
+
+def rules_for(
+    body: Function, value: int, inside: Place, selectors: tuple[Directive, ...]
+) -> list[Directive]:
+    """The directives that select a value of a forward body: where it was made, not renamed."""
+    makers = {value: op for op in body.ops for value in op.results}
+    while value in makers and isinstance(makers[value].attrs, Rename | ToHost):
+        (value,) = makers[value].operands
+    maker = makers.get(value, Op(ToHost(), (value,), ()))
+    return [rule for rule in selectors if matches(rule.selector, maker, inside)]
+
+
+def there_already(function: Function, stack: Stack, program: Program) -> frozenset[int]:
+    """The positions of the forward scan's results that wait in host memory as it is."""
+    body = program.function(scan_of(function.ops[stack.forward]).function)
+    away = {v for op in body.ops if isinstance(op.attrs, ToHost) for v in op.results}
+    return frozenset(at for at in stack.moved.values() if body.results[at] in away)
 
 
 def offloaded(

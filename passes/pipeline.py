@@ -26,6 +26,7 @@ from fllmc.passes.optimizer_step import OptimizerStep
 from fllmc.passes.overlap import Overlap
 from fllmc.passes.pick_early import PickEarly
 from fllmc.passes.place.place import Place
+from fllmc.passes.quantize_frozen import QuantizeFrozen
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
@@ -38,6 +39,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
     ApplyAdapter,
     SplitRows,
+    QuantizeFrozen,
     StoreFrozen,
     ApplyLoss,
     PickEarly,
@@ -107,6 +109,7 @@ def standard_pipeline(
             context=schedule.context,
             zero=schedule.zero,
             reduce=train.precision.reduce,
+            expert_rows=schedule.expert_rows,
         ),
         ShareEqual(),
         DropUnused(),
@@ -131,6 +134,7 @@ def adapting(spec: Spec) -> tuple[Pass, ...]:
     return (
         ApplyAdapter(freeze=adapter.freeze, tune=adapter.tune, lora=adapter.lora),
         SplitRows(rows=adapter.rows, dtype=compute),
+        *((QuantizeFrozen(adapter.quantize),) if adapter.quantize else ()),
         StoreFrozen(dtype=compute),
     )
 

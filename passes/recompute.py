@@ -9,7 +9,8 @@ its `keep` names. The ops that are run again keep their paths, and random number
 counter, so the numbers stay the same to the last bit.
 
 With a `budget` in bytes for what a rank keeps, values are chosen so that getting back the others
-takes least time on the `target`; `in_flight` micro-batches are kept at once. See
+takes least time on the `target`; `in_flight` micro-batches are kept at once. Values may wait in
+`host` bytes of host memory, and those must that `offload` selects. See
 `passes/recompute_budget.py`.
 """
 
@@ -20,6 +21,7 @@ from typing import ClassVar
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.program import Function, Level, Program
+from fllmc.ir.settings import Offload
 from fllmc.ir.settings import Recompute as Directive
 from fllmc.ir.target import Target
 from fllmc.ir.walk import host_values
@@ -43,13 +45,15 @@ class Recompute(AnyLevelPass, frozen=True):
     cheap: bool = True
     budget: int = -1
     in_flight: int = 1
+    host: int = 0
+    offload: tuple[Offload, ...] = ()
     target: Target | None = None
 
     def run(self, program: Program, cx: Context) -> Program:
         """Rewrite every pair of scans, then what is kept over them outside of stacks."""
         policy = Policy(self.selectors, self.cheap)
         if self.target is not None and self.budget >= 0:
-            room = Room(self.budget, self.in_flight, self.target)
+            room = Room(self.budget, self.in_flight, self.target, self.host, self.offload)
             return kept_within(program, policy, room)
         wrong = mistakes(policy, program)
         if wrong:

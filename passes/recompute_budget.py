@@ -1,26 +1,34 @@
 """Keep what saves most time under a budget of bytes, over all stacks of a program together.
 
 Any op of a stack may be run again, at the time that a roofline gives it, unless a directive names
-it under `keep`; what a directive selects otherwise is not kept. Bytes are those of one rank, for
-all layers, and for each micro-batch that is in flight.
+it under `keep`; what a directive selects otherwise is not kept. What a stack makes may wait in host
+memory instead, at the time of its copies, which the device waits for; what `offload` directives
+select does if it is kept at all. Bytes are those of one rank, for all layers, and for each
+micro-batch that is in flight.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from fllmc.ir.program import Program
+from fllmc.ir.plan import ALIGNMENT
+from fllmc.ir.program import Function, Program
+from fllmc.ir.settings import Offload
 from fllmc.ir.target import Target
 from fllmc.ir.walk import host_values
 from fllmc.passes.budget_choice import (
+    Away,
     Choice,
+    Held,
     Instance,
     Step,
     bytes_of,
     choose,
     fewest_bytes,
+    moved,
 )
-from fllmc.passes.recompute_policy import Place, Policy, all_places
+from fllmc.passes.offload import offloaded, rules_for
+from fllmc.passes.recompute_policy import Place, Policy, all_places, never_kept
 from fllmc.passes.recompute_rewrite import rewritten
 from fllmc.passes.recompute_stacks import (
     Stack,
@@ -34,18 +42,25 @@ from fllmc.passes.roofline import op_seconds
 
 
 class Room(msgspec.Struct, frozen=True):
-    """Bytes for what a rank keeps, the micro-batches that are kept at once, and the device."""
+    """Bytes for what a rank keeps, and the device.
+
+    `in_flight` micro-batches are kept at once. `host` are the bytes of host memory in which values
+    may wait, as those must that `offload` selects.
+    """
 
     budget: int
     in_flight: int
     target: Target
+    host: int = 0
+    offload: tuple[Offload, ...] = ()
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One stack of a function, and where its values begin among those of all stacks."""
+    """One stack of a function, where it runs, and where its values begin among all stacks'."""
 
     function: str
     stack: Stack
+    inside: Place
     first: int
 
 
@@ -57,84 +72,120 @@ class Whole(msgspec.Struct, frozen=True):
 
     @property
     def least(self) -> int:
-        """The fewest bytes that can be kept."""
+        """The fewest bytes that can be kept on the device."""
         return bytes_of(self.instance, fewest_bytes(self.instance))
 
     def choose(self, budget: int) -> Choice:
         """The fastest choice within a budget that is no less than the fewest bytes."""
         if not self.parts:
-            return Choice((), 0, 0.0, 0.0)
+            return Choice((), (), 0, 0, 0.0, 0.0)
         return choose(self.instance, budget)
+
+    def own(self, number: int, held: Held) -> Held:
+        """What is held of the values of one stack, by their numbers in its body."""
+        first = self.parts[number].first
+        later = [part.first for part in self.parts[number + 1 :]]
+        numbers = range(first, min(later, default=len(self.instance.costs)))
+        kept, away = (
+            frozenset(v - first for v in values if v in numbers)
+            for values in (held.kept, held.away)
+        )
+        return Held(kept, away)
 
 
 def everything(program: Program, policy: Policy, room: Room) -> Whole:
     """What can be kept and run again in all stacks that have none inside."""
     parts: list[Part] = []
-    costs: list[int | None] = []
-    steps: list[Step] = []
-    wanted: list[int] = []
+    whole = Instance((), (), (), (), room.host)
     for name, places in all_places(program).items():
         function = program.function(name)
         for stack in stacks(function):
-            body = program.function(scan_of(function.ops[stack.forward]).function)
-            if stacks(body):
+            op = function.ops[stack.forward]
+            if stacks(program.function(scan_of(op).function)):
                 continue
-            first = len(costs)
-            found = instance_of(program, name, stack, policy, places[0], room)
-            parts.append(Part(name, stack, first))
-            costs += found.costs
-            steps += [moved(step, first) for step in found.steps]
-            wanted += [first + value for value in found.wanted]
-    return Whole(tuple(parts), Instance(tuple(costs), tuple(steps), tuple(wanted)))
+            inside = places[0].inside(op)
+            parts.append(Part(name, stack, inside, len(whole.costs)))
+            whole = beside(whole, instance_of(program, name, stack, policy, inside, room))
+    return Whole(tuple(parts), whole)
 
 
-def moved(step: Step, by: int) -> Step:
-    """The step with its values' numbers moved."""
-    operands, results = (tuple(v + by for v in given) for given in (step.operands, step.results))
-    return Step(operands, results, step.seconds)
+def beside(whole: Instance, other: Instance) -> Instance:
+    """Two instances as one, with the numbers of the second behind those of the first."""
+    behind = moved(other, len(whole.costs))
+    return Instance(
+        whole.costs + behind.costs,
+        whole.steps + behind.steps,
+        whole.wanted + behind.wanted,
+        whole.away + behind.away,
+        whole.host,
+    )
 
 
 def instance_of(
-    program: Program, name: str, stack: Stack, policy: Policy, place: Place, room: Room
+    program: Program, name: str, stack: Stack, policy: Policy, inside: Place, room: Room
 ) -> Instance:
     """One stack: its forward body's values and ops."""
     function = program.function(name)
-    op = function.ops[stack.forward]
-    scan, inside = scan_of(op), place.inside(op)
+    scan = scan_of(function.ops[stack.forward])
     body, turns = program.function(scan.function), program.sizes.size(scan.over)
     costs = keeping_costs(function, stack, program, body)
-    host = host_values(body)
+    always = host_values(body) | never_kept(body)
     steps: list[Step] = []
     for inner in body.ops:
         selected = policy.selected(inner, inside)
         if selected:
             costs.update(dict.fromkeys(inner.results))
-        if selected or not policy.named(inner, inside) or host.issuperset(inner.results):
+        if selected or not policy.named(inner, inside) or always.issuperset(inner.results):
             seconds = turns * op_seconds(program, body, inner, room.target)
             steps.append(Step(inner.operands, inner.results, seconds))
-    inputs = range(scan.carries, len(body.inputs))
-    found = [costs[value] for value in range(len(body.types))]
+    own = [v for v in range(len(body.types)) if v not in range(scan.carries, len(body.inputs))]
+    away = {v: way for v in own if costs[v] and (way := away_of(program, body, v, turns, room))}
+    for value in away:
+        if rules_for(body, value, inside, room.offload):
+            costs[value] = None
     return Instance(
         tuple(
-            cost if cost is None or value in inputs else cost * room.in_flight
-            for value, cost in enumerate(found)
+            cost * room.in_flight if cost and value in own else cost
+            for value, cost in sorted(costs.items())
         ),
         tuple(steps),
         tuple(sorted({body.results[at] for at in stack.moved.values()})),
+        tuple(away.get(value) for value in range(len(body.types))),
     )
+
+
+def away_of(program: Program, body: Function, value: int, turns: int, room: Room) -> Away | None:
+    """What a value of a forward body takes while it waits in host memory, if it can."""
+    kind = body.types[value]
+    if not room.host or not room.target.host_gbps or kind.partial:
+        return None
+    size = turns * program.sizes.local_bytes(kind)
+    return Away(-(-size // ALIGNMENT) * ALIGNMENT, 2 * size / (room.target.host_gbps * 1e9))
 
 
 def kept_within(program: Program, policy: Policy, room: Room) -> Program:
     """The program with the choice made; the fewest bytes where the budget is less than these."""
     whole = everything(program, policy, room)
-    kept = whole.choose(max(room.budget, whole.least)).kept if whole.parts else ()
-    bounds = [*(part.first for part in whole.parts), len(whole.instance.costs)]
-    for part, stop in zip(whole.parts, bounds[1:], strict=True):
-        function = program.function(part.function)
-        now = residuals(function, part.stack.forward, part.stack.backward)
-        scan = scan_of(function.ops[part.stack.forward])
-        mine = {value - part.first for value in kept if part.first <= value < stop}
-        decision = decision_of(mine, scan, program.function(scan.function))
-        if not decision.keeps_all(function, now, program):
-            program = rewritten(function, now, decision, program)
+    if not whole.parts:
+        return program
+    held = whole.choose(max(room.budget, whole.least)).held
+    for number, part in enumerate(whole.parts):
+        program = held_by(program, part, whole.own(number, held))
     return program
+
+
+def held_by(program: Program, part: Part, held: Held) -> Program:
+    """The program with just these values of one stack held, where they are to be."""
+    function = program.function(part.function)
+    now = residuals(function, part.stack.forward, part.stack.backward)
+    scan = scan_of(function.ops[part.stack.forward])
+    decision = decision_of(held.all, scan, program.function(scan.function))
+    if held.away or not decision.keeps_all(function, now, program):
+        program = rewritten(function, now, decision, program)
+    if not held.away:
+        return program
+    function = program.function(part.function)
+    now = residuals(function, part.stack.forward, part.stack.backward)
+    body = program.function(scan_of(function.ops[now.forward]).function)
+    chosen = frozenset(at for at in now.moved.values() if body.results[at] in held.away)
+    return offloaded(function, now, program, chosen)

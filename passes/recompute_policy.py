@@ -14,6 +14,7 @@ import msgspec
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.ops import (
     Cast,
+    Dequantize,
     Elementwise,
     Fill,
     Iota,
@@ -26,7 +27,7 @@ from fllmc.ir.ops import (
     TopK,
     Transpose,
 )
-from fllmc.ir.program import Op, Program
+from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.select import selects
 from fllmc.ir.settings import Recompute
 from fllmc.passes.errors import RecomputesNothing
@@ -36,6 +37,9 @@ CHEAP = (Elementwise, Fill, Iota, LocalSlice, Pick, Rename, Rope, Spread, Transp
 
 Reductions do too, but their results are small: keeping them saves the pass.
 """
+
+FORMS = (Cast, LocalSlice, Rename, Transpose)
+"""Ops whose result is their operand in another form."""
 
 LAYERS = ("0", "1")
 """Two layers that stand for all: a selector of both is taken for one of every layer."""
@@ -89,6 +93,16 @@ class Policy(msgspec.Struct, frozen=True):
         return any(
             matches(rule.selector, op, place) and kept(rule, op, place) for rule in self.selectors
         )
+
+
+def never_kept(body: Function) -> set[int]:
+    """Values that stand for codes, in whatever form: to keep them would undo the storage."""
+    found: set[int] = set()
+    for op in body.ops:
+        form = isinstance(op.attrs, FORMS) and op.operands[0] in found
+        if form or isinstance(op.attrs, Dequantize):
+            found.update(op.results)
+    return found
 
 
 def matches(selector: str, op: Op, place: Place) -> bool:

@@ -17,7 +17,7 @@ from fllmc.ir.ops import Scan
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.walk import host_values
 from fllmc.passes.cut import Choices, values_to_keep
-from fllmc.passes.recompute_policy import Place, Policy
+from fllmc.passes.recompute_policy import Place, Policy, never_kept
 
 
 class Stack(msgspec.Struct, frozen=True):
@@ -87,9 +87,9 @@ def decide(
     scan = scan_of(first)
     body = program.function(scan.function)
     inside = place.inside(first)
-    host = host_values(body)
+    always = host_values(body) | never_kept(body)
     again = [
-        op for op in body.ops if policy.recomputable(op, inside) or host.issuperset(op.results)
+        op for op in body.ops if policy.recomputable(op, inside) or always.issuperset(op.results)
     ]
     made = {value for op in again for value in op.results}
     feeds = tuple((a, b) for op in again for a in op.operands for b in op.results)
@@ -134,7 +134,7 @@ def keeping_costs(
     costs: dict[int, int | None] = {
         value: layers * sizes.local_bytes(kind) for value, kind in enumerate(body.types)
     }
-    costs.update(dict.fromkeys(host_values(body)))
+    costs.update(dict.fromkeys((*host_values(body), *never_kept(body))))
     for value in range(scan.carries, len(body.inputs)):
         operand = first.operands[value]
         free = operand in late or operand in host_values(function)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Add, AddN, Cast, Fill, Iota, Put, Rename, Scan, Transpose
+from fllmc.ir.ops import Add, AddN, Cast, Dequantize, Fill, Iota, Put, Rename, Scan, Transpose
 from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Op, Role
 from fllmc.ir.types import Sizes, Type
@@ -37,7 +37,7 @@ class Cotangent(NamedTuple):
     result: int
 
 
-OTHER_FORMS = (Cast, Rename, Transpose)
+OTHER_FORMS = (Cast, Dequantize, Rename, Transpose)
 """Ops that give a parameter in another form."""
 
 Key: TypeAlias = "Saved | Cotangent"

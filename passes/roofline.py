@@ -1,7 +1,8 @@
 """How long an op takes at least: its operations, its bytes or its traffic, at the target's peaks.
 
 A roofline (Williams et al. 2009) without efficiencies: good for weighing ops against each other.
-Copies to and from host memory go at the rate of the network, whose adapter has the same slot.
+Copies to and from host memory go at the rate of the link there; where none is stated at that of the
+network, whose adapter has the same slot.
 """
 
 from __future__ import annotations
@@ -9,7 +10,18 @@ from __future__ import annotations
 from typing import Final
 
 from fllmc.ir.flops import op_flops
-from fllmc.ir.ops import COLLECTIVES, Fill, FromHost, Iota, Rename, Scan, Stop, ToHost, Wait
+from fllmc.ir.ops import (
+    COLLECTIVES,
+    ExchangeRows,
+    Fill,
+    FromHost,
+    Iota,
+    Rename,
+    Scan,
+    Stop,
+    ToHost,
+    Wait,
+)
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.target import Target
 from fllmc.ir.types import bare_axes
@@ -35,14 +47,20 @@ def op_seconds(
     sizes = program.sizes
     moved = sum(sizes.local_bytes(function.types[v]) for v in (*op.operands, *op.results))
     if isinstance(op.attrs, FromHost | ToHost):
-        return sizes.local_bytes(function.types[op.results[0]]) / (target.network_gbps * 1e9)
+        rate = target.host_gbps or target.network_gbps
+        return sizes.local_bytes(function.types[op.results[0]]) / (rate * 1e9)
     if isinstance(op.attrs, COLLECTIVES):
         extent = sizes.mesh.extent(bare_axes(op.attrs.axes))
         rate = target.link_gbps if extent <= target.node else target.network_gbps
-        whole = max(
+        sums = [
             sum(sizes.local_bytes(function.types[v]) for v in values)
             for values in (op.operands, op.results)
-        )
+        ]
+        if isinstance(op.attrs, ExchangeRows):  # as many rows come as go, if chosen alike
+            near = sizes.local_bytes(function.types[op.operands[0]])
+            whole = min(near, *sums[1:])
+        else:
+            whole = max(sums)
         return whole * (extent - 1) / extent / (rate * 1e9)
     narrow = function.types[op.results[0]].dtype in ("bf16", "f16")
     peak = (target.bf16_tflops if narrow else target.f32_tflops) * 1e12

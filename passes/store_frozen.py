@@ -47,7 +47,7 @@ class StoreFrozen(Pass, frozen=True):
         forms = {
             p.name: Narrowed(p, (narrowed(p, self.dtype),))
             for p in program.parameters
-            if not p.trainable and DTYPE_BYTES[self.dtype] < DTYPE_BYTES[p.type.dtype]
+            if not (p.trainable or p.holds) and DTYPE_BYTES[self.dtype] < DTYPE_BYTES[p.type.dtype]
         }
         return restored(program, forms)
 

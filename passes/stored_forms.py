@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Cast, Scan, Signature
+from fllmc.ir.ops import Cast, Scan, Signature, Take
 from fllmc.ir.program import Function, Op, Parameter, Program
 from fllmc.passes.inline import callees_first
 from fllmc.passes.lora_uses import bound_parameters, own_bodies
@@ -31,6 +31,12 @@ class Form(msgspec.Struct, frozen=True):
     @abstractmethod
     def value(self, b: Builder, parts: Sequence[int], dtype: str) -> int:
         """The value of the base in a dtype, from those of its parts."""
+
+    def taken(
+        self, b: Builder, parts: Sequence[int], take: Take, index: int, dtype: str
+    ) -> int | None:
+        """What is looked up in the base, if that is had without the whole of it."""
+        return None
 
 
 def restored(program: Program, forms: Mapping[str, Form]) -> Program:
@@ -86,6 +92,9 @@ class Rewriter:
                 for part in form.parts
             )
         for op in function.ops:
+            if isinstance(op.attrs, Cast) and values.has(op.operands[0]):
+                values.cast(op.results[0], op.operands[0], op.attrs.dtype)
+                continue
             b.path, b.span = op.path, op.span
             values.mapping.update(zip(op.results, self.op(b, op, values), strict=True))
         results = [values.of(value, function.types[value].dtype) for value in function.results]
@@ -97,8 +106,10 @@ class Rewriter:
         """The op on values, or a scan on parts."""
         if isinstance(op.attrs, Scan):
             return self.scan(b, op, op.attrs, values)
-        if isinstance(op.attrs, Cast) and op.operands[0] in values.parts:
-            return (values.of(op.operands[0], op.attrs.dtype),)
+        if isinstance(op.attrs, Take) and values.has(op.operands[0]):
+            found = values.taken(op.attrs, *op.operands)
+            if found is not None:
+                return (found,)
         return b.emit(op.attrs, *(values.of(value) for value in op.operands))
 
     def scan(self, b: Builder, op: Op, attrs: Scan, values: Values) -> tuple[int, ...]:
@@ -121,14 +132,33 @@ class Values:
         self.held = held
         self.mapping: dict[int, int] = {}
         self.parts: dict[int, tuple[int, ...]] = {}
+        self._casts: dict[int, tuple[int, str]] = {}
         self._made: dict[tuple[int, str], int] = {}
+
+    def has(self, value: int) -> bool:
+        """Whether the value is stored in a form, or a cast of one that is."""
+        return value in self.parts or value in self._casts
+
+    def cast(self, value: int, source: int, dtype: str) -> None:
+        """Let a value be another one that is stored in a form, in a dtype of its own."""
+        self._casts[value] = (self.origin(source)[0], dtype)
+
+    def origin(self, value: int) -> tuple[int, str]:
+        """The value as it is stored, and the dtype in which it is wanted."""
+        return self._casts.get(value) or (value, self.held[value].base.type.dtype)
+
+    def taken(self, take: Take, table: int, index: int) -> int | None:
+        """What is looked up in a value stored in a form, if that is had without all of it."""
+        stored, dtype = self.origin(table)
+        form, parts = self.held[stored], self.parts[stored]
+        return form.taken(self.b, parts, take, self.mapping[index], dtype)
 
     def of(self, value: int, dtype: str = "") -> int:
         """The value, in the model's dtype if no other is named."""
-        if value not in self.parts:
+        if not self.has(value):
             return self.mapping[value]
-        form = self.held[value]
-        key = (value, dtype or form.base.type.dtype)
+        stored, wanted = self.origin(value)
+        key = (stored, dtype or wanted)
         if key not in self._made:
-            self._made[key] = form.value(self.b, self.parts[value], key[1])
+            self._made[key] = self.held[stored].value(self.b, self.parts[stored], key[1])
         return self._made[key]

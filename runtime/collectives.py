@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -24,12 +24,26 @@ class Collectives(Protocol):
         """Begin to combine over the axes' group, or the ranks at some positions of it, in place."""
         ...
 
-    def send(self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int) -> Handle:
-        """Begin to send to the rank at a position of a pipeline axis."""
+    def position(self, axes: tuple[str, ...]) -> int:
+        """This rank's position on a pipeline axis."""
         ...
 
-    def receive(self, axes: tuple[str, ...], giver: int, tensor: torch.Tensor, tag: int) -> Handle:
-        """Begin to receive from the rank at a position of a pipeline axis."""
+    def meet(
+        self, axes: tuple[str, ...], channels: Iterable[tuple[int, int, str]], like: torch.Tensor
+    ) -> None:
+        """Open this rank's channels, each (sender, receiver, pass), with a tensor like this."""
+        ...
+
+    def send(
+        self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int, way: str
+    ) -> Handle:
+        """Begin to send a value of a pass to the rank at a position of a pipeline axis."""
+        ...
+
+    def receive(
+        self, axes: tuple[str, ...], giver: int, tensor: torch.Tensor, tag: int, way: str
+    ) -> Handle:
+        """Begin to receive a value of a pass from the rank at a position of a pipeline axis."""
         ...
 
     def all_gather(
@@ -78,6 +92,19 @@ class Collectives(Protocol):
         scratch: torch.Tensor,
     ) -> Handle:
         """Begin to put the group's parts of one dim together, of a part of another dim."""
+        ...
+
+    def exchange_rows(
+        self,
+        axes: tuple[str, ...],
+        given: torch.Tensor,
+        index: torch.Tensor,
+        experts: int,
+        back: bool,
+        out: torch.Tensor,
+        scratch: torch.Tensor,
+    ) -> int:
+        """Rows to the group's ranks by their experts, or back; how many were sent."""
         ...
 
     def ring(self, axes: tuple[str, ...]) -> Ring:

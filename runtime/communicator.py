@@ -13,6 +13,7 @@ from fllmc.ir.types import Mesh
 from fllmc.runtime.adjoining import adjoining
 from fllmc.runtime.flight import Handle, Pending
 from fllmc.runtime.ring import Ring
+from fllmc.runtime.row_exchange import exchange_rows
 
 # Their names since torch 2.13, and before.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -21,8 +22,12 @@ reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.red
 OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
+KINDS = ((1, "forward"), (1, "backward"), (-1, "forward"), (-1, "backward"))
+"""Messages along a pipeline axis: up or down the ranks, and of which pass."""
+
+
 class Line:
-    """The ranks along a pipeline axis, for messages in one direction."""
+    """The ranks along a pipeline axis, for messages of one pass in one direction."""
 
     def __init__(self, group: dist.ProcessGroup, ranks: Sequence[int], position: int) -> None:
         self.group, self.ranks, self.position = group, ranks, position
@@ -78,13 +83,13 @@ class Communicator:
                 group = dist.new_group(chosen)
                 if rank in chosen and isinstance(group, dist.ProcessGroup):
                     self.some[names, among] = group
-        self.lines: dict[tuple[str, int], Line] = {}
+        self.lines: dict[tuple[str, int, str], Line] = {}
         for name in sorted(set(pipes)):
             for ranks in mesh.groups((name,)):
-                for direction in (1, -1):
+                for kind in KINDS:
                     group = dist.new_group(list(ranks))
                     if rank in ranks and isinstance(group, dist.ProcessGroup):
-                        self.lines[name, direction] = Line(group, ranks, ranks.index(rank))
+                        self.lines[name, *kind] = Line(group, ranks, ranks.index(rank))
 
     def ring(self, axes: tuple[str, ...]) -> Ring:
         """The axes' group as a ring."""
@@ -120,19 +125,47 @@ class Communicator:
         group = self.some[axes, among] if among else self.groups[axes]
         return Pending(dist.all_reduce(tensor, OPERATIONS[combine], group=group, async_op=True))
 
-    def send(self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int) -> Handle:
+    def send(
+        self, axes: tuple[str, ...], to: int, tensor: torch.Tensor, tag: int, way: str
+    ) -> Handle:
         """Begin to send to the rank at a position of a pipeline axis."""
-        return self._line(axes, to, sends=True).send(to, tensor, tag)
+        return self._line(axes, to, True, way).send(to, tensor, tag)
 
-    def receive(self, axes: tuple[str, ...], giver: int, tensor: torch.Tensor, tag: int) -> Handle:
+    def receive(
+        self, axes: tuple[str, ...], giver: int, tensor: torch.Tensor, tag: int, way: str
+    ) -> Handle:
         """Begin to receive from the rank at a position of a pipeline axis."""
-        return self._line(axes, giver, sends=False).receive(giver, tensor, tag)
+        return self._line(axes, giver, False, way).receive(giver, tensor, tag)
 
-    def _line(self, axes: tuple[str, ...], other: int, sends: bool) -> Line:
-        """Messages down the pipeline and up it have a group each, so that neither waits."""
+    def position(self, axes: tuple[str, ...]) -> int:
+        """This rank's position on a pipeline axis."""
         (name,) = axes
-        up = other > self.lines[name, 1].position
-        return self.lines[name, 1 if up == sends else -1]
+        return self.lines[name, 1, "forward"].position
+
+    def meet(
+        self, axes: tuple[str, ...], channels: Iterable[tuple[int, int, str]], like: torch.Tensor
+    ) -> None:
+        """Open this rank's channels, each (sender, receiver, pass), with a tensor like this.
+
+        NCCL makes a channel when it is first used, and that waits for the other side. All ranks
+        open theirs in one order, so none waits for one that waits for another.
+        """
+        own = self.position(axes)
+        for sender, receiver, way in sorted(channels):
+            if sender == own:
+                self.send(axes, receiver, like, 0, way).wait()
+            else:
+                self.receive(axes, sender, like, 0, way).wait()
+
+    def _line(self, axes: tuple[str, ...], other: int, sends: bool, way: str) -> Line:
+        """Messages of each pass, down the ranks and up, have a group each, so that none waits.
+
+        NCCL tells messages of a group between two ranks apart by their order alone, and where the
+        stages go there and back, both passes send the same way.
+        """
+        (name,) = axes
+        up = other > self.position(axes)
+        return self.lines[name, 1 if up == sends else -1, way]
 
     def all_gather(
         self,
@@ -247,6 +280,26 @@ class Communicator:
             split.copy_(receive.movedim(0, gathered))
 
         return Pending(work, place)
+
+    def exchange_rows(
+        self,
+        axes: tuple[str, ...],
+        given: torch.Tensor,
+        index: torch.Tensor,
+        experts: int,
+        back: bool,
+        out: torch.Tensor,
+        scratch: torch.Tensor,
+    ) -> int:
+        """Rows to the group's ranks by their experts, or back; see `row_exchange.py`."""
+
+        def move(
+            received: torch.Tensor, sent: torch.Tensor, come: list[int], to: list[int]
+        ) -> None:
+            dist.all_to_all_single(received, sent, come, to, group=self.groups[axes])
+
+        position = self.positions[axes]
+        return exchange_rows(move, given, index, experts, position, back, out, scratch)
 
     def reduce_scatter(
         self,

@@ -15,7 +15,7 @@ from fllmc.kernels import ring_attention, torch_ops
 from fllmc.runtime.adjoining import adjoining
 from fllmc.runtime.collectives import Collectives
 from fllmc.runtime.flight import Copies, Handle
-from fllmc.runtime.pipelining import Turn, take_turns
+from fllmc.runtime.pipelining import Turn, received, sent, take_turns
 
 DTYPES: Mapping[str, torch.dtype] = {
     "f64": torch.float64,
@@ -34,10 +34,11 @@ class Executor:
     """One rank's arena and its entries.
 
     `source` is the generated schedule, which the caller has checked against the plan. `counted`
-    holds, for each collective site, the calls made and the bytes of the last one; `runs` how often
-    each entry ran. `allocated_bytes` is the arena with what it takes to align it. `host_arena` is
-    what waits in host memory, pinned for a GPU; `copied` holds calls and bytes of all copies there
-    and back, `in_flight` how many transfers are under way.
+    holds, for each collective site, the calls made and the bytes of the last one, `ragged` the
+    bytes of all calls where they differ from call to call; `runs` how often each entry ran.
+    `allocated_bytes` is the arena with what it takes to align it. `host_arena` is what waits in
+    host memory, pinned for a GPU; `copied` holds calls and bytes of all copies there and back,
+    `in_flight` how many transfers are under way.
     """
 
     def __init__(
@@ -70,9 +71,12 @@ class Executor:
         self.host: list[float] = []
         self.slots: dict[str, int] = {}
         self.counted: dict[int, tuple[int, int]] = {}
+        self.ragged: dict[int, int] = {}
         self.runs: dict[str, int] = dict.fromkeys(plan.program.entries, 0)
         self.tables: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self._sites = {c.site: c.axes for c in plan.collectives}
+        self._met: set[tuple[tuple[str, ...], tuple[int, int, str]]] = set()
+        self._ways = {c.site: c.way for c in plan.collectives}
         self._among = {c.site: c.among for c in plan.collectives}
         self._stored = {stored.name: stored for stored in plan.stored}
         self._views: dict[str, torch.Tensor] = {}
@@ -268,17 +272,33 @@ class Executor:
 
     def take_turns(self, turns: Sequence[Turn]) -> None:
         """Carry out a pipeline stage's turns."""
+        self._meet(turns)
         take_turns(turns, self._send, self._receive)
+
+    def _meet(self, turns: Sequence[Turn]) -> None:
+        """Open the channels of these turns, before the first of them."""
+        assert self.comm is not None
+        found: dict[tuple[str, ...], set[tuple[int, int, str]]] = {}
+        for sends, transfers in ((False, received(turns)), (True, sent(turns))):
+            for site, _, other, _ in transfers:
+                axes, way = self._sites[site], self._ways[site]
+                own = self.comm.position(axes)
+                channel = (own, other, way) if sends else (other, own, way)
+                if (axes, channel) not in self._met:
+                    found.setdefault(axes, set()).add(channel)
+                    self._met.add((axes, channel))
+        for axes, channels in sorted(found.items()):
+            self.comm.meet(axes, channels, torch.zeros(1, device=self.device))
 
     def _send(self, site: int, tensor: torch.Tensor, rank: int, tag: int) -> Handle:
         self._count(site, tensor)
         assert self.comm is not None
-        return self.comm.send(self._sites[site], rank, tensor, tag)
+        return self.comm.send(self._sites[site], rank, tensor, tag, self._ways[site])
 
     def _receive(self, site: int, tensor: torch.Tensor, rank: int, tag: int) -> Handle:
         self._count(site, tensor)
         assert self.comm is not None
-        return self.comm.receive(self._sites[site], rank, tensor, tag)
+        return self.comm.receive(self._sites[site], rank, tensor, tag, self._ways[site])
 
     def coalesced(
         self,
@@ -312,6 +332,24 @@ class Executor:
         return self._begun(
             self.comm.all_to_all(self._sites[site], source, out, gathered, scattered, scratch)
         )
+
+    def exchange_rows(
+        self,
+        site: int,
+        given: torch.Tensor,
+        index: torch.Tensor,
+        experts: int,
+        back: bool,
+        out: torch.Tensor,
+        scratch: torch.Tensor,
+    ) -> None:
+        """Rows over a site's axes to their experts, or back; counted are those that were sent."""
+        assert self.comm is not None
+        axes = self._sites[site]
+        sent = self.comm.exchange_rows(axes, given, index, experts, back, out, scratch)
+        moved = sent * given.shape[2] * given.element_size()
+        self._count_bytes(site, moved)
+        self.ragged[site] = self.ragged.get(site, 0) + moved
 
     def ring_attend(self, site: int, *given: Any, **options: Any) -> None:
         """Attention whose keys and values go round a site's axes; see kernels/ring_attention.py."""

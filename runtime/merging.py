@@ -19,10 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fllmc.ir.coded import uncut
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.plan import Plan
 from fllmc.ir.span import NOWHERE
+from fllmc.ir.types import DTYPE_BYTES
 from fllmc.runtime import errors
+from fllmc.runtime.checkpoint.coded import held_as_codes, names_of
 from fllmc.runtime.checkpoint.files import DTYPE_NAMES, TORCH_DTYPES, write_streamed
 from fllmc.runtime.checkpoint.load import Checkpoint, Expected, open_latest
 from fllmc.runtime.checkpoint.manifest import describe
@@ -41,7 +44,7 @@ class Merged(msgspec.Struct, frozen=True):
 
 
 class Updated(msgspec.Struct, frozen=True):
-    """A tensor with both parts of its update, and the factor of their product."""
+    """A tensor, or its codes, with both parts of its update, and the factor of their product."""
 
     base: Part
     parts: tuple[Part, ...]
@@ -49,11 +52,11 @@ class Updated(msgspec.Struct, frozen=True):
 
     def delta(self, checkpoint: Checkpoint) -> Tensor:
         """What the update adds to the base, in f64."""
-        whole = (*self.parts, self.base)
+        dims = [[uncut(name) for name in part.dims] for part in (*self.parts, self.base)]
         letters: dict[str, str] = {}
-        for name in (name for part in whole for name in part.dims):
+        for name in (name for names in dims for name in names):
             letters.setdefault(name, string.ascii_letters[len(letters)])
-        a, b, base = ("".join(letters[name] for name in part.dims) for part in whole)
+        a, b, base = ("".join(letters[name] for name in names) for names in dims)
         first, second = (checkpoint.read(part.name).double() for part in self.parts)
         return torch.einsum(f"{a},{b}->{base}", first, second) * self.factor
 
@@ -68,22 +71,30 @@ def updated(plan: Plan) -> dict[str, Updated]:
         if parameter and parameter.updates:
             base = name.removesuffix(parameter.name.removeprefix(parameter.updates))
             before = found[base].parts if base in found else ()
-            found[base] = Updated(whole[base], (*before, part), parameter.factor)
+            held = whole.get(base) or whole[names_of(base)[0]]
+            found[base] = Updated(held, (*before, part), parameter.factor)
     return found
 
 
 def bases(plan: Plan) -> Expected:
-    """Dtypes and shapes of the model's own parameters, without updates and optimizer states."""
-    parts = {part.name for each in updated(plan).values() for part in each.parts}
-    kinds = expected(plan).items()
-    return {n: kind for n, kind in kinds if n not in parts and STATE_MARK not in n}
+    """Dtypes and shapes of the model's own parameters, without updates and optimizer states.
+
+    What is stored as codes is written in full, as frozen parameters are.
+    """
+    kinds, precision = expected(plan), plan.train.precision
+    coded = held_as_codes(kinds)
+    left = {part.name for each in updated(plan).values() for part in each.parts}
+    left.update(part for name in coded for part in names_of(name))
+    narrow = min((precision.params, precision.compute), key=lambda dtype: DTYPE_BYTES[dtype])
+    own = {n: kind for n, kind in kinds.items() if n not in left and STATE_MARK not in n}
+    return dict(sorted({**own, **{n: (narrow, shape) for n, shape in coded.items()}}.items()))
 
 
 def merge(plan: Plan, folder: Path, out: Path) -> Merged:
     """Write the weights of a run with all updates added. Raises DiagnosticError and OSError."""
     latest = open_latest(folder / CHECKPOINTS)
     with latest.checkpoint as checkpoint:
-        return _write(plan, checkpoint, checkpoint.read, 1, out, latest.skipped)
+        return _write(plan, checkpoint, checkpoint.read_value, 1, out, latest.skipped)
 
 
 def unmerge(plan: Plan, folder: Path, file: Path, out: Path) -> Merged:
@@ -114,7 +125,7 @@ def _write(
     def changed(name: str) -> Tensor:
         weight = read(name)
         if name not in updates:
-            return weight
+            return weight.to(TORCH_DTYPES[kinds[name][0]])
         exact = weight.double() + sign * updates[name].delta(checkpoint)
         return exact.to(TORCH_DTYPES[kinds[name][0]])
 

@@ -8,6 +8,7 @@ from math import prod
 import msgspec
 from msgspec import structs
 
+from fllmc.ir.coded import SCALES
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import Plan, Stored
 from fllmc.ir.program import Parameter, Program
@@ -204,5 +205,10 @@ def _splits_stacks(plan: Plan) -> bool:
 
 def parameter_count(plan: Plan) -> int:
     """The number of elements of all parameters."""
-    whole = expected(plan)
-    return sum(prod(shape) for name, (_, shape) in whole.items() if STATE_MARK not in name)
+    parameters = {p.name: p for stage in plan.by_stage for p in stage.program.parameters}
+    total = 0
+    for part in whole_tensors(plan).values():
+        parameter = parameters.get(part.stored.name)
+        if parameter is not None and parameter.holds != SCALES:
+            total += prod(part.shape) * (8 // parameter.bits if parameter.holds else 1)
+    return total

@@ -29,6 +29,16 @@ Begin = Callable[[int, torch.Tensor, int, int], Handle]
 """Begin a transfer: site, buffer, rank on the pipeline axis, tag."""
 
 
+def received(turns: Sequence[Turn]) -> list[Transfer]:
+    """All that comes."""
+    return [transfer for turn in turns for transfer in turn.post]
+
+
+def sent(turns: Sequence[Turn]) -> list[Transfer]:
+    """All that goes off."""
+    return [transfer for turn in turns for transfer in turn.send]
+
+
 def take_turns(turns: Sequence[Turn], send: Begin, receive: Begin) -> None:
     """Carry out all turns.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fllmc.runtime.checkpoint.changes import HeldRows
 from fllmc.runtime.checkpoint.load import open_checkpoint, open_latest
 from fllmc.runtime.checkpoint.manifest import Position
 from fllmc.runtime.checkpoint.save import Gather, Shard, save
+from fllmc.runtime.coding import blocks_of, fill_coded
 from fllmc.runtime.data.dataset import Dataset
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.initialise import view_of
@@ -94,8 +96,9 @@ def restore_run(
 ) -> Resumed:
     """Fill the arena from the newest whole checkpoint. Rank 0 verifies it; all read their parts.
 
-    Parameters are converted to the plan's dtype, states that the checkpoint lacks begin at their
-    initial values, and what differs otherwise is refused (`Checkpoint.changes` and `.faults`).
+    Parameters are converted to the plan's dtype, quantised or dequantised, states that the
+    checkpoint lacks begin at their initial values, and what differs otherwise is refused
+    (`Checkpoint.changes` and `.faults`).
     """
     warnings: tuple[Diagnostic, ...] = ()
     name = ""
@@ -115,6 +118,14 @@ def restore_run(
                 out.fill_(part.stored.initial)
             if part.name in stored:
                 checkpoint.read_into(part.name, out, part.slices)
+            elif part.stored.role == "state":
+                continue
+            elif checkpoint.coded(part.name):
+                out.copy_(checkpoint.read_value(part.name, part.slices))
+            else:
+                parameter = executor.plan.program.parameter(part.stored.name)
+                base = blocks_of(part, parameter).name
+                fill_coded(out, part, parameter, partial(checkpoint.read, base))
         position = checkpoint.position
     return Resumed(Progress(position.step, position.samples), path, position.plan, warnings)
 

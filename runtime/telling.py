@@ -39,7 +39,9 @@ def moved_line(plan: Plan, moved: int) -> str:
     if not plan.collectives:
         return ""
     sites = len({each.site for each in plan.collectives})
-    return f"collectives moved {bytes_text(moved)} per rank at {sites} sites, as planned"
+    ragged = any(each.kind == "exchange_rows" for each in plan.collectives)
+    said = "at most what is planned" if ragged else "as planned"
+    return f"collectives moved {bytes_text(moved)} per rank at {sites} sites, {said}"
 
 
 def sampled(

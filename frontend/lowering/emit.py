@@ -25,6 +25,7 @@ from fllmc.frontend.semantics.typed import (
     Renamed,
     Rope,
     Size,
+    Tally,
     TopK,
     Typed,
     Use,
@@ -137,6 +138,9 @@ class Emitter:
             case TopK(over=over, to=to, indices=indices):
                 b.path = "top_k"
                 return b.emit(ops.TopK(over, to), *args)[indices]
+            case Tally(along, choices, experts):
+                b.path = "tally"
+                return b.cast(b.one(ops.Tally(along, choices, Dim(experts)), *args), self.compute)
             case Dispatch() | Combine() | ExpertDot():
                 return self._experts(typed.op, args)
             case Positions(dim=dim):

@@ -2,7 +2,9 @@
 
 A block's function takes its tensor inputs, then all parameters under it by relative path, in the
 order of declaration. A stacked block with several inputs has a second form, `NAME.stacked`, that
-takes its first input, the parameters, then the other inputs, as `scan` hands them out.
+takes its first input, the parameters, then the other inputs, as `scan` hands them out. Where a
+block has penalties, or holds one that has, its function also gives their sum, and the second form
+takes the sum so far behind its first input: a stack carries it from layer to layer.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ from msgspec import Struct, structs
 from fllmc.frontend import ast
 from fllmc.frontend.lowering.composites import composite
 from fllmc.frontend.lowering.emit import Emitter, arranged
+from fllmc.frontend.semantics.penalties import penalty_dims
 from fllmc.frontend.semantics.sizes import SizeTable
 from fllmc.frontend.semantics.typed import Block, Composite, Key, Kind, Nested, Param, Use
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Call, Scan, Signature
+from fllmc.ir.ops import Call, Fill, Scan, Signature
 from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Init, Parameter, Role
 from fllmc.ir.settings import Precision
 from fllmc.ir.types import Sizes, Type, indices, tensor
 
 LOOKUP_STD = 0.02
+CARRIED = "penalty.sum"
 RESERVED = ("model", "optimizer", "optimizer.no_decay", "optimizer.states", "rate")
 
 
@@ -129,7 +133,8 @@ class _Lowering:
 
     def block(self, key: Key, stacked: bool = False) -> str:
         """The name of a block's function, lowered on first use."""
-        several = stacked and len(self.blocks[key].signature.inputs) > 1
+        inputs = self.blocks[key].signature.inputs
+        several = stacked and (len(inputs) > 1 or self.penalty(key) is not None)
         name, new = self.name((key, "stacked") if several else key, key.name + ".stacked" * several)
         if new:
             self.functions[name] = self.function(key, name, several)
@@ -144,19 +149,32 @@ class _Lowering:
         first = 0 if entry else 1 if stacked else len(block.signature.inputs)
         for given in block.signature.inputs[:first]:
             values[given.name] = builder.input(given.name, self.type(given.kind))
+        kind = self.penalty(key)
+        carried = [builder.input(CARRIED, kind)] if kind and stacked else []
         for parameter in self.parameters(key):
             values[parameter.name] = builder.input(parameter.name, parameter.type, "param")
         role: Role = "data" if entry else "value"
         for given in block.signature.inputs[first:]:
             values[given.name] = builder.input(given.name, self.type(given.kind), role)
-        emitter = _BlockEmitter(self, block, builder, values).emitter()
+        within = _BlockEmitter(self, block, builder, values)
+        emitter = within.emitter()
         for step in block.steps:
             values[step.name] = emitter.expr(step.value)
+            within.penalties += [values[step.name]] if step.penalty else []
         result = emitter.expr(block.returned)
         builder.span = block.returned.span
         wanted = self.type(block.signature.result)
         result = arranged(builder, builder.cast(result, wanted.dtype), wanted.names)
-        return builder.finish((result,), ("out",), block.signature.span)
+        if kind is None:
+            return builder.finish((result,), ("out",), block.signature.span)
+        total = summed(builder, [*carried, *within.penalties], kind)
+        return builder.finish((result, total), ("out", "penalty"), block.signature.span)
+
+    def penalty(self, key: Key) -> Type | None:
+        """The type of the sum of a block's penalties, in the dtype of losses; None without any."""
+        dims = penalty_dims(key, self.blocks)
+        wide = "f64" if self.precision.compute == "f64" else "f32"
+        return None if dims is None else tensor(wide, *dims)
 
     def type(self, kind: Kind) -> Type:
         """The type of a tensor at a block's border: indices, or numbers in the compute dtype."""
@@ -189,6 +207,7 @@ class _BlockEmitter:
         self.block = block
         self.builder = builder
         self.values = values
+        self.penalties: list[int] = []
 
     def emitter(self) -> Emitter:
         """The emitter of the block's equations."""
@@ -214,12 +233,27 @@ class _BlockEmitter:
             for arg, given in zip(args, wanted, strict=True)
         )
         params = tuple(self.values[p.name] for p in lowering.under(nested))
-        if not nested.over:
-            return builder.one(Call(name), *fitted, *params)
-        scan = Scan(name, nested.over, 1, len(params))
-        return builder.one(scan, fitted[0], *params, *fitted[1:])
+        kind = lowering.penalty(nested.block)
+        if nested.over:
+            begin = () if kind is None else (builder.one(Fill(0.0, kind.dtype, kind.dims)),)
+            scan = Scan(name, nested.over, 1 + len(begin), len(params))
+            result, *more = builder.emit(scan, fitted[0], *begin, *params, *fitted[1:])
+        else:
+            result, *more = builder.emit(Call(name), *fitted, *params)
+        self.penalties += more
+        return result
 
     def fitted(self, value: int, wanted: Type) -> int:
         """The value as a block takes it: its dims in order, numbers in the compute dtype."""
         value = self.builder.cast(value, wanted.dtype)
         return arranged(self.builder, value, wanted.names)
+
+
+def summed(b: Builder, values: list[int], kind: Type) -> int:
+    """The sum of numbers over some dims of a type, in this type."""
+    b.path = "penalty"
+    wide = [b.cast(value, kind.dtype) for value in values]
+    total = wide[0]
+    for value in wide[1:]:
+        total = b.add(total, value)
+    return arranged(b, total, kind.names)

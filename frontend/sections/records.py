@@ -136,6 +136,24 @@ class Record:
         self.wrong(key, value, " or ".join(f"`{word}`" for word in words), words)
         return default
 
+    def choice(self, key: str, numbers: Sequence[int], default: int) -> int:
+        """One of some whole numbers."""
+        value = self.value(key)
+        if value is None:
+            return default
+        if isinstance(value, ast.Number) and value.value in numbers:
+            return int(value.value)
+        self.wrong(key, value, " or ".join(map(str, numbers)))
+        return default
+
+    def name(self, key: str) -> str:
+        """A name; empty if the field is missing."""
+        value = self.value(key)
+        if value is None or isinstance(value, ast.Ref):
+            return "" if value is None else value.name
+        self.wrong(key, value, "a name")
+        return ""
+
     def flag(self, key: str) -> bool:
         """`true` or `false`; false if missing."""
         value = self.value(key)

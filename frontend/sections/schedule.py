@@ -14,9 +14,11 @@ from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.settings import (
     Adapter,
     Context,
+    ExpertRows,
     Lora,
     Offload,
     Pipeline,
+    Quantize,
     Recompute,
     Rows,
     Schedule,
@@ -89,7 +91,11 @@ class _ScheduleReader:
             ),
             pipeline=self.pipeline(),
             context=cast(Context, record.word("context", get_args(Context), "gather")),
+            expert_rows=cast(
+                ExpertRows, record.word("expert_rows", get_args(ExpertRows), "routed")
+            ),
             budget_gib=record.number("budget_gib", 0.0),
+            host_gib=record.number("host_gib", 0.0) if record.has("host_gib") else None,
             loss_chunks=record.count("loss_chunks", 1, low=1),
             backward_chunks=record.count("backward_chunks", 1, low=1),
             overlap=cast(Switch, record.word("overlap", get_args(Switch), "on")),
@@ -183,12 +189,17 @@ def read_adapter(
     freeze: list[str] = []
     tune: list[str] = []
     lora: list[Lora] = []
+    quantize: list[Quantize] = []
     rows: list[Rows] = []
     for item in section.items:
         text = selector_text(item.selector)
         if isinstance(item, ast.Lora):
             update, mistakes = _lora(item, text)
             lora.append(update)
+            found.extend(mistakes)
+        elif isinstance(item, ast.Quantize):
+            stored, mistakes = _quantize(item, text)
+            quantize.append(stored)
             found.extend(mistakes)
         elif item.fields is not None:
             stretch, mistakes = _rows(item, item.fields, text)
@@ -197,9 +208,17 @@ def read_adapter(
         else:
             (freeze if isinstance(item, ast.Freeze) else tune).append(text)
         if paths:
-            found.extend(paths.parameters(item.selector, arrows=isinstance(item, ast.Lora)))
-    name = section.name.text
-    return Adapter(name, tuple(freeze), tuple(tune), tuple(lora), tuple(rows)), tuple(found)
+            arrows = isinstance(item, ast.Lora | ast.Quantize)
+            found.extend(paths.parameters(item.selector, arrows=arrows))
+    changes = tuple(freeze), tuple(tune), tuple(lora), tuple(rows), tuple(quantize)
+    return Adapter(section.name.text, *changes), tuple(found)
+
+
+def _quantize(item: ast.Quantize, selector: str) -> tuple[Quantize, tuple[Diagnostic, ...]]:
+    record = Record("`quantize`", item.selector.span, item.fields)
+    bits, block = record.choice("bits", (4, 8), 4), record.count("block", 64, low=4)
+    stored = Quantize(selector, bits, block, record.name("along"), item.span)
+    return stored, record.done()
 
 
 def _rows(

@@ -41,7 +41,7 @@ class Paths(Struct, frozen=True):
         known = [each for each in self.params if not (arrows and each.plain)]
         if any(selects_parameter(text, each) for each in known):
             return
-        for each in self.params:
+        for each in known:
             if each.stack and self._some_layer(text, each):
                 yield PartOfStack(selector.span, text, each.name)
                 return

@@ -248,12 +248,14 @@ class _Typer:
             what = "nothing can follow `return`"
             self.body.found.append(NoReturn(item.span, what, "never reached"))
             return
-        value = self.body.expr(item.value)
+        body, penalty = self.body, isinstance(item, ast.Penalty)
+        value = body.numbers(item.value, "a penalty") if penalty else body.expr(item.value)
         if isinstance(item, ast.Return):
             self.returned = value
             self._result(item, value)
         elif self.body.give(item.target, Entity("equation", item.target.span, value.kind)):
-            self.steps.append(Step(item.target.text, value))
+            self.steps.append(Step(item.target.text, value, penalty))
+            self.body.used.update([item.target.text] if penalty else ())
 
     def _result(self, item: ast.Return, value: Typed) -> None:
         wanted = self.signature.result

@@ -13,6 +13,7 @@ from fllmc.frontend.semantics.typed import (
     ExpertDot,
     Kind,
     Requirement,
+    Tally,
     TopK,
     Typed,
 )
@@ -131,10 +132,21 @@ def _expert_dot(body: Body, call: Call) -> Found:
     return "", Typed(Kind((*lead, other[0], *own)), op, call.tensors, call.span)
 
 
+def _tally(body: Body, call: Call) -> Found:
+    (chosen,) = call.tensors
+    (along,) = call.named["along"]
+    reason, choices = _choices(chosen, along)
+    if reason:
+        return reason, None
+    kind = Kind((*chosen.kind.dims[:-2], chosen.kind.index))
+    return "", Typed(kind, Tally(along, choices, chosen.kind.index), call.tensors, call.span)
+
+
 _RULES = {
     "combine": _combine,
     "dispatch": _dispatch,
     "expert_dot": _expert_dot,
+    "tally": _tally,
     "top_k": _top_k,
     "top_k_indices": _top_k,
 }

@@ -97,6 +97,7 @@ FORMS: Mapping[str, Form] = {
         Form("dispatch", ("x", "chosen"), {**_ALONG, "to": Option("new")}, free=_CHOSEN),
         Form("combine", ("x", "chosen"), {**_ALONG, "of": Option("dims")}, free=_CHOSEN),
         Form("expert_dot", ("x", "weight", "chosen"), _ALONG, brackets=True, free=_CHOSEN),
+        Form("tally", ("chosen",), _ALONG, free=_CHOSEN),
         Form("positions", (), {"along": Option("dim")}),
         Form("max", ("a", "b")),
     )

@@ -175,9 +175,17 @@ class ExpertDot(Struct, frozen=True):
     lead: tuple[str, ...]
 
 
+class Tally(Struct, frozen=True):
+    """How often each of `experts` is chosen in each sequence."""
+
+    along: str
+    choices: str
+    experts: str
+
+
 Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Plain | Apply | Use | Composite
-    | Rope | Attend | Positions | TopK | Dispatch | Combine | ExpertDot
+    | Rope | Attend | Positions | TopK | Dispatch | Combine | ExpertDot | Tally
 )  # fmt: skip
 
 
@@ -262,10 +270,11 @@ class Requirement(Struct, frozen=True):
 
 
 class Step(Struct, frozen=True):
-    """One equation."""
+    """One equation; `penalty` if its value is added to the loss as well."""
 
     name: str
     value: Typed
+    penalty: bool = False
 
 
 class Block(Struct, frozen=True):

@@ -65,7 +65,15 @@ from fllmc.ir.ops.elementwise import (
     Transpose,
     Where,
 )
-from fllmc.ir.ops.experts import Combine, Dispatch, GroupedDot, GroupedOuter, Tally, TopK
+from fllmc.ir.ops.experts import (
+    Combine,
+    Dispatch,
+    ExchangeRows,
+    GroupedDot,
+    GroupedOuter,
+    Tally,
+    TopK,
+)
 from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
@@ -91,6 +99,7 @@ AnyAttrs = (
     | Dot
     | DotAdd
     | Erf
+    | ExchangeRows
     | Exp
     | Fill
     | FromHost
@@ -177,6 +186,7 @@ __all__ = [
     "Elementwise",
     "Env",
     "Erf",
+    "ExchangeRows",
     "Exp",
     "Fill",
     "FromHost",

@@ -9,7 +9,6 @@ value is, so each rank holds whole blocks. See `ir/codebooks.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from fllmc.ir.codebooks import CODE_DTYPES
 from fllmc.ir.ops.base import Attrs, Env, in_one_stretch, require
@@ -22,7 +21,7 @@ class Blockwise(Attrs, frozen=True):
     dim: str
     codes: str
     blocks: str
-    bits: Literal[4, 8]
+    bits: int
 
     def renamed(self, kind: Type, old: str, new: str, dtype: str) -> Type:
         """The type with one dim for another at the same place, in another dtype."""
@@ -31,8 +30,8 @@ class Blockwise(Attrs, frozen=True):
 
     def fit(self, env: Env) -> None:
         """Check that codes and blocks make up the dim."""
-        size, codes, blocks = (env.sizes.size(n) for n in (self.dim, self.codes, self.blocks))
         require(self.bits in CODE_DTYPES, f"codes of {self.bits} bits")
+        size, codes, blocks = (env.sizes.size(n) for n in (self.dim, self.codes, self.blocks))
         require(codes * 8 == size * self.bits, f"{self.codes}={codes} holds no {self.dim}={size}")
         require(self.bits < 8 or self.codes == self.dim, f"8 bits along {self.codes}")
         require(size % blocks == 0, f"{self.blocks}={blocks} does not divide {self.dim}={size}")

@@ -8,6 +8,7 @@ import msgspec
 
 from fllmc.ir.ops.attention import RingAttend, RingAttendGrad
 from fllmc.ir.ops.base import Attrs, Env, distinct, merged, require
+from fllmc.ir.ops.experts import ExchangeRows
 from fllmc.ir.types import Dim, Type, bare_axes, deals_zigzag
 
 
@@ -151,6 +152,7 @@ COLLECTIVES = (
     AllReduce,
     AllGather,
     AllToAll,
+    ExchangeRows,
     ReduceScatter,
     RingAttend,
     RingAttendGrad,

@@ -242,3 +242,40 @@ class GroupedOuter(Grouped, frozen=True, tag="grouped_outer"):
         own = (*a.dims[len(lead) + 1 :], *b.dims[len(lead) + 1 :])
         dims = distinct((experts, *own))
         return (Type(joint_dtype(operands[:2]), dims, merged(open_axes, divided)),)
+
+
+class ExchangeRows(Attrs, frozen=True, tag="exchange_rows"):
+    """Rows to the ranks of their experts, or `back`: (rows, index) -> rows, over `axes`.
+
+    At their tokens rows stand packed, [batch@axes, ..., packed, rest...], as `dispatch` puts them
+    into one group; at their experts they stand in a dim of groups, [batch, ..., rows@axes,
+    rest...]. Only rows that choices fill are moved, so how many is known at run time alone: the
+    index has the choices of all tokens along `axes`, and no counts need be exchanged beside. The
+    first dim of the index is the one whose axes move. Rows left over are zeros.
+    """
+
+    rows: str
+    packed: str
+    along: str
+    choices: str
+    axes: tuple[str, ...]
+    back: bool = False
+    arity = 2
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        given, index = operands
+        require(bool(index.index), f"{index} does not hold choices")
+        batch, *others = lead_of(index, self.along, self.choices)
+        parts = bare_axes(index.axes_of(self.along))
+        for name, wanted in ((self.rows, env.sizes.mesh.extent(self.axes)), (self.packed, 1)):
+            found = groups_of(env.sizes, name, self.along, self.choices, index.index)
+            require(found == wanted, f"{name} has {found} groups of experts, not {wanted}")
+        near = (Dim(batch.name, (*batch.axes, *self.axes)), *others, Dim(self.packed, parts))
+        far = (batch, *others, Dim(self.rows, (*parts, *self.axes)))
+        source, target = (far, near) if self.back else (near, far)
+        require(given.dims[: len(source)] == source, f"{given} does not begin as {index} says")
+        dims = distinct((*target, *given.dims[len(source) :]))
+        return (Type(given.dtype, dims, linear_in_one(operands, (0,))),)
+
+    def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
+        return (self.choices,)

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import Fill, Signature
+from fllmc.ir.ops import AddN, Fill, Signature
 from fllmc.ir.program import Function, Op
 from fllmc.ir.span import Span
 from fllmc.ir.types import Sizes, Type
@@ -18,7 +18,12 @@ from fllmc.passes.place.reading import Reading
 
 
 class Writer:
-    """The function being written; `forms` has the number of each form that a root has so far."""
+    """The function being written.
+
+    `forms` has the number of each form that a root has so far, `terms` what is added to a sum in
+    each form. `moves` has the move that makes a form, with the form before; of a sum the move that
+    leads on from a form, with the form after.
+    """
 
     def __init__(
         self,
@@ -31,10 +36,11 @@ class Writer:
         self.moves = moves
         self.build = Builder(reading.function.name, sizes, signatures)
         self.forms: dict[tuple[int, Type], int] = {}
+        self.terms: dict[tuple[int, Type], list[int]] = {}
         self.marks: dict[tuple[int, Type], tuple[str, Span]] = {}
         for root, found in reading.moves.items():
             for op in found:
-                kind = reading.function.types[op.results[0]]
+                kind = reading.types[op.results[0]]
                 self.marks[root, kind] = op.path, op.span
 
     def write(self, ways: Sequence[Way]) -> Function:
@@ -49,6 +55,13 @@ class Writer:
         return self.build.finish(results, function.outputs, function.span)
 
     def _add(self, op: Op, way: Way) -> None:
+        if self.reading.term(op):
+            self.terms.setdefault((op.operands[1], way.takes[1]), []).append(op.operands[0])
+            return
+        if self.reading.total(op):
+            number = self._total(op, op.results[0], way.gives[0])
+            self.forms[self.reading.roots[op.results[1]], way.gives[1]] = number
+            return
         self._mark(op.path, op.span)
         operands = [
             self.have(value, kind) for value, kind in zip(op.operands, way.takes, strict=True)
@@ -57,6 +70,18 @@ class Writer:
         made = self.build.emit(op.attrs, *operands)
         for value, kind, number in zip(op.results, way.gives, made, strict=True):
             self.forms[self.reading.roots[value], kind] = number
+
+    def _total(self, op: Op, root: int, kind: Type) -> int:
+        """A sum in a form: of the terms that are added in it, and of sums that are moved to it."""
+        self._mark(op.path, op.span)
+        parts = [self.have(value, kind) for value in self.terms.get((root, kind), ())]
+        for begin, (end, move) in self.moves[root].items():
+            if end == kind:
+                number = self._total(op, root, begin)
+                self._mark(*self.marks.get((root, kind), (op.path, op.span)))
+                parts.append(self.build.one(move.attrs, number))
+        self._mark(op.path, op.span)
+        return parts[0] if len(parts) == 1 else self.build.one(AddN(), *parts)
 
     def _mark(self, path: str, span: Span) -> None:
         self.build.path, self.build.span = path, span

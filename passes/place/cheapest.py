@@ -7,7 +7,7 @@ is changed only where that moves fewer bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -24,6 +24,7 @@ from fllmc.passes.place.instances import Known, Numbered, instance_of
 from fllmc.passes.place.options import Options, Way
 from fllmc.passes.place.reading import Reading, read
 from fllmc.passes.place.solve import Solution, solve
+from fllmc.passes.place.sums import with_sums
 
 
 class Settled(Struct, frozen=True):
@@ -39,7 +40,7 @@ def settle(program: Program, layout: Layout) -> Settled:
     done: list[Function] = []
     solutions: dict[str, Solution] = {}
     for function in program.functions:
-        reading = read(function)
+        reading = with_sums(read(function))
         if reading.moves:
             function, solutions[function.name] = improved(reading, program, layout, classes, known)
         done.append(function)
@@ -111,20 +112,34 @@ def decisions(settled: Settled) -> Iterator[Decision]:
 def decision(entry: str, found: Mapping[str, Solution], runs: Mapping[str, int]) -> Decision:
     """The decision about the collectives of an entry and of the functions that it runs."""
     cost = sum((each.cost * runs[name] for name, each in found.items()), NOTHING)
-    ruled = sum((each.ruled * runs[name] for name, each in found.items()), NOTHING)
     bound = sum(each.bound * runs[name] for name, each in found.items())
-    changed = [name for name, each in found.items() if each.cost < each.ruled]
-    gap = 1 - bound / float(cost)
-    least = "less" if gap <= 1e-6 else f"{100 * gap:.1f} % less"
-    how = "its relaxation" if all(each.relaxed for each in found.values()) else "a search"
-    variables = sum(each.variables for each in found.values())
     return Decision(
         f"what {entry} moves",
         f"each rank sends {bytes_text(int(cost))} in collectives",
-        f"no placement that the directives allow moves {least}, as {how} proves; integer program "
-        f"of {variables} variables",
-        f"collectives where the rules put them: {bytes_text(int(ruled - cost))} more, in "
-        f"{', '.join(f'`{name}`' for name in changed)}"
-        if changed
-        else "",
+        proof(list(found.values()), 1 - bound / float(cost)),
+        rejected(found, runs),
     )
+
+
+def proof(found: Sequence[Solution], gap: float) -> str:
+    """Why that is the least, or how near to it."""
+    variables = sum(each.variables for each in found)
+    if not variables:
+        return "no op can be done elsewhere as the directives are, and no moves cost less"
+    least = "less" if gap <= 1e-6 else f"{100 * gap:.1f} % less"
+    how = "its relaxation" if all(each.relaxed for each in found) else "a search"
+    return (
+        "with what passes between functions as it is, no placement that the directives allow "
+        f"moves {least}, as {how} proves; integer program of {variables} variables"
+    )
+
+
+def rejected(found: Mapping[str, Solution], runs: Mapping[str, int]) -> str:
+    """What the rules alone would move, or where they are best, what moves that share nothing do."""
+    changed = [f"`{name}`" for name, each in found.items() if each.cost < each.ruled]
+    dearer = {name: (each.ruled if changed else each.apart) for name, each in found.items()}
+    more = sum(((dearer[name] - each.cost) * runs[name] for name, each in found.items()), NOTHING)
+    if changed:
+        shown = f"{bytes_text(int(more))} more, in {', '.join(changed)}"
+        return f"collectives where the rules put them: {shown}"
+    return f"moving values anew for each use: {bytes_text(int(more))} more" if more else ""

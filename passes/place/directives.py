@@ -14,6 +14,7 @@ from math import gcd, isqrt
 
 from msgspec import Struct, structs
 
+from fllmc.ir.coded import uncut
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
@@ -22,7 +23,7 @@ from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard, Zero
 from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
-from fllmc.passes.naming import PART, parts_of
+from fllmc.passes.naming import is_stand_in, stand_ins
 from fllmc.passes.place.expert_layout import ExpertDims, apart
 from fllmc.passes.place.part_rows import place_rows
 from fllmc.passes.place.zero import Divided, divide, zero_text
@@ -34,6 +35,7 @@ from fllmc.passes.place_errors import (
     NoSuchAxis,
     SelectsNothing,
 )
+from fllmc.passes.quantize_errors import BlocksApart
 
 Axes = Mapping[str, tuple[str, ...]]
 """The axes that divide each dim, by the dim's name; a dim that is absent is whole."""
@@ -149,7 +151,7 @@ def yielding(
 
 def directive_text(shard: Shard) -> str:
     """The directive as it is written."""
-    names = [dim for dim in shard.dims if PART not in dim]
+    names = [dim for dim in shard.dims if not is_stand_in(dim)]
     dims = names[0] if len(names) == 1 else f"({', '.join(names)})"
     axes = shard.axes[0] if len(shard.axes) == 1 else f"({', '.join(shard.axes)})"
     where = f" in {shard.selector}" if shard.selector else ""
@@ -239,7 +241,7 @@ def _with_zero(
 
 def with_parts(shard: Shard, sizes: Sizes) -> Shard:
     """The directive, which speaks of the parts that a dim is cut into as of the dim itself."""
-    parts = tuple(part for dim in shard.dims for part in parts_of(dim, sizes.dims))
+    parts = tuple(part for dim in shard.dims for part in stand_ins(dim, sizes.dims))
     return structs.replace(shard, dims=(*shard.dims, *parts)) if parts else shard
 
 
@@ -364,16 +366,11 @@ def _misfit(layout: Layout, sizes: Sizes, parameter: str, dim: str, axis: str) -
     others = [d for axes in (layout.most, stored) for d, on in axes.items() if axis in on]
     shown = tuple(dict.fromkeys(f"{other}={sizes.size(other)}" for other in others))
     extent = layout.mesh.extent((axis,))
+    if uncut(dim) != dim:
+        return BlocksApart(reason.span, uncut(dim), sizes.size(dim), axis, extent)
     works = sizes_that_work(layout, sizes, axis, (), parameter)
-    return Indivisible(
-        reason.span,
-        dim,
-        sizes.size(dim),
-        axis,
-        extent,
-        shown,
-        tuple(size for size in works if size <= 4 * extent),
-    )
+    few = tuple(size for size in works if size <= 4 * extent)
+    return Indivisible(reason.span, dim, sizes.size(dim), axis, extent, shown, few)
 
 
 def sizes_that_work(

@@ -25,8 +25,9 @@ class ExpertDims(Struct, frozen=True):
     """Where dims of mixtures of experts are; `rows` and `slots` mark expert layout.
 
     `rows` are on the axes of the parts of their sequence, then on those of their experts, which
-    `groups` has alone. `parts` are the axes that divide the tokens of a sequence, each part with
-    rows of its own. `slots`, which only whole sequences fill, are divided among the same axes.
+    `groups` has alone; `ragged` if only the rows in use are moved. `parts` are the axes that divide
+    the tokens of a sequence, each part with rows of its own. `slots`, which only whole sequences
+    fill, are divided among the same axes.
     """
 
     experts: Axes = {}
@@ -34,6 +35,7 @@ class ExpertDims(Struct, frozen=True):
     groups: Axes = {}
     slots: Axes = {}
     parts: Axes = {}
+    ragged: bool = False
 
     def settle(self, axes: Axes, names: Iterable[str], whole: Iterable[str]) -> Axes:
         """The axes of dims that stand together, with those of experts and rows."""
@@ -148,4 +150,14 @@ def with_room(program: Program, dims: ExpertDims, mesh: Mesh) -> Program:
         else each
         for each in program.dims
     ]
-    return structs.replace(program, dims=tuple(sized))
+    packed = [
+        DimSize(packed_rows(each.name), each.size)
+        for each in program.dims
+        if dims.ragged and dims.groups.get(each.name)
+    ]
+    return structs.replace(program, dims=(*sized, *packed))
+
+
+def packed_rows(rows: str) -> str:
+    """The dim of the rows at their tokens: as many as there are choices."""
+    return f"{rows}.packed"

@@ -10,16 +10,26 @@ from fllmc.ir import ops
 from fllmc.ir.program import Op
 from fllmc.ir.types import Dim, bare
 from fllmc.passes.place.directives import Axes
+from fllmc.passes.place.expert_layout import packed_rows
 from fllmc.passes.place.site import Site, Value
 
 
 def dispatch(site: Site, op: Op, attrs: ops.Dispatch) -> Sequence[Value]:
     """Each rank orders its tokens' rows for all experts, or for its own where axes hold no tokens.
 
-    Where an axis holds tokens, the rows go to the ranks of their experts at once.
+    Where an axis holds tokens, the rows go to the ranks of their experts at once: those in use, or
+    by all-to-all with all their room.
     """
     value, index = op.operands
     tokens = token_axes(site, op, site.source.types[value].names)
+    over = exchanged(site, op, tokens)
+    if over:
+        there = exchange(site, attrs, over, tokens)
+        to = (Dim(there.packed, site.layout.experts.divides(there.rows)),)
+        packed = structs.replace(attrs, to=to)
+        (rows,) = site.emit(packed, site.take(value, tokens), site.take(index, tokens))
+        (rows,) = site.emit(there, rows, site.take(index, without(tokens, over)))
+        return (site.mover.move(rows, site.layout.axes(site.mover.kind(rows).names)),)
     placed = structs.replace(attrs, to=tuple(divided(site, tokens, dim.name) for dim in attrs.to))
     (rows,) = site.emit(placed, site.take(value, tokens), site.take(index, tokens))
     return (site.mover.move(rows, site.layout.axes(site.mover.kind(rows).names)),)
@@ -30,8 +40,46 @@ def combine(site: Site, op: Op, attrs: ops.Combine) -> Sequence[Value]:
     rows, index = op.operands
     names = site.source.types[rows].names
     tokens = token_axes(site, op, [name for name in names if name not in attrs.of])
+    over = exchanged(site, op, tokens)
+    if over:
+        there = exchange(site, attrs, over, tokens, back=True)
+        at = without(tokens, over)
+        far = {**at, there.rows: site.layout.experts.rows[there.rows]}
+        (packed,) = site.emit(there, site.take(rows, far), site.take(index, at))
+        nearer = structs.replace(attrs, of=(there.packed,))
+        return site.emit(nearer, packed, site.take(index, tokens))
     of = {name: divided(site, tokens, name).axes for name in attrs.of}
     return site.emit(attrs, site.take(rows, {**tokens, **of}), site.take(index, tokens))
+
+
+def exchanged(site: Site, op: Op, tokens: Axes) -> tuple[str, ...]:
+    """The axes over which rows in use are exchanged: those of their experts, if tokens are there.
+
+    None where rows are moved with all their room: where that is asked for, or where only some of
+    the axes hold tokens, or others inside of them.
+    """
+    assert isinstance(op.attrs, ops.Dispatch | ops.Combine)
+    dims = site.layout.experts
+    own = dims.groups.get(rows_of(op.attrs), ())
+    on = tokens[site.source.types[op.operands[1]].names[0]]
+    return own if dims.ragged and own and on[len(on) - len(own) :] == own else ()
+
+
+def exchange(
+    site: Site,
+    attrs: ops.Dispatch | ops.Combine,
+    over: tuple[str, ...],
+    tokens: Axes,
+    back: bool = False,
+) -> ops.ExchangeRows:
+    """The exchange of the rows of a dispatch or for a combine."""
+    rows = rows_of(attrs)
+    return ops.ExchangeRows(rows, packed_rows(rows), attrs.along, attrs.choices, over, back)
+
+
+def without(tokens: Axes, over: tuple[str, ...]) -> Axes:
+    """Where tokens are, together over the axes on which their experts are apart."""
+    return {name: tuple(axis for axis in on if axis not in over) for name, on in tokens.items()}
 
 
 def grouped(site: Site, op: Op, attrs: ops.GroupedDot | ops.GroupedOuter) -> Sequence[Value]:

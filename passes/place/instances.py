@@ -83,20 +83,24 @@ def numbered(forms: Iterable[Form], number: dict[int, int]) -> tuple[Form, ...]:
 def stream_of(
     reading: Reading, root: int, forms: dict[Type, int], sizes: Sizes, known: Known
 ) -> Stream:
-    """A value's forms, with all steps of ways between them, and those that the rules have."""
+    """A value's forms, with all steps of ways between them, and those that the rules have.
+
+    The moves of a sum are turned round.
+    """
     own = list(forms)
     moves: dict[Move, None] = {}
 
     def add(move: Move, begin: Type, end: Type) -> Move:
-        ends = (forms.setdefault(kind, len(forms)) for kind in (begin, end))
-        first, last = ends
+        first, last = (forms.setdefault(kind, len(forms)) for kind in (begin, end))
+        if root in reading.sums:
+            first, last = last, first
         made = Move(first, last, move.cost, move.attrs)
         moves[made] = None
         return made
 
     ruled: list[Move] = []
     for op in reading.moves.get(root, ()):
-        given, gives = (reading.function.types[v] for v in (op.operands[0], op.results[0]))
+        given, gives = (reading.types[v] for v in (op.operands[0], op.results[0]))
         assert isinstance(op.attrs, AllGather | AllReduce | AllToAll | LocalSlice | ReduceScatter)
         cost = step_cost(op.attrs, given, gives, sizes)
         ruled.append(add(Move(0, 0, cost, op.attrs), given, gives))

@@ -69,13 +69,15 @@ class Options:
         return [ways.get(number, (rule,)) for number, rule in enumerate(self.rules)]
 
     def _rule(self, op: Op) -> Way:
-        kinds = self.reading.function.types
+        kinds = self.reading.types
+        if self.reading.term(op):
+            return Way((kinds[op.operands[0]],) * 2, ())
         return Way(tuple(kinds[v] for v in op.operands), tuple(kinds[v] for v in op.results))
 
     def _is_free(self, op: Op) -> bool:
         """Whether an op has a choice."""
         values = [self.reading.roots[value] for value in (*op.operands, *op.results)]
-        names = {n for v in values for n in self.reading.function.types[v].names}
+        names = {n for v in values for n in self.reading.types[v].names}
         experts = self.layout.experts
         apart = any(experts.has(name) or name in experts.slots for name in names)
         return isinstance(op.attrs, FREE) and not apart
@@ -97,13 +99,26 @@ class Options:
         """The op's options, each once."""
         rule = self.rules[number]
         yield rule
+        op = self.reading.ops[number]
+        if self.reading.term(op) or self.reading.total(op):
+            yield from self._joins(op, rule)
+            return
         seen = {rule.takes}
-        for takes in self._candidates(self.reading.ops[number], rule):
+        for takes in self._candidates(op, rule):
             if takes not in seen:
                 seen.add(takes)
                 gives = self._fitting(number, takes)
                 if gives is not None:
                     yield Way(takes, gives)
+
+    def _joins(self, op: Op, rule: Way) -> Iterator[Way]:
+        """The other forms in which a term is added to its sum, or in which that is had."""
+        value = op.operands[0] if op.operands else op.results[1]
+        (old, *_) = (*rule.takes, *rule.gives)
+        for kind in tuple(self.pools[self.reading.roots[value]]):
+            fixed = self.reading.roots[value] in self.fixed
+            if kind != old and kind.combine == "sum" and not fixed and self._keeps((kind,), (old,)):
+                yield Way((kind,) * len(rule.takes), (kind,) * len(rule.gives))
 
     def _candidates(self, op: Op, rule: Way) -> Iterator[Kinds]:
         """Forms of the operands that might do."""
@@ -176,14 +191,18 @@ class Options:
             return None
         if not self._stored(op, takes, gives == rule.gives):
             return None
-        mine, theirs = dim_axes(kinds), dim_axes((*rule.takes, *rule.gives))
-        keeps = all(
+        return gives if self._keeps(kinds, (*rule.takes, *rule.gives)) else None
+
+    def _keeps(self, kinds: Kinds, ruled: Kinds) -> bool:
+        """Whether dims are where directives put them, and work is divided no less than by rules."""
+        mine, theirs = dim_axes(kinds), dim_axes(ruled)
+        placed = all(
             axis in mine[name]
             for name, axes in theirs.items()
             for axis in axes
             if axis in self.layout.canonical.get(name, ())
         )
-        return gives if keeps and used(theirs) <= used(mine) else None
+        return placed and used(theirs) <= used(mine)
 
     def _stored(self, op: Op, takes: Kinds, as_ruled: bool) -> bool:
         """Whether what belongs to parameters is in a form that the rules make."""

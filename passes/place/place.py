@@ -10,7 +10,7 @@ from msgspec import structs
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.program import Function, Input, Level, Op, Program, callees
 from fllmc.ir.settings import Context as ContextKind
-from fllmc.ir.settings import Shard, Zero
+from fllmc.ir.settings import ExpertRows, Shard, Zero
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.place.attention import dealt
@@ -37,6 +37,7 @@ class Place(Pass, frozen=True):
     context: ContextKind = "gather"
     zero: tuple[Zero, ...] = ()
     reduce: str = "f32"
+    expert_rows: ExpertRows = "routed"
 
     def run(self, program: Program, cx: Context) -> Program:
         """The sharded program on the mesh of the context."""
@@ -49,7 +50,10 @@ class Place(Pass, frozen=True):
     def ruled(self, program: Program, cx: Context) -> tuple[Program, Layout]:
         """The program as the rules place it, and the layout that directives give it."""
         resolved = resolve(self.shards, cx.mesh, program, self.zero)
-        layout = structs.replace(resolved.layout, context=self.context, reduce=self.reduce)
+        experts = structs.replace(resolved.layout.experts, ragged=self.expert_rows == "routed")
+        layout = structs.replace(
+            resolved.layout, context=self.context, reduce=self.reduce, experts=experts
+        )
         found = judged((*resolved.diagnostics, *conflicts(layout, program)))
         errors = [diagnostic for diagnostic in found if diagnostic.severity == "error"]
         for diagnostic in found:

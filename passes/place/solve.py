@@ -32,6 +32,7 @@ from fllmc.passes.place.choices import (
     Option,
     Prices,
     Stream,
+    needs,
 )
 
 NODES: Final = 10_000
@@ -43,8 +44,9 @@ class Solution(Struct, frozen=True):
     """The option of each step and the moves of each stream, with what is known of them.
 
     `cost` and `bound` are bytes that a rank sends in one run of the function; no placement that the
-    instance allows is below `bound`. `ruled` is what the rules alone cost. `relaxed` says that the
-    linear relaxation proves as much; `variables` counts those of all clusters.
+    instance allows is below `bound`. `ruled` is what the rules alone cost; `apart` what it costs to
+    move values anew for each step that takes them. `relaxed` says that the linear relaxation proves
+    as much; `variables` counts those of all clusters.
     """
 
     picks: tuple[int, ...]
@@ -52,6 +54,7 @@ class Solution(Struct, frozen=True):
     cost: Fraction
     bound: float
     ruled: Fraction
+    apart: Fraction
     variables: int
     relaxed: bool
 
@@ -85,9 +88,20 @@ def solve(instance: Instance) -> Solution:
                 moves[cluster.streams[stream]] = taken
         bound += found.bound
     total = sum((move.cost for found in moves for move in found), NOTHING)
-    return Solution(
-        tuple(picks), tuple(moves), total, bound, instance.ruled_cost, variables, relaxed
-    )
+    apart = cost_apart(instance, picks)
+    chosen = tuple(picks), tuple(moves)
+    return Solution(*chosen, total, bound, instance.ruled_cost, apart, variables, relaxed)
+
+
+def cost_apart(instance: Instance, picks: Sequence[int]) -> Fraction:
+    """What the options cost if no step had the moves made for another."""
+    prices, made = Prices(instance), needs(instance, picks)
+    taken = [
+        prices.tree(stream, made[stream][0], (form,))
+        for options, pick in zip(instance.steps, picks, strict=True)
+        for stream, form in options[pick].takes
+    ]
+    return sum((tree[0] for tree in taken if tree is not None), NOTHING)
 
 
 def clusters(instance: Instance) -> tuple[Cluster, ...]:

@@ -4,7 +4,8 @@ Every action has a time to begin, those of a rank exclude each other, and what i
 before it is taken. Micro-batches are alike, so each stage may take them in order: where another
 order is possible, the same times in order are too. For each forward, booleans tell which actions
 that give back memory come before it, and their sum has to leave it room. What is made least is the
-longest span of a rank. Times are rounded down to whole units, so what is proven of them holds.
+longest span of a rank. Times are rounded down to whole units, so what is proven of them holds. An
+order that takes values of a link otherwise than they are sent is not used: then the start stays.
 
 The search has one worker, a fixed seed and a limit that the solver counts in its own steps, never a
 clock: the same input and version of OR-tools give the same order.
@@ -26,6 +27,7 @@ from fllmc.ir.timetable import Action, Kind
 from fllmc.passes.schedule.costs import Costs
 from fllmc.passes.schedule.families import finished
 from fllmc.passes.schedule.simulate import Simulation, needs, simulate
+from fllmc.passes.schedule.verify import crossings
 
 if TYPE_CHECKING:
     from ortools.sat.python.cp_model import CpModel, CpSolver
@@ -64,7 +66,8 @@ def exact(
     if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         made = simulate(problem.timetable(solver), costs)
         fits = all(p <= m * (1 + 1e-9) for p, m in zip(made.peaks, limits, strict=True))
-        if fits and not made.stuck and made.bubble < best.bubble:
+        sound = not made.stuck and not any(crossings(made.timetable))
+        if fits and sound and made.bubble < best.bubble:
             best = made
     return structs.replace(best, bound=problem.bubble(best, solver.best_objective_bound))
 

@@ -14,6 +14,7 @@ from heapq import heappop, heappush
 from itertools import product
 
 import msgspec
+from msgspec import structs
 
 from fllmc.ir.timetable import Action, Kind, Timetable
 from fllmc.passes.schedule.costs import Costs
@@ -28,13 +29,14 @@ class Rules(msgspec.Struct, frozen=True):
     than 1F1B a rank begins with, as a share of the stages behind it; memory bounds it too.
     `patience`: a weight gradient is begun only if what is on its way comes no sooner than this
     share of its time; before the first backward, a forward only if that comes no sooner than its
-    share `courtesy`.
+    share `courtesy`. `deep`: of the stages of a rank, forwards of the last go first.
     """
 
     forward_first: bool = False
     ahead: float = 1.0
     patience: float = 0.5
     courtesy: float = 0.0
+    deep: bool = False
 
 
 RULES = tuple(
@@ -61,8 +63,12 @@ class Rank:
         self.row: list[Action] = []
 
     def fits(self, stage: int) -> bool:
-        """Whether there is memory for a forward."""
-        return self.memory + self.costs.kept[stage] <= self.limit * (1 + 1e-12)
+        """Whether there is memory for a forward, and left for one of each later stage of the rank.
+
+        So what is begun can always be finished.
+        """
+        later = sum(self.costs.kept[other] for other in self.stages if other >= stage)
+        return self.memory + later <= self.limit * (1 + 1e-12)
 
     def does(self, kind: Kind, stage: int, micro: int, at: float) -> float:
         """Do it from `at` on; the time of its end."""
@@ -96,6 +102,7 @@ class Maker:
         ]
         self.arrived: dict[tuple[Kind, int, int], float] = {}
         self.links: dict[tuple[int, int], float] = {}
+        self.sent: dict[tuple[int, int, Kind], deque[tuple[int, int]]] = {}
         self.turns: list[tuple[float, int]] = []
 
     def run(self, name: str) -> Timetable | None:
@@ -154,15 +161,26 @@ class Maker:
     def candidate(self, rank: Rank, kind: Kind) -> tuple[Kind, int, int, float] | None:
         """The next forward or backward that is possible, with the time at which it is."""
         best: tuple[Kind, int, int, float] | None = None
-        stages = reversed(rank.stages) if kind == "I" else rank.stages
+        deep = kind == "I" or rank.rules.deep
+        stages = reversed(rank.stages) if deep else rank.stages
         for stage in stages:
             micro = (rank.backwards if kind == "I" else rank.forwards)[stage]
             if micro >= self.micros or (kind == "F" and not self.may_forward(rank, stage)):
                 continue
             at = self.ready(kind, stage, micro)
+            if not self.first(rank.rank, kind, stage, micro):
+                continue  # what was sent before it is taken before it
             if at is not None and (best is None or max(at, rank.free) < max(best[3], rank.free)):
                 best = (kind, stage, micro, at)
         return best
+
+    def first(self, rank: int, kind: Kind, stage: int, micro: int) -> bool:
+        """Whether nothing that came on the same link is still to be taken."""
+        source = stage - 1 if kind == "F" else stage + 1
+        if not 0 <= source <= self.last:
+            return True
+        waiting = self.sent.get((self.homes[source], rank, kind))
+        return not waiting or waiting[0] == (stage, micro)
 
     def may_forward(self, rank: Rank, stage: int) -> bool:
         """Whether memory and the rules allow one more forward of a stage."""
@@ -173,6 +191,9 @@ class Maker:
     def do(self, rank: Rank, kind: Kind, stage: int, micro: int) -> None:
         """Do it, and send the result on."""
         end = rank.does(kind, stage, micro, rank.free)
+        source = stage - 1 if kind == "F" else stage + 1
+        if 0 <= source <= self.last and self.homes[source] != rank.rank:
+            self.sent[self.homes[source], rank.rank, kind].popleft()
         if kind == "F" and stage == self.last:
             self.arrived["I", stage, micro] = end
         target = stage + 1 if kind == "F" else stage - 1
@@ -180,6 +201,7 @@ class Maker:
             home = self.homes[target]
             if home != rank.rank:
                 link = (rank.rank, home)
+                self.sent.setdefault((*link, kind), deque()).append((target, micro))
                 self.links[link] = end = max(self.links.get(link, 0.0), end) + self.costs.transfer
             self.arrived[kind, target, micro] = end
             heappush(self.turns, (max(end, self.ranks[home].free), home))
@@ -207,7 +229,10 @@ class Search:
 
     def best(self) -> Rated | None:
         """The best of the rules in RULES, the same on all ranks."""
-        found = [self.rated((rules,) * len(self.limits)) for rules in RULES]
+        rules = RULES
+        if len(self.homes) > len(self.limits):
+            rules += tuple(structs.replace(each, deep=True) for each in RULES)
+        found = [self.rated((each,) * len(self.limits)) for each in rules]
         known = [each for each in found if each is not None]
         return min(known, key=lambda each: each[:2], default=None)
 
@@ -220,7 +245,8 @@ class Search:
                 rank = int(len(rules) * dice.next())
                 courtesy = max(0.0, 1.6 * dice.next() - 0.6)
                 ahead, patience = 0.7 + 1.3 * dice.next(), 1.3 * dice.next()
-                rules[rank] = Rules(dice.next() < 0.3, ahead, patience, courtesy)
+                deep = rules[rank].deep
+                rules[rank] = Rules(dice.next() < 0.3, ahead, patience, courtesy, deep)
             found = self.rated(tuple(rules))
             if found is not None and found[:2] <= best[:2]:
                 best = found

@@ -3,7 +3,8 @@
 What is wrong is told by the action where it shows. A timetable without faults does every stage and
 micro-batch exactly once forward and backward, each rank its own stages, in an order in which every
 value is made before it is waited for, and taken on each channel in the order in which it is sent.
-Sends do not wait for their receivers; those of one direction between two ranks share a channel.
+Sends do not wait for their receivers; those of one pass from one rank to another share a channel.
+What the ranks' turns become of it, `codegen/handovers.py` proves for sends that are not buffered.
 """
 
 from __future__ import annotations

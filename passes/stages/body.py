@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
-from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.diagnostics import DiagnosticError, InternalError
 from fllmc.ir.ops import (
     Add,
     AddN,
@@ -27,6 +27,8 @@ from fllmc.ir.ops import (
     Transpose,
 )
 from fllmc.ir.program import Function, Op
+from fllmc.ir.span import NOWHERE, Span
+from fllmc.passes.stages.errors import SharedDim
 
 Phase = Literal["F", "B"]
 LINEAR = (AllGather, AllReduce, AllToAll, Cast, LocalSlice, Neg, ReduceScatter, Rename, Transpose)
@@ -58,7 +60,7 @@ class Body:
     """One micro-batch's function, with the place of each op.
 
     `forward` names its forward results, `data` the inputs that belong to the micro-batch, `dims`
-    the dims of the stacks that are cut.
+    the dims of the stacks that are cut, `span` the directive that asks for it.
     """
 
     def __init__(
@@ -67,9 +69,11 @@ class Body:
         forward: Collection[str],
         data: Collection[int],
         dims: Collection[str],
+        span: Span = NOWHERE,
     ):
         self.function = function
         self.dims = dims
+        self.span = span
         self.makers = {v: at for at, op in enumerate(function.ops) for v in op.results}
         self.data = _followers(function, data)
         params = [n for n, given in enumerate(function.inputs) if given.role == "param"]
@@ -144,11 +148,15 @@ class Body:
         return [at for at, op in ops if isinstance(op.attrs, Scan) and op.attrs.over in self.dims]
 
     def _check(self) -> None:
-        """InternalError where stacks do not stand in the order that is understood."""
+        """DiagnosticError where two stacks run over one dim, forward.
+
+        InternalError where stacks do not stand in the order that is understood.
+        """
         name = self.function.name
         over = [scan_attrs(self.function.ops[at]).over for at in self.scans]
-        if len(set(over)) != len(over):
-            raise InternalError(f"{name}: two scans run forward over one of {over}")
+        twice = sorted({dim for dim in over if over.count(dim) > 1})
+        if twice:
+            raise DiagnosticError(SharedDim(self.span, twice[0]))
         below = len(self.scans) - len(self.back)
         back = [scan_attrs(self.function.ops[at]).over for at in self.back]
         if back != over[below:]:

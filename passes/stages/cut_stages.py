@@ -22,11 +22,12 @@ from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.ops import Scan
 from fllmc.ir.program import DimSize, Function, Parameter, Program
 from fllmc.ir.span import NOWHERE, Span
+from fllmc.ir.target import Target
 from fllmc.ir.timetable import Kind, Timed, Timetable
 from fllmc.passes.accumulate import MICROBATCHES
 from fllmc.passes.inline import reachable
 from fllmc.passes.optimizer_step import STATES
-from fllmc.passes.schedule.choose import chosen, homes_of
+from fllmc.passes.schedule.choose import chosen, placements, quickest
 from fllmc.passes.schedule.costs import Costs
 from fllmc.passes.schedule.simulate import Simulation, simulate
 from fllmc.passes.stages.body import Body, scan_attrs
@@ -52,19 +53,30 @@ class Cut(NamedTuple):
         return self.work.timeline if self.work is not None else ()
 
 
-def stage_programs(program: Program, asked: Asked, micros: int) -> Cut:
-    """A program cut as a schedule asks for.
+def stage_programs(program: Program, asked: Asked, micros: int, target: Target) -> Cut:
+    """A program cut as a schedule asks for, by times on a target.
 
+    Where the schedule leaves open how many stages a rank has, the step that takes least time.
     DiagnosticError where the numbers of ranks, chunks, layers and micro-batches do not go together.
     """
     ranks = program.mesh.extent((asked.axis,))
+    return quickest(
+        placements(asked.order, ranks),
+        lambda homes: placed(program, asked, micros, target, homes),
+        lambda cut: cut.work.makespan if cut.work is not None else 0.0,
+    )
+
+
+def placed(
+    program: Program, asked: Asked, micros: int, target: Target, homes: tuple[int, ...]
+) -> Cut:
+    """A program cut into stages on these ranks."""
 
     def choose(costs: Costs) -> Simulation:
-        return chosen(asked.order, ranks, micros, costs)
+        return chosen(asked.order, max(homes) + 1, micros, costs, homes)
 
-    homes = homes_of(asked.order, ranks)
     halves = asked.order.kind in HALVING
-    plan = Plan(asked.axis, asked.dims, homes, choose, halves, asked.shard.span)
+    plan = Plan(asked.axis, asked.dims, homes, choose, target, halves, asked.shard.span)
     return cut_stages(program, plan)
 
 
@@ -74,12 +86,13 @@ HALVING: Final = ("zb_h1", "zb_v", "auto")
 
 class Plan(msgspec.Struct, frozen=True):
     """How to cut: the pipeline's axis, the dims of the stacks, the rank of each stage, the order of
-    work for stages of given costs, and whether that has gradients of weights apart."""
+    work for stages of given costs on a target, and whether that has gradients of weights apart."""
 
     axis: str
     dims: tuple[str, ...]
     homes: tuple[int, ...]
     choose: Callable[[Costs], Simulation]
+    target: Target
     halves: bool = False
     span: Span = NOWHERE
 
@@ -117,14 +130,14 @@ def ordered(
     program: Program, plan: Plan, works: list[StageWork], body: Body
 ) -> tuple[list[StageWork], dict[str, Function], Simulation]:
     """The stages, their backward in halves where the order of work wants it, and that order."""
-    costs = stage_costs(program, works)
+    costs = stage_costs(program, works, plan.target, plan.axis)
     if not plan.halves:
         return works, {}, plan.choose(costs)
     functions = {f.name: f for f in program.functions}
     splitter = Splitter(functions, program.sizes, body.function.outputs)
     halves = [splitter.split(work) for work in works]
     known = structs.replace(program, functions=(*program.functions, *splitter.made.values()))
-    fine = stage_costs(known, halves)
+    fine = stage_costs(known, halves, plan.target, plan.axis)
     order = plan.choose(fine)
     if any(action.kind == "W" for row in order.timetable.rows for action in row):
         return halves, splitter.made, order
@@ -139,9 +152,9 @@ def entry_body(program: Program, name: str, plan: Plan) -> tuple[int, Body]:
         if isinstance(op.attrs, Scan) and op.attrs.over == MICROBATCHES:
             body = program.function(op.attrs.function)
             stop = op.attrs.carries + op.attrs.slices
-            return at, Body(body, ("loss",), range(op.attrs.carries, stop), plan.dims)
+            return at, Body(body, ("loss",), range(op.attrs.carries, stop), plan.dims, plan.span)
     data = [n for n, given in enumerate(function.inputs) if given.role == "data"]
-    return -1, Body(function, function.outputs, data, plan.dims)
+    return -1, Body(function, function.outputs, data, plan.dims, plan.span)
 
 
 def carried(function: Function, loop: int) -> dict[int, str]:
@@ -152,7 +165,7 @@ def carried(function: Function, loop: int) -> dict[int, str]:
 def chosen_split(program: Program, bodies: Mapping[str, tuple[int, Body]], plan: Plan) -> Split:
     """The split by the costs of a training step. DiagnosticError where there are too few layers."""
     _, body = next(iter(bodies.values()))
-    groups, stacks = unit_costs(program, body)
+    groups, stacks = unit_costs(program, body, plan.target)
     units = len(groups) + sum(map(len, stacks))
     if units < len(plan.homes):
         raise DiagnosticError(TooManyStages(plan.span, len(plan.homes), units))

@@ -85,3 +85,20 @@ class TooManyStages(Diagnostic, frozen=True):
     def helps(self) -> tuple[str, ...]:
         """What works."""
         return (f"ranks times chunks can be at most {self.units}",)
+
+
+class SharedDim(Diagnostic, frozen=True):
+    """The stages of a pipeline know layers by their positions along a stack's dim.
+
+    Two stacks over one dim, or one that is run twice, would have the same positions at two places
+    of the model.
+    """
+
+    code: ClassVar[str] = "E0515"
+    title: ClassVar[str] = "two stacks run over `{dim}`, so its layers can't be cut into stages"
+    label: ClassVar[str] = "`{dim}` is two stacks' dim"
+    help: ClassVar[tuple[str, ...]] = (
+        "give the second stack a dim of its own and write `shard ({dim}, OTHER) over ...`",
+    )
+
+    dim: str

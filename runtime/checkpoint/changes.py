@@ -1,7 +1,8 @@
 """How a plan may store what a checkpoint holds otherwise: frozen parameters and trained ones.
 
 A trained parameter lies in a checkpoint in the dtype of `params` with its optimizer's states, a
-frozen one in the compute dtype without. Either is read as the other, and so are rows of one.
+frozen one in the compute dtype without, a quantised one as codes and scales. Any is read as any
+other, and so are rows of one, but no codes as codes of another block or number of bits.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import msgspec
 
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import NOWHERE
-from fllmc.runtime import errors
+from fllmc.runtime.checkpoint import change_errors
 from fllmc.runtime.checkpoint.boxes import Shape
+from fllmc.runtime.checkpoint.coded import Kind, held_as_codes, names_of
 from fllmc.runtime.checkpoint.files import TORCH_DTYPES
 from fllmc.runtime.checkpoint.manifest import TensorEntry
 from fllmc.runtime.checkpoint.names import STATE_MARK
@@ -32,22 +34,44 @@ class Changes(msgspec.Struct, frozen=True):
     """What reading for a plan changes, by sorted names.
 
     Parameters `converted` and how, as `f32 to bf16`; states that are `begun` at their initial
-    values; states that are `dropped`.
+    values; states that are `dropped`; parameters that are `quantized`, and that are `dequantized`.
     """
 
     converted: Mapping[str, str]
     begun: tuple[str, ...]
     dropped: tuple[str, ...]
+    quantized: tuple[str, ...] = ()
+    dequantized: tuple[str, ...] = ()
+
+    @property
+    def settled(self) -> set[str]:
+        """The names of tensors of the plan that the checkpoint has in another form."""
+        coded = (part for name in self.quantized for part in names_of(name))
+        return {*self.converted, *self.begun, *self.dequantized, *coded}
+
+    @property
+    def used_up(self) -> set[str]:
+        """The names of tensors of the checkpoint that the plan has in another form or not."""
+        coded = (part for name in self.dequantized for part in names_of(name))
+        return {*self.dropped, *self.quantized, *coded}
 
     def warnings(self, checkpoint: str) -> Iterator[Diagnostic]:
         """One for each kind of change that there is."""
         if self.converted:
             kinds = ", ".join(sorted(set(self.converted.values())))
-            yield errors.ParametersConverted(NOWHERE, checkpoint, len(self.converted), kinds)
+            yield change_errors.ParametersConverted(NOWHERE, checkpoint, len(self.converted), kinds)
+        if self.quantized:
+            found = len(self.quantized), self.quantized[0]
+            yield change_errors.ParametersQuantized(NOWHERE, checkpoint, *found)
+        if self.dequantized:
+            found = len(self.dequantized), self.dequantized[0]
+            yield change_errors.ParametersDequantized(NOWHERE, checkpoint, *found)
         if self.begun:
-            yield errors.StatesBegun(NOWHERE, checkpoint, len(self.begun), self.begun[0])
+            yield change_errors.StatesBegun(NOWHERE, checkpoint, len(self.begun), self.begun[0])
         if self.dropped:
-            yield errors.StatesDropped(NOWHERE, checkpoint, len(self.dropped), self.dropped[0])
+            yield change_errors.StatesDropped(
+                NOWHERE, checkpoint, len(self.dropped), self.dropped[0]
+            )
 
 
 def changes(
@@ -68,10 +92,14 @@ def changes(
         and stored[name].dtype != dtype
         and converts(name, stored[name].dtype, dtype)
     }
-    shared = stored.keys() & expected.keys()
+    held = {name: (entry.dtype, entry.shape) for name, entry in stored.items()}
+    quantized = in_other_form(held, expected)
+    dequantized = in_other_form(expected, held)
+    both = stored.keys() & expected.keys()
+    shared = both | {*quantized, *dequantized}
     begun = set(_states_of(shared, expected.keys() - stored.keys()))
     dropped = set(_states_of(shared, stored.keys() - expected.keys()))
-    for name in sorted(shared):
+    for name in sorted(both):
         entry, (dtype, shape) = stored[name], expected[name]
         if entry.shape != shape or not (name in rows or entry.absent or entry.mixed):
             continue
@@ -81,7 +109,17 @@ def changes(
             dropped |= {name} if _lacking(entry.rows, wanted) else set()
         elif kinds := sorted(_conversions(entry.rows, wanted)):
             converted[name] = ", ".join(kinds)
-    return Changes(dict(sorted(converted.items())), tuple(sorted(begun)), tuple(sorted(dropped)))
+    settled = dict(sorted(converted.items())), tuple(sorted(begun)), tuple(sorted(dropped))
+    return Changes(*settled, quantized, dequantized)
+
+
+def in_other_form(plain: Mapping[str, Kind], coded: Mapping[str, Kind]) -> tuple[str, ...]:
+    """The parameters that `coded` tensors hold as codes and `plain` ones as they are."""
+    return tuple(
+        name
+        for name, shape in sorted(held_as_codes(coded).items())
+        if name in plain and plain[name][0] in FLOATING and plain[name][1] == shape
+    )
 
 
 def converts(name: str, found: str, wanted: str) -> bool:

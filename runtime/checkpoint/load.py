@@ -18,6 +18,7 @@ from fllmc.runtime import errors
 from fllmc.runtime.checkpoint import folders, manifest
 from fllmc.runtime.checkpoint.boxes import Box, Shape, box_of, cover_fault
 from fllmc.runtime.checkpoint.changes import Changes, HeldRows, changes, converts
+from fllmc.runtime.checkpoint.coded import cut_dim, dequantized, names_of
 from fllmc.runtime.checkpoint.files import (
     DTYPE_NAMES,
     STORED_DTYPES,
@@ -72,8 +73,8 @@ class Checkpoint:
         """Everything in which the stored tensors differ from those of a plan, less `changes`."""
         stored, allowed = self.manifest.tensors, self.changes(expected)
         place = self.path.name
-        extra = sorted(stored.keys() - expected.keys() - set(allowed.dropped))
-        settled = {*allowed.converted, *allowed.begun}
+        extra = sorted(stored.keys() - expected.keys() - allowed.used_up)
+        settled = allowed.settled
         found: list[Diagnostic] = []
         for name, (dtype, shape) in sorted(expected.items()):
             if name in settled:
@@ -102,6 +103,23 @@ class Checkpoint:
         out = torch.zeros(box_of(entry.shape, slices).shape, dtype=TORCH_DTYPES[entry.dtype])
         self.read_into(name, out, slices)
         return out
+
+    def read_value(self, name: str, slices: Sequence[slice] | None = None) -> Tensor:
+        """As `read`, of a parameter that may also be held as codes and scales; these as f32."""
+        if name in self.manifest.tensors or not self.coded(name):
+            return self.read(name, slices)
+        codes, scales = names_of(name)
+        entries = self.manifest.tensors
+        at = cut_dim(entries[codes].shape, entries[scales].shape)
+        if slices is None:
+            return dequantized(self.read(codes), self.read(scales))
+        across = [slice(None) if d == at else s for d, s in enumerate(slices)]
+        value = dequantized(self.read(codes, across), self.read(scales, across))
+        return value[tuple(s if d == at else slice(None) for d, s in enumerate(slices))]
+
+    def coded(self, name: str) -> bool:
+        """Whether the parameter is held as codes and scales."""
+        return all(part in self.manifest.tensors for part in names_of(name))
 
     def read_into(self, name: str, out: Tensor, slices: Sequence[slice] | None = None) -> None:
         """Fill `out`, which may be a strided view on any device, with a slice of a tensor.

@@ -10,7 +10,7 @@ from msgspec import structs
 from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
-from fllmc.fitting import overlapping, within_budget
+from fllmc.fitting import check_host, overlapping, within_budget
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
@@ -69,26 +69,35 @@ def compile_spec(
         if dump is not None:
             dump(number, name, program)
 
+    known = load_target(target or "cpu")
     read = Timing("read and check", clock() - begin, 0.0)
     with at_settings(spec.schedule, cx) as cx:
         within, told = within_budget(spec, chosen, target)
-        done = finish(spec, cx, clock, keep, within, overlapping(spec, target))
+        done = finish(spec, cx, clock, keep, known, within, overlapping(spec, target))
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
-    reasons = (*done.decisions, *decisions(done.sharded, values), *by_passes, *told)
-    known = load_target(target or "cpu")
+    reasons = (*done.decisions, *decisions(done.sharded, values, told), *by_passes, *told)
     first, *others = done.programs
     plan = make_plan(
         first, spec, known, reasons, mesh_read, done.pipe, others, timeline=done.timeline
     )
-    if not target:
-        plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
-    plan = structs.replace(plan, frozen=frozen_share(plan, spec))
+    plan = settled(plan, spec, target)
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
     before = tuple((level, print_program(p)) for level, p in levels.items() if level != "plan")
     texts = (*before, ("plan", done.text()))
     return Compiled(spec, plan, source, texts, tuple(found), (read, *done.timings, planned))
+
+
+def settled(plan: Plan, spec: Spec, target: str) -> Plan:
+    """The plan with a target that it fits on and what frozen parameters cost.
+
+    DiagnosticError where more waits in host memory than is allowed.
+    """
+    check_host(plan, spec.schedule)
+    if not target:
+        plan = structs.replace(plan, target=smallest_target(plan.fullest.arena_bytes))
+    return structs.replace(plan, frozen=frozen_share(plan, spec))
 
 
 def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
@@ -105,7 +114,9 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     try:
         within, _ = within_budget(whole, mesh, plan.target.name)
         beside = overlapping(whole, plan.target.name)
-        done = finish(whole, cx, lambda: 0.0, lambda number, name, program: None, within, beside)
+        done = finish(
+            whole, cx, lambda: 0.0, lambda number, name, program: None, plan.target, within, beside
+        )
     except DiagnosticError:
         return None
     return frozen_figures(plan, make_plan(done.programs[0], whole, plan.target))

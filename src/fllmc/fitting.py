@@ -13,15 +13,17 @@ from msgspec import structs
 from fllmc.codegen.make_plan import derived_all
 from fllmc.frontend.targets import load_target
 from fllmc.ir.diagnostics import DiagnosticError
-from fllmc.ir.plan import Decision
+from fllmc.ir.plan import Decision, Plan
 from fllmc.ir.program import Program
 from fllmc.ir.quantities import bytes_text, seconds_text
-from fllmc.ir.settings import Spec
+from fllmc.ir.settings import Schedule, Spec
 from fllmc.ir.span import NOWHERE
+from fllmc.ir.target import Target
 from fllmc.ir.types import Mesh
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.budget_choice import Choice
-from fllmc.passes.errors import BudgetUnmet
+from fllmc.passes.budget_decisions import value_decisions
+from fllmc.passes.errors import BudgetUnmet, HostTooSmall
 from fllmc.passes.overlap import Overlap
 from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.recompute import Recompute
@@ -49,7 +51,7 @@ def within_budget(
     found = trial.fitting()
     if found is None:
         raise DiagnosticError(trial.unmet(tuple(ways_out(spec, mesh, target))))
-    return found, (trial.decision(found),)
+    return found, tuple(trial.decisions(found))
 
 
 def overlapping(spec: Spec, target: str) -> Overlap | None:
@@ -87,7 +89,7 @@ class Trial:
         self.cx = Context(mesh, lambda found: None)
         self.total = int(spec.schedule.budget_gib * 2**30)
         self.target = load_target(target or "cpu")
-        self.selectors = spec.schedule.recompute
+        self.spec = spec
         self.asked = asked_pipeline(spec.schedule, spec.program, mesh)
         self.microbatches = spec.schedule.microbatches
         passes, self.then = cut_pipeline(
@@ -96,19 +98,30 @@ class Trial:
         at = passes.index(self.keeping(0))
         self.before = run_pipeline(spec.program, passes[:at], self.cx, lambda: 0.0)[0]
         self.after = passes[at + 1 :]
-        room = Room(0, 1, self.target)
-        self.whole: Whole = everything(self.before, Policy(self.selectors, cheap=False), room)
+        own = self.keeping(0)
+        room = Room(0, 1, self.target, own.host, own.offload)
+        policy = Policy(spec.schedule.recompute, cheap=False)
+        self.whole: Whole = everything(self.before, policy, room)
 
     def keeping(self, budget: int) -> Recompute:
-        """The pass for a budget of kept bytes."""
-        return Recompute(self.selectors, cheap=False, budget=budget, target=self.target)
+        """The pass for a budget of kept bytes. In a pipeline's stages nothing waits on the host."""
+        schedule = self.spec.schedule
+        return Recompute(
+            schedule.recompute,
+            cheap=False,
+            budget=budget,
+            host=0 if self.asked else host_bytes(schedule, self.target),
+            offload=() if self.asked else schedule.offload,
+            target=self.target,
+        )
 
     def arena(self, budget: int) -> int:
         """Bytes of the fullest rank when so many are kept by a model that is not cut."""
         program = self.run(self.before, (self.keeping(budget), *self.after))
         stages = [program]
         if self.asked is not None:
-            stages = list(stage_programs(program, self.asked, self.microbatches).programs)
+            cut = stage_programs(program, self.asked, self.microbatches, self.target)
+            stages = list(cut.programs)
         distinct = {outline(stage): stage for stage in stages}
         planned = [self.run(stage, self.then) for stage in distinct.values()]
         return max(made.arena_bytes for made in derived_all(planned))
@@ -145,16 +158,35 @@ class Trial:
             ways=ways,
         )
 
-    def decision(self, found: Recompute) -> Decision:
-        """What was chosen, how good it is, and what was not chosen."""
+    def decisions(self, found: Recompute) -> Iterator[Decision]:
+        """What was chosen, how good it is, and what was not chosen; then value by value."""
         choice: Choice = self.whole.choose(found.budget)
         least = self.whole.choose(self.whole.least)
         proof = "no choice is faster"
         if choice.gap > 1e-6:
             proof = f"no choice is more than {100 * choice.gap:.1f} % faster"
-        return Decision(
+        away = f", {bytes_text(choice.host_bytes)} in host memory" if choice.host_bytes else ""
+        yield Decision(
             "what is kept",
-            f"{bytes_text(choice.bytes)}, and {seconds_text(choice.seconds)} of recomputing",
+            f"{bytes_text(choice.bytes)}{away}, and {seconds_text(choice.seconds)} of "
+            f"{'copies and ' if away else ''}recomputing",
             f"a rank has {bytes_text(self.total)}, and {proof} on {self.target.name}",
             f"keeping {bytes_text(least.bytes)}: {seconds_text(least.seconds)} of recomputing",
         )
+        yield from value_decisions(self.before, self.whole, choice.held, found.budget)
+
+
+def check_host(plan: Plan, schedule: Schedule) -> None:
+    """DiagnosticError where more waits in host memory than the schedule allows."""
+    needed = max(stage.host_bytes for stage in plan.by_stage)
+    allowed = schedule.host_gib
+    if allowed is not None and needed > int(allowed * 2**30):
+        texts = bytes_text(needed), bytes_text(allowed * 2**30)
+        raise DiagnosticError(HostTooSmall(NOWHERE, *texts))
+
+
+def host_bytes(schedule: Schedule, target: Target) -> int:
+    """The bytes of host memory in which values may wait."""
+    if schedule.host_gib is None:
+        return target.host_bytes
+    return int(schedule.host_gib * 2**30)

@@ -28,9 +28,9 @@ def planned(text: str, mesh: str) -> Plan:
         return compile_spec(str(path), mesh).plan
 
 
-def seven(stored: str = seven_b.WHOLE) -> Frozen:
+def seven(stored: str = seven_b.WHOLE, bits: int = 16) -> Frozen:
     """The figures of the 7B on eight ranks."""
-    found = planned(seven_b.spec(stored), f"fsdp={seven_b.RANKS}").frozen
+    found = planned(seven_b.spec(stored, bits), f"fsdp={seven_b.RANKS}").frozen
     assert found is not None
     return found
 
@@ -65,6 +65,34 @@ def test_divided_frozen_parameters_are_stored_and_moved_in_the_compute_dtype() -
     # first layer, and its norm is needed again; embedding, head and last norm once.
     stack = 2 * seven_b.LAYERS * (2 * seven_b.PER_LAYER + 2 * norm) - 3 * square
     assert total(found, "moved") == stack + 2 * 2 * seven_b.EMBED * seven_b.VOCAB + norm
+
+
+@pytest.mark.parametrize(("bits", "stage"), [(4, 1), (8, 2)])
+def test_quantised_maps_take_their_bits_and_a_scale_a_block_and_do_not_move(
+    bits: int, stage: int
+) -> None:
+    found = seven(f"zero {stage} over fsdp", bits)
+    norms = 2 * (seven_b.PARAMETERS - seven_b.MAPS)
+    assert total(found, "elements") == seven_b.PARAMETERS
+    assert (total(found, "stored") - norms) * 8 * 64 == seven_b.MAPS * (bits * 64 + 32)
+    assert total(found, "beside") == total(found, "gradients") == 0
+    assert total(found, "moved") == total(found, "calls") == 0
+    whole = seven(f"zero {stage} over fsdp")
+    assert (found.moved, found.kept) == (whole.moved, whole.kept)
+    assert (found.forward, found.backward) == (whole.forward, whole.backward)
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(8, seven_b.DIVIDED), (4, "zero 3 over fsdp")])
+def test_divided_quantised_maps_are_stored_and_moved_as_codes(bits: int, stored: str) -> None:
+    found, plain = seven(stored, bits), seven(stored)
+    norms = 2 * (seven_b.PARAMETERS - seven_b.MAPS)
+    assert total(found, "stored") * 8 == seven_b.stored_bytes(bits)
+    # Norms move as before: twice in each layer but the first, whose own is needed again, and once.
+    moved_norms = 2 * norms - 2 * seven_b.EMBED
+    ratio = (bits * 64 + 32, 16 * 64)
+    moved = total(found, "moved") - moved_norms, total(plain, "moved") - moved_norms
+    assert moved[0] * ratio[1] == moved[1] * ratio[0]
+    assert found.kept == plain.kept
 
 
 @pytest.mark.parametrize("stored", [seven_b.WHOLE, seven_b.DIVIDED])

@@ -8,8 +8,9 @@ import pytest
 
 from fllmc.codegen.report import report_html
 from fllmc.driver import Compiled, compile_spec
+from fllmc.ir.quantities import bytes_text
 from fllmc.ir.timetable import Action
-from tests.cli.running import run
+from tests.cli.running import document, run
 from tests.oracle.small_specs import small_spec
 
 DIRECTIVES = "shard layers over pipe\n  pipeline: zb_h1"
@@ -40,6 +41,23 @@ def test_the_report_draws_it(compiled: Compiled) -> None:
     page = report_html("small", compiled.plan, dict(compiled.levels))
     assert page.count("micro-batch 3:") == 6
     assert "Order of work along pipe" in page
+
+
+def test_the_memory_of_every_stage_is_told(compiled: Compiled, spec: str) -> None:
+    sizes = [stage.arena_bytes for stage in compiled.plan.by_stage]
+    assert len(set(sizes)) == 2
+    page = report_html("small", compiled.plan, dict(compiled.levels))
+    table = page[page.index("Memory of each stage") :]
+    for position, size in enumerate(sizes):
+        row = table[table.index(f"<tr><td>{position}</td>") :].split("</tr>")[0]
+        assert row.endswith(f"<td>{bytes_text(size)}</td>")
+    lines = run("inspect", spec, "--mesh", "pipe=2", "--memory").stdout.splitlines()
+    told = [line.split(",")[0] for line in lines if line.startswith("pipe ")]
+    largest = sizes.index(max(sizes))
+    wanted = [f"pipe {at}: {bytes_text(size)}" for at, size in enumerate(sizes)]
+    assert told == [*wanted, f"pipe {largest}"]
+    told_data = document("compile", spec, "--mesh", "pipe=2", "--dry-run", "--json")
+    assert told_data["stages"] == sizes
 
 
 def test_without_a_pipeline_there_is_nothing_to_draw(spec: str, tmp_path: Path) -> None:

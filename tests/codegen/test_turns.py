@@ -13,7 +13,7 @@ from fllmc.ir.types import Axis, Mesh
 from fllmc.passes.stages.cut_stages import stage_programs
 from fllmc.passes.stages.directives import Asked
 from tests.oracle.small_specs import small_spec
-from tests.passes.pipelined import sharded
+from tests.passes.pipelined import CPU, sharded
 
 RANKS, MICROS = 2, 8
 MESH = Mesh((Axis("pipe", RANKS),))
@@ -37,7 +37,7 @@ def stages_of(program: Program, order: Order) -> list[Turns]:
     """The turns of each rank's training step."""
     asked = Asked("pipe", ("layers",), order, Shard(("layers",), ("pipe",)))
     found: list[Turns] = []
-    for stage in stage_programs(program, asked, MICROS).programs:
+    for stage in stage_programs(program, asked, MICROS, CPU).programs:
         (attrs,) = (o.attrs for o in stage.function("train").ops if isinstance(o.attrs, Pipeline))
         found.append(Turns(stage, attrs))
     return found

@@ -32,6 +32,7 @@ from fllmc.runtime.data.windows import Batch as DataBatch
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.feeding import Feeder
 from fllmc.runtime.initialise import initialise, view_of
+from fllmc.runtime.measuring import check_collectives
 from fllmc.runtime.parts import Part, absent, lasting_parts, rows_held
 from fllmc.runtime.ranks import communicator
 from tests.oracle.reference import Batch
@@ -50,13 +51,17 @@ class Case(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a rank says of its run. `counted`: calls and bytes of each collective site; `copied`:
-    bytes of all that was packed and unpacked for them."""
+    """What a rank says of its run.
+
+    `counted` are calls and bytes of each collective site; where calls differ in bytes, `ragged` has
+    calls and the bytes of all. `copied` are bytes that were packed and unpacked for collectives.
+    """
 
     losses: list[float]
     grad_norms: list[float]
     counted: dict[int, tuple[int, int]]
     arena_bytes: int
+    ragged: dict[int, tuple[int, int]]
     copied: int
 
 
@@ -64,13 +69,14 @@ class Outcome(NamedTuple):
     """What a run of a case left: states after the first step, parameters and states after the last.
 
     Tensors are whole, put together from the ranks' parts, in fp64; `NAME#m` is a state of `NAME`.
-    Layers stand alone.
+    Layers stand alone. `ragged` is of each rank.
     """
 
     plan: Plan
     told: Told
     first: dict[str, Tensor]
     last: dict[str, Tensor]
+    ragged: list[dict[int, tuple[int, int]]]
 
 
 def run_cases(
@@ -182,7 +188,7 @@ def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Communicator 
                 view_of(part, executor).copy_(given[part.name][part.slices])
     else:
         initialise(plan, executor, parts)
-    told = Told([], [], {}, executor.arena.numel() * executor.arena.element_size(), 0)
+    told = Told([], [], {}, executor.arena.numel() * executor.arena.element_size(), {}, 0)
     tensors: dict[str, Tensor] = {}
     feeder = Feeder(plan, executor, "train", rank)
     for step, path in enumerate(sorted(folder.glob("batch*.safetensors")), 1):
@@ -193,7 +199,12 @@ def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Communicator 
         when = {1: "first"}.get(step)
         if when:
             tensors |= _held(when, [p for p in parts if "#" in p.name], executor)
-    told.counted.update(executor.counted)
+    check_collectives(executor)
+    for site, (calls, moved) in executor.counted.items():
+        if site in executor.ragged:
+            told.ragged[site] = calls, executor.ragged[site]
+        else:
+            told.counted[site] = calls, moved
     told = told._replace(copied=comm.copied if comm else 0)
     tensors |= _held("last", parts, executor)
     save_file(tensors, folder / f"told{number}.{rank}.safetensors")
@@ -219,13 +230,14 @@ def _outcome(folder: Path, number: int) -> Outcome:
     told = [msgspec.json.decode((folder / f"{n}.json").read_bytes(), type=Told) for n in names]
     for rank, other in enumerate(told):
         first = told[_first_of_stage(plan, rank)]
-        assert other == first, "ranks of a stage differ in loss, norm or collectives"
+        same = other._replace(ragged={}) == first._replace(ragged={})
+        assert same, "ranks of a stage differ in loss, norm or collectives"
         assert other.losses == told[0].losses, "stages differ in loss"
         assert other.grad_norms == told[0].grad_norms, "stages differ in the norm"
     held = [load_file(folder / f"{name}.safetensors") for name in names]
     parts = [lasting_parts(plan, rank) for rank in range(plan.program.mesh.size)]
     first, last = (_whole(when, parts, held, rows_held(plan)) for when in ("first", "last"))
-    return Outcome(plan, told[0], first, last)
+    return Outcome(plan, told[0], first, last, [each.ragged for each in told])
 
 
 def _first_of_stage(plan: Plan, rank: int) -> int:

@@ -53,6 +53,16 @@ def zero(stage: int) -> Technique:
     return Technique({"fsdp": 2}, (f"zero {stage} over fsdp",), kind="fsdp")
 
 
+def quantised(bits: int, selector: str) -> Technique:
+    """Low-rank updates beside maps in few bits."""
+    lines = (
+        "freeze *",
+        "lora body.*.attn.{wq, wv, wo} {\n    rank: 4\n    alpha: 8\n  }",
+        f"quantize {selector} {{\n    bits: {bits}\n    block: 4\n  }}",
+    )
+    return Technique(adapter=lines, kind="adapter")
+
+
 TENSOR = "shard (heads, kv_heads, ffn, vocab) over tensor"
 
 TECHNIQUES: Mapping[str, Technique] = {
@@ -81,6 +91,8 @@ TECHNIQUES: Mapping[str, Technique] = {
     "accumulate": Technique(microbatches=4),
     "recompute": Technique(schedule=("recompute body.* keep [attn.attend]",)),
     "offload": Technique(schedule=("offload body.*.attn",)),
+    # 1.7 MiB: tight on one device, where values wait on the host too, and enough on every mesh.
+    "budget": Technique(schedule=("budget_gib: 0.00169",)),
     "loss chunks": Technique(schedule=("loss_chunks: 2",)),
     "backward chunks": Technique(schedule=("backward_chunks: 2",)),
     "frozen": Technique(
@@ -104,6 +116,8 @@ TECHNIQUES: Mapping[str, Technique] = {
         ),
         kind="adapter",
     ),
+    "4 bits": quantised(4, "*"),
+    "8 bits": quantised(8, "body.*"),
 }
 
 SPEC = """fllm 1

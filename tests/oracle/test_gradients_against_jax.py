@@ -18,6 +18,7 @@ from fllmc.ir.ops import Dot, Put, Scan
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.types import Mesh
 from fllmc.passes.apply_adapter import ApplyAdapter
+from fllmc.passes.apply_loss import OBJECTIVE
 from fllmc.passes.base import Context
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
@@ -45,19 +46,22 @@ def wide() -> Iterator[None]:
     jax.config.update("jax_enable_x64", before)
 
 
-def differentiated(drawn: Drawn, adapted: bool = True) -> Program:
-    """The training program with `forward` and `gradient`."""
+def differentiated(drawn: Drawn, adapted: bool = True, last: bool = True) -> Program:
+    """The training program with `forward` and `gradient`; if not `last`, with the loss alone."""
     spec, _ = load_drawn(drawn)
     passes = standard_pipeline(spec)
     behind = next(n for n, step in enumerate(passes) if isinstance(step, Differentiate))
-    used = [step for step in passes[: behind + 1] if adapted or not isinstance(step, ApplyAdapter)]
+    used = [
+        step for step in passes[: behind + last] if adapted or not isinstance(step, ApplyAdapter)
+    ]
     cx = Context(Mesh(), lambda _: None)
     return run_pipeline(spec.program, used, cx, lambda: 0.0)[0]
 
 
 def by_jax(program: Program, values: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """jax.grad of `forward`'s loss to these parameters."""
-    forward = jax_function(program, "forward")
+    """jax.grad of the loss that is trained on to these parameters."""
+    known = {function.name for function in program.functions}
+    forward = jax_function(program, OBJECTIVE if OBJECTIVE in known else "forward")
 
     def loss(held: dict[str, Any], rest: dict[str, Any]) -> Any:
         return forward({**rest, **held})["loss"]
@@ -76,7 +80,7 @@ def agrees_with_jax(drawn: Drawn) -> None:
     seed = program.function("gradient").inputs[-1].name
     found = stage.run_on("gradient", {**values, seed: 1.0})
     given = {name: value for name, value in values.items() if name != seed}
-    wanted = by_jax(program, given, stage.trained)
+    wanted = by_jax(differentiated(drawn, last=False), given, stage.trained)
     whole = np.sqrt(sum(np.sum(value**2) for value in wanted.values()))
     for name, value in wanted.items():
         error = np.linalg.norm(found[f"grad.{name}"] - value)

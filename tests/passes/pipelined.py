@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fllmc.frontend import load_spec
+from fllmc.frontend.targets import load_target
 from fllmc.ir.evaluate import evaluate
 from fllmc.ir.evaluate_parts import Array
 from fllmc.ir.evaluate_stages import evaluate_stages
@@ -33,6 +34,9 @@ def sharded(text: str, mesh: Mesh) -> Program:
     cx = Context(mesh, lambda found: None)
     program, _ = run_pipeline(spec.program, passes[:stop], cx, lambda: 0.0)
     return program
+
+
+CPU = load_target("cpu")
 
 
 def arguments(program: Program, entry: str, seed: int = 0) -> dict[str, Array | float]:
@@ -79,7 +83,7 @@ def table(
 def plan_of(times: Timetable) -> Plan:
     """How to cut layers over `pipe` for a given timetable."""
     halves = any(action.kind == "W" for row in times.rows for action in row)
-    return Plan("pipe", ("layers",), times.homes, lambda costs: simulate(times, costs), halves)
+    return Plan("pipe", ("layers",), times.homes, lambda costs: simulate(times, costs), CPU, halves)
 
 
 def errors(text: str, mesh: Mesh, times: Timetable) -> dict[str, float]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from msgspec import structs
 
-from fllmc.codegen.make_plan import derived_all
-from fllmc.fitting import Trial, within_budget
+from fllmc.codegen.make_plan import Derived, derived_all, make_plan
+from fllmc.fitting import Trial, check_host, overlapping, within_budget
+from fllmc.frontend.targets import load_target
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.program import Program
+from fllmc.ir.settings import Offload, Spec
 from fllmc.ir.settings import Recompute as Directive
-from fllmc.ir.settings import Spec
 from fllmc.passes.base import Context
-from fllmc.passes.errors import BudgetUnmet
+from fllmc.passes.errors import BudgetUnmet, HostTooSmall
 from fllmc.passes.pipeline import parse_pipeline, print_pipeline, standard_pipeline
 from fllmc.passes.recompute_stacks import scan_of, stacks
 from fllmc.passes.runner import run_pipeline
-from tests.passes.memory_specs import evaluated, text
+from tests.passes.memory_specs import alike, evaluated, executed, text
 from tests.specs.random_specs import Drawn
 from tests.specs.stages import load_drawn
 
@@ -33,14 +35,17 @@ def drawn(mesh: str, budget: float, **changes: Any) -> tuple[Spec, Any]:
     return structs.replace(spec, schedule=schedule), devices
 
 
-def planned(mesh: str, budget: float, **changes: Any) -> tuple[Program, int]:
+def planned(
+    mesh: str, budget: float, target: str = "cpu", **changes: Any
+) -> tuple[Program, Derived]:
     """The program within the budget, and the bytes of a rank."""
     spec, devices = drawn(mesh, budget, **changes)
-    found, decided = within_budget(spec, devices, "cpu")
-    assert len(decided) == 1
+    found, decided = within_budget(spec, devices, target)
+    assert decided[0].subject == "what is kept"
     cx = Context(devices, lambda found: None)
-    program, _ = run_pipeline(spec.program, standard_pipeline(spec, found), cx, lambda: 0.0)
-    return program, derived_all([program])[0].arena_bytes
+    passes = standard_pipeline(spec, found, overlapping(spec, target))
+    program, _ = run_pipeline(spec.program, passes, cx, lambda: 0.0)
+    return program, derived_all([program])[0]
 
 
 def kept(program: Program) -> list[str]:
@@ -52,20 +57,104 @@ def kept(program: Program) -> list[str]:
     return [str(body.types[value]) for value in body.results[scan.carries :]]
 
 
+FAST = """fllm 1
+
+target fast {
+  memory_gib: 4
+  bf16_tflops: 0.1
+  f32_tflops: 0.1
+  memory_gbps: 10
+  link_gbps: 2
+  network_gbps: 1
+  host_gbps: 1_000
+  host_gib: 4
+}
+"""
+
+
+@pytest.fixture
+def fast(tmp_path: Path) -> str:
+    """A device whose link to the host is faster than anything that it computes."""
+    path = tmp_path / "fast.fllm"
+    path.write_text(FAST)
+    return str(path)
+
+
 @pytest.mark.parametrize("mesh", ["", "data=2,tensor=2"])
-def test_a_rank_stays_within_any_budget_and_computes_the_same(mesh: str) -> None:
+@pytest.mark.parametrize("host", [0.0, None])
+def test_a_rank_stays_within_any_budget_and_computes_the_same(
+    mesh: str, host: float | None, fast: str
+) -> None:
     whole, most = planned(mesh, LOTS)
-    spec, devices = drawn(mesh, LOTS)
-    trial = Trial(spec, devices, "cpu")
+    spec, devices = drawn(mesh, LOTS, host_gib=host)
+    trial = Trial(spec, devices, fast)
     least = trial.arena(trial.whole.least)
-    assert least < most
+    assert least < most.arena_bytes
     wanted = evaluated(whole, "train")
-    for share in (0.0, 0.3, 0.7):
-        budget = least + int(share * (most - least))
-        program, arena = planned(mesh, budget / 2**30)
-        assert arena <= budget
+    waiting: list[int] = []
+    for share in (0.0, 0.5):
+        budget = least + int(share * (most.arena_bytes - least))
+        program, made = planned(mesh, budget / 2**30, fast, host_gib=host)
+        assert made.arena_bytes <= budget
+        waiting.append(made.host_bytes)
         found = evaluated(program, "train")
         assert all(np.array_equal(found[name], value) for name, value in wanted.items())
+    assert (max(waiting) > 0) == (host is None)
+    assert waiting == sorted(waiting, reverse=True)
+
+
+def test_over_a_fast_link_values_wait_and_little_is_run_again(fast: str) -> None:
+    spec, devices = drawn("", LOTS)
+    trial = Trial(spec, devices, fast)
+    choice = trial.whole.choose(0)
+    assert choice.bytes == 0 < choice.host_bytes
+    here = trial.whole.choose(choice.host_bytes)
+    assert choice.seconds < here.seconds + 2 * choice.host_bytes / 1e12 + 1e-12
+    told = [d for d in trial.decisions(trial.keeping(0)) if "in host memory" in d.choice]
+    assert len(told) == 1 + len(choice.away)
+    assert all("its copies there and back take" in d.reason for d in told[1:])
+    assert any(d.rejected.startswith("computing it again:") for d in told[1:])
+
+
+def test_generated_code_copies_what_the_plan_says_waits(fast: str) -> None:
+    spec, devices = drawn("", LOTS)
+    least = Trial(spec, devices, fast).arena(0)
+    whole, _ = planned("", LOTS)
+    program, _ = planned("", least / 2**30, fast)
+    plan = make_plan(program, spec, load_target("cpu"))
+    executor, found = executed(plan, "train")
+    assert plan.host_bytes > 0
+    assert executor.copied["to_host"] == executor.copied["from_host"]
+    assert 0 < executor.copied["to_host"][1] <= plan.host_bytes
+    alike(found, evaluated(whole, "train"))
+
+
+def test_host_memory_is_bounded(fast: str) -> None:
+    spec, devices = drawn("", LOTS)
+    trial = Trial(spec, devices, fast)
+    least, all_of_it = trial.arena(0), trial.whole.choose(0).host_bytes
+    for allowed in (all_of_it // 2, all_of_it // 4):
+        _, made = planned("", (least + 400_000) / 2**30, fast, host_gib=allowed / 2**30)
+        assert 0 < made.host_bytes <= allowed
+
+
+def test_what_a_directive_offloads_waits_under_a_budget_too(fast: str) -> None:
+    directive = Offload("body.*.attn.attend")
+    program, made = planned("", LOTS, fast, offload=(directive,))
+    assert made.host_bytes > 0
+    wanted = evaluated(planned("", LOTS)[0], "train")
+    found = evaluated(program, "train")
+    assert all(np.array_equal(found[name], value) for name, value in wanted.items())
+    spec, _ = drawn("", LOTS, offload=(directive,), host_gib=0.0)
+    program, _ = planned("", LOTS, offload=(directive,), recompute=(KEEPS,))
+    plan = make_plan(program, spec, load_target("cpu"))
+    with pytest.raises(DiagnosticError) as caught:
+        check_host(plan, spec.schedule)
+    (found,) = caught.value.diagnostics
+    assert isinstance(found, HostTooSmall)
+
+
+KEEPS = Directive("body.*", ("attn.attend",))
 
 
 def test_with_room_enough_nothing_is_run_again() -> None:
@@ -79,8 +168,7 @@ def test_with_room_enough_nothing_is_run_again() -> None:
 
 
 def test_directives_rule_under_a_budget() -> None:
-    directive = Directive("body.*", ("attn.attend",))
-    program, _ = planned("", LOTS, recompute=(directive,))
+    program, _ = planned("", LOTS, recompute=(KEEPS,))
     assert kept(program) == [
         "f64[batch, seq, embed]",
         "f64[batch, seq, heads, head_dim]",
@@ -92,18 +180,18 @@ def test_a_budget_that_cannot_be_met_says_by_how_much_and_what_would() -> None:
     spec, devices = drawn("", LOTS)
     trial = Trial(spec, devices, "cpu")
     least = trial.arena(trial.whole.least)
-    spec, devices = drawn("", (least - 100_000) / 2**30)
+    spec, devices = drawn("", (least - 50_000) / 2**30)
     with pytest.raises(DiagnosticError) as caught:
         within_budget(spec, devices, "cpu")
     (found,) = caught.value.diagnostics
     assert isinstance(found, BudgetUnmet)
-    assert found.over == "97.7 KiB"
-    assert "it fits with `microbatches: 2`" in found.helps()
+    assert found.over == "48.8 KiB"
+    assert "it fits with `microbatches: 4`" in found.helps()
 
 
 def test_micro_batches_in_flight_count() -> None:
     """An early stage of a pipeline keeps several, so it keeps less of each."""
-    spec, devices = drawn("", LOTS)
+    spec, devices = drawn("", LOTS, host_gib=0.0)
     trial = Trial(spec, devices, "cpu")
     once = trial.keeping(trial.whole.least * 4)
     passes = (once, structs.replace(once, in_flight=4))

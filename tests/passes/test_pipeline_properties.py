@@ -19,7 +19,7 @@ from fllmc.ir.settings import Spec
 from fllmc.ir.text import parse_program, print_program
 from fllmc.passes.accumulate import Accumulate
 from fllmc.passes.apply_adapter import ApplyAdapter
-from fllmc.passes.apply_loss import ApplyLoss
+from fllmc.passes.apply_loss import OBJECTIVE, ApplyLoss
 from fllmc.passes.base import Pass
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.optimizer_step import OptimizerStep
@@ -108,7 +108,9 @@ def adds_gradients(before: Stage, after: Stage) -> None:
     shapes = {p.name: after.program.sizes.shape(p.type) for p in after.program.parameters}
     assert all(found[f"grad.{name}"].shape == shapes[name] for name in after.trained)
     loss = {name: found[name] for name in ("loss", "count")}
-    close(loss, before.run("forward"), 0.0, "differentiate: gradient")
+    known = {function.name for function in before.program.functions}
+    trained = before.run(OBJECTIVE if OBJECTIVE in known else "forward")
+    close(loss, trained, 0.0, "differentiate: gradient")
 
 
 def adds_microbatches(before: Stage, after: Stage) -> None:

@@ -9,9 +9,9 @@ from fllmc.ir.settings import Pipeline, Schedule, Shard
 from fllmc.ir.span import Span
 from fllmc.ir.types import Axis, Mesh
 from fllmc.passes.stages.cut_stages import stage_programs
-from fllmc.passes.stages.directives import asked_pipeline, missing_axis
+from fllmc.passes.stages.directives import Asked, asked_pipeline, missing_axis
 from tests.oracle.small_specs import small_spec
-from tests.passes.pipelined import sharded
+from tests.passes.pipelined import CPU, sharded
 
 
 def line(number: int) -> Span:
@@ -35,7 +35,7 @@ def refused(*shards: Shard, pipe: int = 2, order: Pipeline | None = None) -> Dia
     with pytest.raises(DiagnosticError) as raised:
         asked = asked_pipeline(schedule, program, mesh)
         assert asked is not None
-        stage_programs(program, asked, schedule.microbatches)
+        stage_programs(program, asked, schedule.microbatches, CPU)
     (found,) = raised.value.diagnostics
     return found
 
@@ -61,6 +61,55 @@ def test_more_stages_than_layers_and_ends() -> None:
     assert found.code == "E0513"
     assert "8 stages" in found.message() and "5 layers" in found.message()
     assert refused(LAYERS, pipe=4, order=Pipeline("zb_v", 2)).code == "E0513"
+
+
+TWO = """fllm 1
+
+import "library/transformer.fllm" (norm, layer)
+
+dims { batch seq vocab = 256 embed = 16 heads = 4 kv_heads = 2 ffn = 12 layers = 3 tails = 3 }
+
+model two(tokens: vocab[batch, seq]) -> [batch, seq, vocab] {
+  param embedding: vocab -> embed
+  param head: embed -> vocab
+  stack body: layer over layers
+  stack tail: layer over DIM
+
+  return head(tail(body(embedding(tokens))))
+}
+
+train run: two {
+  data: text
+  loss: cross_entropy()
+  optimizer: adamw(betas: (0.9, 0.95), eps: 1e-4, weight_decay: 0.1)
+  rate: constant(1e-3)
+  steps: 5
+  precision: policy(params: f64, compute: f64, reduce: f64)
+}
+
+data text {
+  source: "builtin:pydocs"
+  tokenizer: bytes
+  batch: 8
+  seq: 6
+}
+
+schedule placed for run {
+  microbatches: 4
+}
+"""
+
+
+def test_two_stacks_are_cut_if_each_has_a_dim_of_its_own() -> None:
+    mesh = Mesh((Axis("pipe", 2),))
+    asked = Asked("pipe", ("layers", "tails"), Pipeline(), shard("layers tails", "pipe", 4))
+    program = sharded(TWO.replace("DIM", "tails"), mesh)
+    assert len(stage_programs(program, asked, 4, CPU).programs) == 2
+    with pytest.raises(DiagnosticError) as raised:
+        stage_programs(sharded(TWO.replace("DIM", "layers"), mesh), asked, 4, CPU)
+    (found,) = raised.value.diagnostics
+    assert (found.code, found.span) == ("E0515", line(4))
+    assert found.message().startswith("two stacks run over `layers`")
 
 
 def test_an_order_of_work_needs_stages() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fllmc.fitting import within_budget
 from fllmc.frontend import load
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target
@@ -34,7 +35,9 @@ def evaluated_step(text: str, mesh: str) -> dict[str, np.ndarray]:
     chosen = parse_mesh(mesh, Mesh())[0] if mesh != "1" else Mesh()
     cx = Context(chosen, lambda _: None)
     asked = asked_pipeline(spec.schedule, spec.program, chosen)
-    first, then = cut_pipeline(standard_pipeline(spec, beside=Overlap(target=load_target("cpu"))))
+    within, _ = within_budget(spec, chosen, "")
+    passes = standard_pipeline(spec, within, beside=Overlap(target=load_target("cpu")))
+    first, then = cut_pipeline(passes)
     program, _ = run_pipeline(spec.program, first, cx, lambda: 0.0)
     if asked is None:
         program, _ = run_pipeline(program, then, cx, lambda: 0.0)
@@ -42,7 +45,8 @@ def evaluated_step(text: str, mesh: str) -> dict[str, np.ndarray]:
     if asked is None:
         results = evaluate(program, "train", given)
     else:
-        stages = stage_programs(program, asked, spec.schedule.microbatches).programs
+        target = load_target("cpu")
+        stages = stage_programs(program, asked, spec.schedule.microbatches, target).programs
         for stage in stages:
             verify(stage)
         results = evaluate_stages(stages, asked.axis, "train", given)

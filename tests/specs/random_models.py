@@ -150,10 +150,14 @@ class Writer:
         score = self.one(("softmax(router(x), over: experts)", "tanh(router(x))"))
         weights = self.one(("top / (0.1 + sum[choices](top^2))", "tanh(top)"))
         act = self.one(("tanh(h)", "h", "swiglu(h, h)"))
+        share = "tally(chosen, along: seq) / seq"
+        penalties = self.maybe(f"penalty even = sum[experts]({share} * mean[seq](scores))")
+        penalties += self.maybe("penalty small = 0.1 * sum[experts](scores^2)")
         equations = [
             f"scores = {score}",
             "chosen = top_k_indices(scores, over: experts, to: choices)",
             "top = top_k(scores, over: experts, to: choices)",
+            *penalties,
             f"weights = dispatch({weights}, chosen, along: seq, to: {of})",
             f"h = {by}[embed](dispatch(x, chosen, along: seq, to: {of}), wide{also})",
             f"y = {by}[ffn]({act}, narrow{also}) * weights",

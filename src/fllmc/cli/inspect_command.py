@@ -13,7 +13,7 @@ from fllmc.cli.options import json_option, mesh_option, overrides, set_option
 
 if TYPE_CHECKING:
     from fllmc.cli.opening import Opened
-    from fllmc.ir.plan import Bucket
+    from fllmc.ir.plan import Bucket, Plan
 
 LEVELS = ("model", "training", "sharded", "plan")
 
@@ -124,7 +124,8 @@ def memory_part(found: Opened) -> Iterator[str]:
     from fllmc.codegen.timeline import CATEGORIES, timeline
     from fllmc.ir.quantities import bytes_text
 
-    plan = found.plan
+    yield from stage_lines(found.plan)
+    plan = found.plan.fullest
     for entry in plan.program.entries:
         peak = timeline(plan, entry).peak
         at = f"{peak.kind} {peak.path}".strip()
@@ -138,6 +139,22 @@ def memory_part(found: Opened) -> Iterator[str]:
             size, live = bytes_text(frame.bytes), bytes_text(frame.live_bytes)
             yield f"  {frame.function:<20}{size:>10}   alive {live}"
     yield from bucket_lines(plan.buckets)
+
+
+def stage_lines(plan: Plan) -> Iterator[str]:
+    """The memory of each stage of a pipeline, and which is told of below."""
+    from fllmc.codegen.figures import stage_memory
+    from fllmc.ir.quantities import bytes_text
+
+    if not plan.stages:
+        return
+    rows = stage_memory(plan)
+    for row in rows:
+        parts = (("parameters", row.parameters), ("state", row.optimizer), ("working", row.working))
+        told = ", ".join(f"{words} {bytes_text(size)}" for words, size in parts)
+        yield f"{plan.pipe} {row.position}: {bytes_text(row.arena)}, of which {told}"
+    fullest = max(rows, key=lambda row: row.arena)
+    yield f"{plan.pipe} {fullest.position}, the fullest:"
 
 
 def bucket_lines(buckets: Sequence[Bucket]) -> Iterator[str]:

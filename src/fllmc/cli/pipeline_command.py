@@ -68,25 +68,40 @@ def command(
     """
     from fllmc.cli.output import show
     from fllmc.ir.settings import Pipeline
-    from fllmc.passes.schedule.choose import CHUNKED, chosen
+    from fllmc.passes.schedule.choose import CHUNKED, chosen, placements, quickest
     from fllmc.passes.schedule.costs import uniform
-    from fllmc.passes.schedule.text import picture, print_timetable
+    from fllmc.passes.schedule.text import print_timetable
 
-    of_rank = chunks or (2 if kind in CHUNKED else 1)
-    parts = [time / of_rank for time in times]
-    costs = uniform(ranks * of_rank, parts[0], parts[1], parts[2], transfer, late)
-    found = chosen(Pipeline(kind, of_rank, memory, exact=exact), ranks, micros, costs)
+    asked = Pipeline(kind, chunks or (2 if kind in CHUNKED else 1), memory, exact=exact)
+
+    def place(homes: tuple[int, ...]) -> Simulation:
+        forward, back, weight = (time * ranks / len(homes) for time in times)
+        costs = uniform(len(homes), forward, back, weight, transfer, late)
+        return chosen(asked, ranks, micros, costs, homes)
+
+    found = quickest(placements(asked, ranks), place, lambda each: each.makespan)
+    of_rank = found.timetable.stages // ranks
     if svg:
         from fllmc.codegen.timetable_chart import timetable_svg
 
         Path(svg).write_text(timetable_svg(found.timeline, f"{kind} on {ranks} ranks"), "utf-8")
     if as_json:
         tell_data(found, of_rank)
-        return
-    if table:
+    elif table:
         show(print_timetable(found.timetable).rstrip())
-        return
-    show(f"{found.timetable.name}: {ranks} ranks, {micros} micro-batches, {stages(of_rank)} a rank")
+    else:
+        tell(found, exact)
+
+
+def tell(found: Simulation, exact: bool) -> None:
+    """Print the figures and the picture."""
+    from fllmc.cli.output import show
+    from fllmc.passes.schedule.text import picture
+
+    order = found.timetable
+    of_rank = order.stages // order.ranks
+    count = stages(of_rank)
+    show(f"{order.name}: {order.ranks} ranks, {order.micros} micro-batches, {count} a rank")
     show(f"  time        {found.makespan:g}, of which a rank works {found.busy(0):g}")
     show(f"  bubble      {found.bubble:.2%} of the longest span of a rank")
     if exact:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from fllmc.codegen import figures
@@ -32,6 +33,8 @@ def summary_lines(name: str, plan: Plan, paint: Paint) -> Iterator[str]:
     share = 100 * memory.arena / max(plan.target.memory_bytes, 1)
     room = f"{share:.1f} % of {bytes_text(plan.target.memory_bytes)}"
     yield f"  {'in all':<28}{bytes_text(memory.arena):>10}   {room}"
+    if len(stages) > 1:
+        yield f"  {'in all, by stage':<28}{by_stage([stage.arena_bytes for stage in stages])}"
     yield f"  {'alive at the peak':<28}{bytes_text(memory.least):>10}"
     if plan.fullest.host_bytes:
         yield f"  {'waiting in host memory':<28}{bytes_text(plan.fullest.host_bytes):>10}"
@@ -60,6 +63,12 @@ def memory_rows(plan: Plan) -> list[tuple[str, int]]:
     ]
 
 
+def by_stage(sizes: Sequence[int]) -> str:
+    """Bytes of stages in their order: `1.2 GiB, 3 x 1.1 GiB`."""
+    runs = [(text, len(list(same))) for text, same in groupby(map(bytes_text, sizes))]
+    return ", ".join(text if count == 1 else f"{count} x {text}" for text, count in runs)
+
+
 def summary_data(name: str, plan: Plan) -> dict[str, Any]:
     """The same as data."""
     fitting, stages, plan = fits(plan), plan.by_stage, plan.fullest
@@ -85,6 +94,7 @@ def summary_data(name: str, plan: Plan) -> dict[str, Any]:
             "least": memory.least,
             "host": plan.fullest.host_bytes,
         },
+        "stages": [stage.arena_bytes for stage in stages],
         "matrix_flops": figures.operations(plan, entry),
         "collectives": [
             {"kind": row.kind, "axes": row.axes, "calls": row.calls, "bytes": row.bytes}

@@ -6,7 +6,7 @@ import pytest
 
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.settings import Pipeline
-from fllmc.passes.schedule.choose import chosen
+from fllmc.passes.schedule.choose import chosen, placements
 from fllmc.passes.schedule.costs import Costs, uniform
 from fllmc.passes.schedule.families import FAMILIES
 from fllmc.passes.schedule.simulate import Simulation, simulate
@@ -93,6 +93,32 @@ def test_a_bound_is_kept_by_every_schedule() -> None:
     for kind, chunks, memory in (("1f1b", 1, 1.0), ("zb_v", 2, 1.0), ("interleaved", 2, 1.375)):
         found = chosen(Pipeline(kind, chunks, memory), 4, 8, uniform(4 * chunks))
         assert max(found.peaks) / chunks == memory * 4
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3], ids=["frozen", "trained"])
+def test_automatic_is_never_worse_than_the_published_orders_on_the_same_stages(
+    weight: float,
+) -> None:
+    order = Pipeline("auto", 2, memory=1.5)
+    for homes in placements(order, 3):
+        chunks = len(homes) // 3
+        costs = uniform(len(homes), weight=weight, transfer=0.02)
+        found = chosen(order, 3, 6, costs, homes)
+        assert faults(found.timetable, costs=costs, limit=1.5 * 3 * chunks) == ()
+        if not weight:
+            assert {a.kind for row in found.timetable.rows for a in row} == {"F", "B"}
+        for kind in ("1f1b", "interleaved", "zb_v"):
+            table = FAMILIES[kind](3, 6, chunks)
+            if table.homes == homes:
+                known = simulate(table, costs)
+                fits = max(known.peaks) <= 1.5 * 3 * chunks
+                assert not fits or found.bubble <= known.bubble + 1e-9, kind
+
+
+def test_placements_go_round_the_ranks_or_there_and_back() -> None:
+    found = placements(Pipeline("auto", 2), 3)
+    assert found == ((0, 1, 2), (0, 1, 2, 0, 1, 2), (0, 1, 2, 2, 1, 0))
+    assert placements(Pipeline("zb_v", 2), 2) == ((0, 1, 1, 0),)
 
 
 def test_automatic_suits_uneven_stages() -> None:
