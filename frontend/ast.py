@@ -278,6 +278,12 @@ class Offload(Node, frozen=True):
     selector: Selector
 
 
+class Compress(Node, frozen=True):
+    """`compress selector`."""
+
+    selector: Selector
+
+
 class Recompute(Node, frozen=True):
     """`recompute selector keep [selectors]`; `keep` is None when nothing is said."""
 
@@ -315,7 +321,7 @@ class Quantize(Node, frozen=True):
 
 BlockItem = Param | Sub | Stack | Equation | Penalty | Return
 RuleItem = State | Equation | Return
-ScheduleItem = Shard | Zero | Recompute | Offload | Field
+ScheduleItem = Shard | Zero | Recompute | Offload | Compress | Field
 AdapterItem = Freeze | Tune | Lora | Quantize
 
 

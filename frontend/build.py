@@ -205,6 +205,7 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "zero": _zero,
     "zero_in": _zero,
     "offload": lambda s, p: ast.Offload(s, p[1]),
+    "compress": lambda s, p: ast.Compress(s, p[1]),
     "recompute": _recompute,
     "recompute_none": _recompute,
     "recompute_keep": _recompute,

@@ -124,6 +124,16 @@ class Offload(msgspec.Struct, frozen=True):
     span: Span = NOWHERE
 
 
+class Compress(msgspec.Struct, frozen=True):
+    """`compress SELECTOR`: what is kept under these paths is rounded to 8 bits in the meantime.
+
+    The backward pass reads what is left of it, so gradients change.
+    """
+
+    selector: str
+    span: Span = NOWHERE
+
+
 class Pipeline(msgspec.Struct, frozen=True):
     """The order in which pipeline stages work; see `passes/schedule`.
 
@@ -214,6 +224,7 @@ class Schedule(msgspec.Struct, frozen=True):
     microbatches: int = 1
     zero: tuple[Zero, ...] = ()
     offload: tuple[Offload, ...] = ()
+    compress: tuple[Compress, ...] = ()
     pipeline: Pipeline | None = None
     context: Context = "gather"
     expert_rows: ExpertRows = "routed"

@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+EACH = 8
+"""The call for many runs may read them by 16 bytes, eight bf16, so each begins at such a place."""
+
 
 def top_k(x: Tensor, dim: int, out: tuple[Tensor, Tensor]) -> None:
     """The largest along dim and their positions: out is (values, indices), both [..., k]."""
@@ -103,6 +106,21 @@ def by_expert(index: Tensor, experts: int, start: int, rows: int) -> tuple[Tenso
     return torch.argsort(owner.flatten(), stable=True), counts.sum(0).cumsum(0)
 
 
+def spread_out(order: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """(where rows in this order stand if each expert's begin at a multiple of EACH, their ends).
+
+    Rows that are not in use all stand in one place behind.
+    """
+    starts = torch.cat((ends.new_zeros(1), ends[:-1]))
+    room = torch.div(ends - starts + EACH - 1, EACH, rounding_mode="floor") * EACH
+    stops = room.cumsum(0)
+    numbers = torch.arange(len(order), device=order.device)
+    owner = torch.searchsorted(ends, numbers, right=True).clamp_(max=len(ends) - 1)
+    places = numbers - starts[owner] + (stops - room)[owner]
+    last = len(order) + EACH * len(ends)
+    return torch.where(numbers < ends[-1], places, last), stops
+
+
 def on_tensor_cores(x: Tensor, *widths: int) -> bool:
     """Whether torch has one call for products of many runs: no width may be odd in 16 bytes."""
     return x.is_cuda and x.dtype == torch.bfloat16 and all(width % 8 == 0 for width in widths)
@@ -135,9 +153,17 @@ def through_one_call(
     rows: Tensor, weight: Tensor, order: Tensor, ends: Tensor, out: Tensor
 ) -> None:
     """Rows, packed in this order, by matrices, and back."""
-    found = grouped_mm(rows.index_select(0, order), weight, ends)
+    places, stops = spread_out(order, ends)
+    found = grouped_mm(packed(rows, order, places, len(ends)), weight, stops)
     unused = torch.arange(len(order), device=order.device) >= ends[-1]
-    out.index_copy_(0, order, found.masked_fill_(unused.unsqueeze(1), 0))
+    back = found.index_select(0, places).masked_fill_(unused.unsqueeze(1), 0)
+    out.index_copy_(0, order, back)
+
+
+def packed(rows: Tensor, order: Tensor, places: Tensor, experts: int) -> Tensor:
+    """Rows in this order at their places, zeros between."""
+    room = len(order) + EACH * (experts + 1)
+    return rows.new_zeros(room, rows.shape[1]).index_copy_(0, places, rows.index_select(0, order))
 
 
 def grouped_outer(a: Tensor, b: Tensor, index: Tensor, start: int, out: Tensor) -> None:
@@ -157,7 +183,9 @@ def grouped_outer(a: Tensor, b: Tensor, index: Tensor, start: int, out: Tensor) 
 
 def sums_in_one_call(a: Tensor, b: Tensor, order: Tensor, ends: Tensor) -> Tensor:
     """The sums of outer products of rows, packed in this order."""
-    return grouped_mm(a.index_select(0, order).t(), b.index_select(0, order), ends)
+    places, stops = spread_out(order, ends)
+    left, right = (packed(rows, order, places, len(ends)) for rows in (a, b))
+    return grouped_mm(left.t(), right, stops)
 
 
 def runs(order: Tensor, ends: Tensor) -> tuple[Tensor, ...]:

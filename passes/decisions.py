@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from fllmc.ir.ops import Scan, ToHost
+from fllmc.ir.ops import Quantize, Scan, ToHost
 from fllmc.ir.plan import Decision
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.quantities import bytes_text
@@ -28,7 +28,20 @@ def decisions(
         *attentions(program, schedule),
         *exchanges(program),
         *(each for each in kept(program, schedule) if each.subject not in known),
+        *rounded(program, schedule),
     )
+
+
+def rounded(program: Program, schedule: Schedule) -> Iterator[Decision]:
+    """That numbers change, where kept values are rounded."""
+    if any(isinstance(op.attrs, Quantize) for f in program.functions for op in f.ops):
+        for directive in schedule.compress:
+            yield Decision(
+                f"compress {directive.selector}",
+                "gradients are not exact: the backward pass reads kept values in 8 bits",
+                "the schedule asks; an element is off by 1/254 of its block's largest at most",
+                "keeping all bits",
+            )
 
 
 def placements(program: Program, schedule: Schedule) -> Iterator[Decision]:
@@ -73,11 +86,21 @@ def kept_by(program: Program, op: Op, attrs: Scan, schedule: Schedule) -> Iterat
     """What one forward scan keeps."""
     body = program.function(attrs.function)
     sizes, turns = program.sizes, program.sizes.size(attrs.over)
+    coded = {
+        v: inner.attrs
+        for inner in body.ops
+        if isinstance(inner.attrs, Quantize)
+        for v in inner.results
+    }
+    hosted = {v: o.operands[0] for o in body.ops if isinstance(o.attrs, ToHost) for v in o.results}
     away = {v for inner in body.ops if isinstance(inner.attrs, ToHost) for v in inner.results}
     for value in body.results[attrs.carries :]:
         path, kind = source_of(body, value), body.types[value]
         size = sizes.local_bytes(kind) * turns
         where = " in host memory" if value in away else ""
+        if (found := coded.get(hosted.get(value, value))) is not None:
+            count = sizes.size(found.blocks)
+            where += f" in 8 bits, {sizes.size(found.dim) // count} of {found.dim} to a scale"
         full = f"{op.path}.*.{path}" if path else f"{op.path}.* ({own(body, value)})"
         yield Decision(
             full,

@@ -232,6 +232,42 @@ class RecomputesNothing(Diagnostic, frozen=True):
         return did_you_mean(self.selector, self.paths) or few
 
 
+class CompressesNothing(Diagnostic, frozen=True):
+    """A `compress` selector matches no value that a stack keeps and that can be rounded.
+
+    Only floating-point values with a dim of their own beside those of the data are: a statistic for
+    each token, a log-sum-exp of attention or a choice is kept exactly.
+    """
+
+    code: ClassVar[str] = "W0374"
+    severity: ClassVar[Severity] = "warning"
+    title: ClassVar[str] = "nothing that is kept and can be compressed matches `{selector}`"
+    label: ClassVar[str] = "selects no such value"
+    help: ClassVar[tuple[str, ...]] = ("`fllmc inspect SPEC --decisions` lists what is kept",)
+
+    selector: str
+
+
+class BlocksCut(Diagnostic, frozen=True):
+    """Ranks would not have whole blocks of a value to be compressed, so it is kept as it is.
+
+    Blocks depend on a dim's size alone, so that a run's numbers do not depend on its mesh. On a
+    mesh where this is said they do: elsewhere the value is rounded, and here it is not.
+    """
+
+    code: ClassVar[str] = "W0375"
+    severity: ClassVar[Severity] = "warning"
+    title: ClassVar[str] = (
+        "`{path}` is not compressed: {count} blocks along `{dim}` are not shared by {ranks} ranks"
+    )
+    label: ClassVar[str] = "would round it"
+
+    path: str
+    dim: str
+    count: int
+    ranks: int
+
+
 class OffloadsNothing(Diagnostic, frozen=True):
     """An `offload` selector matches no value that a stack keeps for its backward pass.
 

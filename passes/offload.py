@@ -9,17 +9,20 @@ layer only. The numbers stay the same to the last bit.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from fllmc.ir.build import Builder
 from fllmc.ir.ops import FromHost, Rename, ToHost
 from fllmc.ir.program import Function, Level, Op, Program
+from fllmc.ir.settings import Compress
 from fllmc.ir.settings import Offload as Directive
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.errors import OffloadInPipeline, OffloadsNothing
 from fllmc.passes.recompute_policy import Place, all_places, matches
 from fllmc.passes.recompute_rewrite import emit_op
 from fllmc.passes.recompute_stacks import Stack, scan_of, stacks
+
+Selecting = TypeVar("Selecting", Directive, Compress)
 
 
 class Offload(Pass, frozen=True):
@@ -59,9 +62,9 @@ def selected(
     stack: Stack,
     program: Program,
     place: Place,
-    selectors: tuple[Directive, ...],
-) -> dict[int, list[Directive]]:
-    """The positions of the forward scan's results that are offloaded, and for which directives."""
+    selectors: tuple[Selecting, ...],
+) -> dict[int, list[Selecting]]:
+    """The positions of the forward scan's results that are selected, and by which directives."""
     op = function.ops[stack.forward]
     body, inside = program.function(scan_of(op).function), place.inside(op)
     found = {
@@ -71,8 +74,8 @@ def selected(
 
 
 def rules_for(
-    body: Function, value: int, inside: Place, selectors: tuple[Directive, ...]
-) -> list[Directive]:
+    body: Function, value: int, inside: Place, selectors: tuple[Selecting, ...]
+) -> list[Selecting]:
     """The directives that select a value of a forward body: where it was made, not renamed."""
     makers = {value: op for op in body.ops for value in op.results}
     while value in makers and isinstance(makers[value].attrs, Rename | ToHost):

@@ -14,6 +14,7 @@ from fllmc.passes.base import Pass
 from fllmc.passes.chunk_backward import ChunkBackward
 from fllmc.passes.chunk_loss import ChunkLoss
 from fllmc.passes.coalesce import Coalesce
+from fllmc.passes.compress import Compress
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.early_rows import EarlyRows
@@ -52,6 +53,7 @@ PASSES: Final[tuple[type[Pass], ...]] = (
     ChunkLoss,
     Recompute,
     ChunkBackward,
+    Compress,
     Place,
     Offload,
     Coalesce,
@@ -104,6 +106,7 @@ def standard_pipeline(
         Recompute(selectors=schedule.recompute, cheap=within is None),
         DropUnused(),
         ChunkBackward(chunks=schedule.backward_chunks, reduce=train.precision.reduce),
+        *compressing(spec),
         Place(
             shards=placing_shards(schedule, spec.program),
             context=schedule.context,
@@ -124,6 +127,14 @@ def standard_pipeline(
         TrimLast(),
         *((beside,) if beside is not None else ()),
     )
+
+
+def compressing(spec: Spec) -> tuple[Pass, ...]:
+    """The pass that a schedule with `compress` asks for."""
+    schedule = spec.schedule
+    if not schedule.compress:
+        return ()
+    return (Compress(schedule.compress, placing_shards(schedule, spec.program)),)
 
 
 def adapting(spec: Spec) -> tuple[Pass, ...]:

@@ -200,12 +200,12 @@ def rewritten(function: Function, stack: Stack, decision: Decision, program: Pro
     return whole.with_functions(done)
 
 
-def own_names(program: Program, *names: str) -> tuple[str, ...]:
+def own_names(program: Program, *names: str, mark: str = "recomputing") -> tuple[str, ...]:
     """Each name, or one derived from it where more than one op runs the function."""
     runs = [name for function in program.functions for name in callees(function)]
     taken = {function.name for function in program.functions}
     return tuple(
-        unique(f"{name}.recomputing", taken) if runs.count(name) > 1 else name for name in names
+        unique(f"{name}.{mark}", taken) if runs.count(name) > 1 else name for name in names
     )
 
 

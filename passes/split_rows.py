@@ -73,7 +73,7 @@ class SplitRows(Pass, frozen=True):
         forms: dict[str, Form] = {}
         parameters: list[Parameter] = []
         for parameter in program.parameters:
-            if any(selects_parameter(each.selector, parameter) for each in self.rows):
+            if any(speaks_of(each, parameter) for each in self.rows):
                 trained = trained_rows(parameter, program, self.rows)
                 parameter = msgspec.structs.replace(parameter, trainable=bool(trained))
                 if complement(trained, row_count(parameter, program)) and trained:
@@ -118,6 +118,11 @@ def row_count(parameter: Parameter, program: Program) -> int:
     return program.sizes.size(dim) if dim else 0
 
 
+def speaks_of(rows: Rows, parameter: Parameter) -> bool:
+    """Whether rows of the parameter are selected; low-rank updates have no part in it."""
+    return not parameter.updates and selects_parameter(rows.selector, parameter)
+
+
 def complement(stretches: Stretches, count: int) -> Stretches:
     """The rows in none of the stretches, which are sorted."""
     ends = [0, *(end for stretch in stretches for end in stretch), count]
@@ -126,7 +131,7 @@ def complement(stretches: Stretches, count: int) -> Stretches:
 
 def trained_rows(parameter: Parameter, program: Program, rows: Sequence[Rows]) -> Stretches:
     """The stretches of rows that train, in order, none touching another."""
-    chosen = sorted((r.first, r.stop) for r in rows if selects_parameter(r.selector, parameter))
+    chosen = sorted((r.first, r.stop) for r in rows if speaks_of(r, parameter))
     count = row_count(parameter, program)
     gaps = complement(tuple(chosen), count)
     # Twice the complement joins stretches that touch.
@@ -138,7 +143,7 @@ def mistakes(program: Program, rows: Sequence[Rows]) -> list[Diagnostic]:
     found: list[Diagnostic] = []
     for number, each in enumerate(rows):
         verb = "tune" if each.tune else "freeze"
-        chosen = [p for p in program.parameters if selects_parameter(each.selector, p)]
+        chosen = [p for p in program.parameters if speaks_of(each, p)]
         if not chosen:
             found.append(nothing(verb, each.selector, each.span, program))
         for parameter in chosen:
@@ -161,7 +166,7 @@ def mistake(
         return RowsSettled(rows.span, verb, shown_path(parameter), state)
     for other in before:
         meet = other.first < rows.stop and rows.first < other.stop
-        if meet and selects_parameter(other.selector, parameter):
+        if meet and speaks_of(other, parameter):
             low, high = max(rows.first, other.first), min(rows.stop, other.stop)
             return RowsOverlap(rows.span, shown_path(parameter), low, high, other.span)
     return None

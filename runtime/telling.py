@@ -16,12 +16,15 @@ from fllmc.runtime.sampling import ENTRY, sample_text
 
 
 def opening_lines(plan: Plan, dataset: Dataset, folder: str, device: str) -> Iterator[str]:
-    """The run, its mesh, its data."""
+    """The run, its mesh, its data, and what makes it another computation than the spec's."""
     count, mesh = f"{parameter_count(plan):,} parameters", plan.program.mesh
     yield f"{plan.train.name}: {count} on {mesh} ({device}), into {folder}"
     held = f"{dataset.held_out.count:,}" if dataset.held_out else "none"
     tokens = f"{len(dataset.train.tokens):,} tokens to train on, {held} held out"
     yield f"{dataset.corpus.source}: {tokens}, sha256 {dataset.corpus.sha256[:12]}"
+    for decision in plan.decisions:
+        if decision.subject.startswith("compress "):
+            yield f"{decision.subject}: {decision.choice}"
 
 
 def valid_lines(dataset: Dataset, valid: float | None, baseline: bool) -> Iterator[str]:

@@ -13,6 +13,7 @@ from fllmc.frontend.sections.selectors import Paths, selector_text
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.settings import (
     Adapter,
+    Compress,
     Context,
     ExpertRows,
     Lora,
@@ -88,6 +89,11 @@ class _ScheduleReader:
                 Offload(self.kept(item.selector), item.span)
                 for item in items
                 if isinstance(item, ast.Offload)
+            ),
+            compress=tuple(
+                Compress(self.kept(item.selector), item.span)
+                for item in items
+                if isinstance(item, ast.Compress)
             ),
             pipeline=self.pipeline(),
             context=cast(Context, record.word("context", get_args(Context), "gather")),

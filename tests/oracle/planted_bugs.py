@@ -237,6 +237,29 @@ BUGS = (
         ("tensor", "rows"),
     ),
     Bug(
+        "the forward pass reads what is compressed",
+        "passes.compress",
+        "made[value] = b.emit(wanted[value].quantize(), mapping[value])",
+        "made[value] = b.emit(wanted[value].quantize(), mapping[value])\n"
+        "                dtype = body.types[value].dtype\n"
+        "                mapping[value] = b.one(wanted[value].dequantize(dtype), *made[value])",
+        ("data", "compress"),
+    ),
+    Bug(
+        "codes are restored with the scales of others",
+        "passes.compress",
+        "scales = dict(zip(sorted(blocks), made[len(op.results) :], strict=True))",
+        "scales = dict(zip(sorted(blocks), made[: len(op.results) - 1 : -1], strict=True))",
+        ("tensor", "compress"),
+    ),
+    Bug(
+        "blocks are larger than on other meshes",
+        "passes.compress",
+        "count = block_count(size)",
+        "count = max(block_count(size) // 2, 1)",
+        ("zero 2", "compress"),
+    ),
+    Bug(
         "results of a joined collective are mixed up",
         "passes.coalesce",
         "mapping.update(zip((v for op in ops for v in op.results), results, strict=True))",

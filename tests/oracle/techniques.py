@@ -25,7 +25,8 @@ BATCH = 16
 class Technique(NamedTuple):
     """What a technique adds. `kind` tells apart those that exclude each other, if not empty.
 
-    `model` is the one that it needs, if not any will do.
+    `model` is the one that it needs, if not any will do. The lines of one that is `kept` stand in
+    the schedule of one device too: they decide what the backward pass reads.
     """
 
     axes: Mapping[str, int] = {}
@@ -34,6 +35,7 @@ class Technique(NamedTuple):
     kind: str = ""
     microbatches: int = 1
     model: str = ""
+    kept: bool = False
 
 
 def pipelined(schedule: str, ranks: int = 2) -> Technique:
@@ -89,7 +91,8 @@ TECHNIQUES: Mapping[str, Technique] = {
     "auto": pipelined("auto(memory: 1.5)"),
     "four stages": pipelined("1f1b", 4),
     "accumulate": Technique(microbatches=4),
-    "recompute": Technique(schedule=("recompute body.* keep [attn.attend]",)),
+    "recompute": Technique(schedule=("recompute body.* keep [attn.attend]",), kept=True),
+    "compress": Technique(schedule=("compress body.*",), kept=True),
     "offload": Technique(schedule=("offload body.*.attn",)),
     # 1.7 MiB: tight on one device, where values wait on the host too, and enough on every mesh.
     "budget": Technique(schedule=("budget_gib: 0.00169",)),
@@ -205,8 +208,8 @@ def combined(names: Sequence[str], dtype: str = "f64", model: str = "") -> Case:
 
 
 def alone(names: Sequence[str], dtype: str = "f64", model: str = "") -> Case:
-    """The same training on one device: what is frozen or adapted stays, the rest goes."""
-    kept = [name for name in names if TECHNIQUES[name].adapter]
+    """The same training on one device: what is frozen, adapted or `kept` stays, the rest goes."""
+    kept = [name for name in names if TECHNIQUES[name].adapter or TECHNIQUES[name].kept]
     model = model or model_of(names)
     return Case(" + ".join([model, *kept]), spec_text(kept, dtype, model), "1")
 

@@ -262,6 +262,14 @@ PLANS = {
     "on two axes": ("data=2,tensor=2", (APART[0], "shard experts over (data, tensor)")),
     "with ffn": ("data=1,expert=2,tensor=2", (*EXCHANGED, "shard (ffn, vocab) over tensor")),
     "padded": ("data=2,expert=2", (*EXCHANGED, PADDED)),
+    "experts on all axes": (
+        "data=2,expert=2",
+        (EXCHANGED[0], "shard experts over (data, expert)"),
+    ),
+    "tokens divided further": (
+        "data=2,expert=2",
+        ("shard batch over (expert, data)", EXCHANGED[1]),
+    ),
     "padded with context": (
         "data=1,expert=2,context=2",
         (*EXCHANGED, "shard seq over context", PADDED),

@@ -14,7 +14,7 @@ from fllmc.ir.evaluate import evaluate
 from fllmc.ir.flops import op_flops
 from fllmc.ir.ops import Put, Scan
 from fllmc.ir.program import Program
-from fllmc.ir.settings import Rows, Shard, Zero
+from fllmc.ir.settings import Lora, Rows, Shard, Zero
 from fllmc.ir.text import parse_program, print_program
 from fllmc.ir.types import Axis, Mesh
 from fllmc.passes.accumulate import Accumulate
@@ -264,6 +264,16 @@ def test_tuned_rows_are_frozen_ones_turned_round() -> None:
     frozen = run(llama(), SplitRows((Rows("embedding", 0, 3),)))
     steps = ApplyAdapter(freeze=("embedding",)), SplitRows((Rows("embedding", 3, 7, tune=True),))
     assert run(llama(), *steps) == frozen
+
+
+def test_low_rank_updates_of_what_is_selected_train_whole() -> None:
+    steps = (
+        ApplyAdapter(freeze=("*",), lora=(Lora("embedding", 2, 4.0),)),
+        SplitRows((Rows("embedding", 3, 7, tune=True),)),
+    )
+    program = run(llama(), *steps)
+    assert {p.name for p in program.parameters if p.part_of} == {"embedding.rows"}
+    assert program.parameter("embedding.lora_a").trainable
 
 
 @pytest.mark.parametrize("tune", [False, True])

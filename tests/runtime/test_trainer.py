@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from fllmc.driver import compile_spec
 from fllmc.ir.diagnostics import DiagnosticError, InternalError
 from fllmc.ir.plan import ALIGNMENT
 from fllmc.runtime import metrics, stopping
@@ -18,7 +19,17 @@ from fllmc.runtime.run_errors import NotYetRunnable
 from fllmc.runtime.sampling import choose
 from fllmc.runtime.statuses import INTERNAL, NUMERIC, STOPPED, SUCCESS
 from fllmc.runtime.trainer import refuse_unrunnable, train
-from tests.runtime.small_run import assert_same, go, made, options, step_of, tensors
+from tests.runtime.small_run import (
+    SPEC,
+    Made,
+    assert_same,
+    go,
+    made,
+    options,
+    step_of,
+    tensors,
+    text,
+)
 
 
 def test_learns_and_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,3 +163,16 @@ def test_metrics_are_json_lines(tmp_path: Path) -> None:
     assert go(made(tmp_path, steps=2), "a") == SUCCESS
     lines = (tmp_path / "a" / "metrics.jsonl").read_bytes().splitlines()
     assert all(isinstance(msgspec.json.decode(line), dict) for line in lines) and len(lines) == 2
+
+
+def test_a_run_whose_gradients_are_not_exact_says_so_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_bytes(text())
+    spec = tmp_path / "small.fllm"
+    spec.write_text(SPEC.replace("microbatches: MICROBATCHES", "compress body.*.mlp"))
+    compiled = compile_spec(str(spec), "")
+    run = Made(compiled.plan, compiled.source, tmp_path)
+    assert go(run, "coded", steps=2, quiet=False) == SUCCESS
+    told = capsys.readouterr().err
+    assert "compress body.*.mlp: gradients are not exact" in told.partition("step")[0]
