@@ -213,13 +213,7 @@ class Communicator:
         """
         group, ranks = self.groups[axes], self.sizes[axes]
         if kind in OPERATIONS:
-            if scratch is None:
-                flat = adjoining(sources)
-                work = dist.all_reduce(flat, OPERATIONS[kind], group=group, async_op=True)
-                return Pending(work)
-            self.copy_all(laid_flat(scratch, sources), sources)
-            work = dist.all_reduce(scratch, OPERATIONS[kind], group=group, async_op=True)
-            return Pending(work, lambda: self.copy_all(outs, laid_flat(scratch, outs)))
+            return self._reduced(group, kind, sources, outs, scratch)
         assert scratch is not None
         parts = sources if kind == "all_gather" else outs
         count = sum(part.numel() for part in parts)
@@ -248,6 +242,22 @@ class Communicator:
         if scratch.device.type == "cpu":  # gloo has no reduce_scatter
             return Pending(dist.all_reduce(joined, group=group, async_op=True), keep)
         return Pending(reduce_scatter_single(mine, joined, group=group, async_op=True), keep)
+
+    def _reduced(
+        self,
+        group: dist.ProcessGroup,
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        scratch: torch.Tensor | None,
+    ) -> Handle:
+        """All sources combined over the group, in scratch or where they adjoin."""
+        if scratch is None:
+            flat = adjoining(sources)
+            return Pending(dist.all_reduce(flat, OPERATIONS[kind], group=group, async_op=True))
+        self.copy_all(laid_flat(scratch, sources), sources)
+        work = dist.all_reduce(scratch, OPERATIONS[kind], group=group, async_op=True)
+        return Pending(work, lambda: self.copy_all(outs, laid_flat(scratch, outs)))
 
     def copy_all(self, targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
         """Copy each to its target, and count the bytes."""
