@@ -31,6 +31,48 @@ LATE = ("zero 1", "accumulate")
 
 BUGS = (
     Bug(
+        "a transfer is waited for an op too late",
+        "passes.flights",
+        "for flight in flights.values() if flight.end == at)",
+        "for flight in flights.values() if flight.end == at - 1)",
+        ("zero 3",),
+    ),
+    Bug(
+        "what one call gives is waited for in part",
+        "passes.prefetch",
+        "done = b.emit(Wait(), *(mapping[value] for value in op.results))",
+        "done = b.emit(Wait(), *(mapping[value] for value in op.results[:1]))",
+        ("zero 3",),
+    ),
+    Bug(
+        "what the next turn takes is put away behind it",
+        "passes.side_work",
+        "carried = set(self.function.results[: self.attrs.carries])",
+        "carried = set(self.function.results[:0])",
+        ("tensor",),
+    ),
+    Bug(
+        "a sum that the turn needs is put behind it",
+        "passes.side_work",
+        "if all(self.users.get(value, set()) <= late for value in op.results):",
+        "if moves or all(self.users.get(value, set()) <= late for value in op.results):",
+        ("tensor",),
+    ),
+    Bug(
+        "the last turn of its own takes its operands in their old order",
+        "passes.prefetch",
+        "for number in self.operands(range(len(final.inputs))):",
+        "for number in range(len(final.inputs)):",
+        ("zero 3", "accumulate", "frozen"),
+    ),
+    Bug(
+        "gradients of a stack come back in their old order",
+        "passes.prefetch",
+        "results = [op.results[r] for r in (*self.carries, *self.kept, *self.moved)]",
+        "results = [*op.results[:1], *reversed(op.results[1:])]",
+        ("zero 3",),
+    ),
+    Bug(
         "all but the last micro-batch's gradient is lost",
         "passes.accumulate",
         "results.append(b.add(sums[output], share))",
@@ -201,6 +243,20 @@ BUGS = (
         ("interleaved",),
     ),
     Bug(
+        "the first micro-batch never goes backward",
+        "passes.schedule.families",
+        'row.append(Action("B", rank, micro))',
+        'row += [Action("B", rank, micro)] if micro else []',
+        ("1f1b",),
+    ),
+    Bug(
+        "a V's weight gradient is that of the micro-batch before",
+        "passes.schedule.families",
+        "row.append(Action(kind, stage, done[kind, stage]))",
+        'row.append(Action(kind, stage, max(0, done[kind, stage] - (kind == "W"))))',
+        ("zb-v",),
+    ),
+    Bug(
         "the last micro-batch's weight gradient is never asked for",
         "passes.schedule.families",
         'row += actions("W", rank, range(max(0, micros - rank), micros))',
@@ -356,5 +412,19 @@ BUGS = (
         "groups.setdefault((part.form, axes, stack), {})[name] = part",
         "groups.setdefault((part.form, stack), {})[name] = part",
         GRID,
+    ),
+    Bug(
+        "what is moved on to join other terms of a sum is left out",
+        "passes.place.carry_out",
+        "parts.append(self.build.one(move.attrs, number))",
+        "self.build.one(move.attrs, number)",
+        ("tensor", "experts"),
+    ),
+    Bug(
+        "of terms that are added first only one is left when sums are taken apart",
+        "passes.place.sums",
+        "terms += one[1].terms",
+        "terms += one[1].terms[:1]",
+        ("tensor", "experts"),
     ),
 )
