@@ -103,6 +103,7 @@ TECHNIQUES: Mapping[str, Technique] = {
         kind="pipe",
         microbatches=4,
     ),
+    "transfers in order": Technique(schedule=("overlap: off",)),
     "loss chunks": Technique(schedule=("loss_chunks: 2",)),
     "backward chunks": Technique(schedule=("backward_chunks: 2",)),
     "frozen": Technique(
