@@ -6,7 +6,7 @@ through the ops that hand them on, products and kept bytes by walking what a ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fllmc.codegen import figures
@@ -26,7 +26,7 @@ from fllmc.ir.ops import (
     Wait,
 )
 from fllmc.ir.plan import Collective, Frozen, FrozenGroup, Plan
-from fllmc.ir.program import Function, Parameter, Program
+from fllmc.ir.program import Function, Op, Parameter, Program
 from fllmc.ir.quantities import bytes_text, flops_text
 from fllmc.ir.types import DTYPE_BYTES, Type
 
@@ -164,10 +164,10 @@ def named(program: Program, function: Function) -> Iterator[tuple[str, Type]]:
     yield from zip(function.outputs, function.signature.results, strict=True)
     for op in function.ops:
         if isinstance(op.attrs, Scan):
-            for output, value in zip(
-                program.function(op.attrs.function).outputs, op.results, strict=True
-            ):
-                yield output, function.types[value]
+            body = program.function(op.attrs.function)
+            for number, value in enumerate(op.results):
+                name, own = op.attrs.giver(number, len(body.results))
+                yield program.function(name).outputs[own], function.types[value]
 
 
 def handed_on(plan: Plan) -> Iterator[tuple[Collective, str, int]]:
@@ -220,10 +220,33 @@ def followed(
                 if value in inner:
                     inside[result] = inner[value]
         if isinstance(op.attrs, Scan):
-            start = op.attrs.carries
-            given = {n: inside[v] for n, v in enumerate(op.operands) if v in inside and n >= start}
-            for name in filter(None, (op.attrs.function, op.attrs.final)):
-                yield program.function(name), given
+            yield from followed_turns(program, op, inside)
+
+
+def followed_turns(
+    program: Program, op: Op, inside: Mapping[int, str]
+) -> Iterator[tuple[Function, dict[int, str]]]:
+    """The parameters that a scan gives its functions, the last turn's and those of all others."""
+    assert isinstance(op.attrs, Scan)
+    attrs, start = op.attrs, op.attrs.carries
+    whole = {n: inside[v] for n, v in enumerate(op.operands) if v in inside and n >= start}
+    if attrs.final:
+        yield program.function(attrs.final), whole
+    given: dict[str, dict[int, str]] = {name: {} for name in attrs.functions}
+    for operand, name in whole.items():
+        function, number = attrs.taker(operand)
+        given[function][number] = name
+    if attrs.ahead:
+        ahead = program.function(attrs.ahead)
+        made = dict(given[attrs.ahead])
+        list(followed(program, ahead, made))  # it runs no scan
+        body = program.function(attrs.function)
+        first = len(body.inputs) - len(ahead.results)
+        for number, value in enumerate(ahead.results):
+            if value in made:
+                given[attrs.function][first + number] = made[value]
+    for name in filter(None, (attrs.function, attrs.ahead, attrs.behind)):
+        yield program.function(name), given[name]
 
 
 def frozen_lines(plan: Plan) -> Iterator[str]:

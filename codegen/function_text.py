@@ -19,7 +19,7 @@ class FunctionText:
 
     Names: `a0, a1, ...` inputs, `r0, ...` result buffers of the caller, `v12` a value in the frame,
     `t3` another view of something, `s12` a Python float. `binders` names the generated function
-    that binds each function of the program.
+    that binds each function of the program; `first_wait` is where the body first waits, or -1.
     """
 
     def __init__(self, plan: Plan, function: Function, binders: Mapping[str, str]):
@@ -35,6 +35,7 @@ class FunctionText:
         self.views: dict[str, str] = {}
         self.numbers: dict[int, Number] = {}
         self.binders = binders
+        self.first_wait = -1
         self.sites = {(c.function, c.op): c.site for c in plan.collectives}
 
     def tensor(self, value: int) -> str:

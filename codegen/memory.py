@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fllmc.codegen.buckets import position, runs, value_lists
 from fllmc.codegen.donations import (
+    behind_donations,
     entry_donations,
     layout,
     overwritable,
@@ -19,7 +20,8 @@ from fllmc.codegen.donations import (
     same_donations,
     scan_donations,
     staged,
-    updated_input,
+    updated_carry,
+    updated_operand,
 )
 from fllmc.codegen.offloaded import away_from
 from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
@@ -167,11 +169,9 @@ class Planner:
         return late
 
     def scan_reusable(self, op: Op, result: int) -> list[int]:
-        """The slice operand that the body updates in place to make a stacked result."""
+        """The slice operand that is updated in place to make a stacked result."""
         assert isinstance(op.attrs, Scan)
-        frame = self.frames[op.attrs.function]
-        body = self.program.function(op.attrs.function)
-        given = updated_input(body, frame, op.attrs, result)
+        given = updated_operand(self.program, self.frames, op.attrs, result)
         return [] if given is None else [op.operands[given]]
 
     def chain(self, value: int, given: int) -> list[int]:
@@ -283,7 +283,7 @@ class Planner:
         return found
 
     def scratch(self, op: Op, at: int) -> list[Item]:
-        """What an op needs for its own run: its callee's frame first, then scratch buffers.
+        """What an op needs for its own run: its callees' frames first, then scratch buffers.
 
         What is started needs them until it is waited for.
         """
@@ -293,6 +293,9 @@ class Planner:
         if names[0]:
             most = max(self.frames[name].bytes for name in names if name)
             items.append(Item(at, at, aligned(most)))
+        if isinstance(op.attrs, Scan):
+            beside = filter(None, (op.attrs.ahead, op.attrs.behind))
+            items += [Item(at, at, aligned(self.frames[name].bytes)) for name in beside]
         if isinstance(op.attrs, Pipeline):
             items += self.pipeline_scratch(op, op.attrs, at)
         if isinstance(op.attrs, Scan):
@@ -332,17 +335,20 @@ class Planner:
         return found
 
     def scan_scratch(self, op: Op) -> list[Type]:
-        """Second buffers of carries that the body doesn't update in place, then staged slices."""
+        """Second buffers of carries that the body doesn't update in place, then staged slices.
+
+        Of what passes between a turn and what runs beside the next there are two buffers.
+        """
         assert isinstance(op.attrs, Scan)
         body = self.program.function(op.attrs.function)
         frame = self.frames[op.attrs.function]
         second = [
             body.types[body.results[k]]
             for k in range(op.attrs.carries)
-            if updated_input(body, frame, op.attrs, k) is None
+            if not updated_carry(body, frame, k)
         ]
         if not staged(op.attrs):
-            return second
+            return second + [kind for kind in passing(self.program, op.attrs) for _ in range(2)]
         stop = op.attrs.carries + op.attrs.slices
         return second + [body.types[k] for k in range(op.attrs.carries, stop)]
 
@@ -364,6 +370,14 @@ class Planner:
                 OpPlace(numbers[0] if calls else 0, tuple(numbers[1:] if calls else numbers))
             )
         return Frame(self.function.name, total, live_bytes(every), places, tuple(ops), self.tile)
+
+
+def passing(program: Program, attrs: Scan) -> list[Type]:
+    """Types of what a turn takes from what ran ahead, then of what it hands on."""
+    body = program.function(attrs.function)
+    made = program.function(attrs.ahead).signature.results if attrs.ahead else ()
+    handed = body.results[len(body.results) - attrs.handed :]
+    return [*made, *(body.types[value] for value in handed)]
 
 
 def ring_buffers(op: Op, planner: Planner) -> list[int]:
@@ -394,6 +408,16 @@ def plan_frames(
     rows: dict[str, tuple[str, ...]] = {}
     donated: dict[str, dict[int, tuple[int, ...]]] = {}
 
+    def visit_others(op: Op, attrs: Scan) -> None:
+        if attrs.behind:
+            donated[attrs.behind] = behind_donations(program.function(attrs.behind), attrs)
+        for other in filter(None, (attrs.ahead, attrs.behind)):
+            if other not in frames:
+                visit(other)
+        if attrs.final and attrs.final not in frames:
+            donated[attrs.final] = same_donations(program, frames, op)
+            visit(attrs.final)
+
     def visit(name: str) -> None:
         function = program.function(name)
         for op in function.ops:
@@ -408,10 +432,8 @@ def plan_frames(
                 if isinstance(op.attrs, Scan):
                     donated[callee] = scan_donations(program.function(callee), op.attrs)
                 visit(callee)
-            if isinstance(op.attrs, Scan) and op.attrs.final and op.attrs.final not in frames:
-                body, frame = program.function(callee), frames[callee]
-                donated[op.attrs.final] = same_donations(body, frame, op.attrs)
-                visit(op.attrs.final)
+            if isinstance(op.attrs, Scan):
+                visit_others(op, op.attrs)
         for other, theirs in known:
             if same_function(program, other, name, frames, theirs):
                 frames[name] = theirs[name]

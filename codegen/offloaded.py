@@ -31,29 +31,42 @@ def uses(function: Function, value: int) -> list[Op]:
 
 
 def given(op: Op, attrs: Scan, program: Program) -> list[int]:
-    """The stacked results that a scan's body gives by `to_host`."""
-    body = program.function(attrs.function)
-    away: set[int] = set()
-    for inner in body.ops:
-        waited = isinstance(inner.attrs, Wait) and away.issuperset(inner.operands)
-        if waited or isinstance(inner.attrs, ToHost):
-            away.update(inner.results)
-    away.difference_update(body.results[: attrs.carries])
-    return [value for value, inner in zip(op.results, body.results, strict=True) if inner in away]
+    """The stacked results that a scan's turns give by `to_host`."""
+    count = len(program.function(attrs.function).results)
+    found: list[int] = []
+    for number, value in enumerate(op.results[attrs.carries :], attrs.carries):
+        name, own = attrs.giver(number, count)
+        function = program.function(name)
+        made = maker(function, function.results[own])
+        carried = (
+            name == attrs.function and function.results[own] in function.results[: attrs.carries]
+        )
+        if made is not None and isinstance(made.attrs, ToHost) and not carried:
+            found.append(value)
+    return found
+
+
+def maker(function: Function, value: int) -> Op | None:
+    """The op that makes a value, started or not; None for an input."""
+    for op in function.ops:
+        if value in op.results:
+            waited = isinstance(op.attrs, Wait)
+            return maker(function, op.operands[op.results.index(value)]) if waited else op
+    return None
 
 
 def taken(op: Op, value: int, program: Program) -> bool:
-    """Whether the op is a scan whose body takes the value by `from_host` alone."""
+    """Whether the op is a scan whose turns take the value by `from_host` alone."""
     if not isinstance(op.attrs, Scan):
         return False
-    attrs, body = op.attrs, program.function(op.attrs.function)
+    attrs = op.attrs
     places = [at for at, operand in enumerate(op.operands) if operand == value]
     slices = range(attrs.carries, attrs.carries + attrs.slices)
-    return all(
-        at in slices
-        and at not in body.results
-        and all(isinstance(inner.attrs, FromHost) for inner in uses(body, at))
-        for at in places
+    takers = [attrs.taker(at) for at in places]
+    return all(at in slices for at in places) and all(
+        number not in program.function(name).results
+        and all(isinstance(u.attrs, FromHost) for u in uses(program.function(name), number))
+        for name, number in takers
     )
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fllmc.codegen.bucket_text import BucketText
-from fllmc.codegen.donations import copied_input, entry_donations, staged, updated_input
+from fllmc.codegen.donations import copied_input, entry_donations, updated_input
 from fllmc.codegen.function_text import FunctionText
 from fllmc.codegen.fused_text import FusedText
 from fllmc.codegen.pipeline_text import PipelineText
+from fllmc.codegen.scan_text import ScanText
 from fllmc.codegen.torch_ops import TORCH
 from fllmc.codegen.views import quoted
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.ops import STARTABLE, Bucketed, Fused, Pipeline, Scan
+from fllmc.ir.ops import STARTABLE, Bucketed, Fused, Pipeline, Scan, Wait
 from fllmc.ir.plan import Place, Plan
 from fllmc.ir.program import Function, Op, Program, callees
 
@@ -35,186 +36,14 @@ from fllmc.kernels import torch_ops as kernels
 '''
 
 
-class ScanText:
-    """Writes a scan into the text of the function that runs it."""
-
-    def __init__(self, text: FunctionText, op: Op, at: int):
-        assert isinstance(op.attrs, Scan)
-        self.text, self.op, self.at, self.attrs = text, op, at, op.attrs
-        self.callee = text.program.function(op.attrs.function)
-        self.frame = text.plan.frame(op.attrs.function)
-        self.count = text.sizes.size(op.attrs.over)
-        self.spare = iter(range(len(text.frame.ops[at].scratch)))
-        self.label = f"n{op.results[0]}" if op.results else f"n{at}"
-
-    def scratch(self, value: int) -> str:
-        """A scratch buffer with the type of one of the body's values."""
-        offset = self.text.offset(self.at, next(self.spare))
-        return self.text.view(self.text.arena(self.callee.types[value], offset))
-
-    def carries(self) -> tuple[list[tuple[str, str]], list[str]]:
-        """For each carry its two buffers, one when updated in place, and the copies after all runs.
-
-        The buffers alternate; the start is chosen so that the last run writes the result's buffer.
-        """
-        pairs: list[tuple[str, str]] = []
-        after: list[str] = []
-        for carry in range(self.attrs.carries):
-            operand = self.op.operands[carry]
-            number = self.text.number(operand) if operand in self.text.host else ""
-            source = "" if number else self.text.tensor(operand)
-            target = self.text.tensor(self.op.results[carry])
-            if updated_input(self.callee, self.frame, self.attrs, carry) is not None:
-                first, second = target, target
-            else:
-                spare = self.scratch(self.callee.results[carry])
-                alternate = not staged(self.attrs)
-                swap = alternate and source != target and self.count % 2 == 1
-                first, second = (spare, target) if swap else (target, spare)
-                if alternate and not swap and self.count % 2 == 1:
-                    after.append(f"{target}.copy_({spare})")
-            if number:
-                self.text.body.append(f"{first}.fill_({number})")
-            elif source != first:
-                self.text.body.append(f"{first}.copy_({source})")
-            pairs.append((first, second))
-        return pairs, after
-
-    def results(self) -> list[str]:
-        """The stacked results' tensors; one updated in place begins as a copy of its slices."""
-        updated = {result: given for given, result in self.in_place().items()}
-        names: list[str] = []
-        for number in range(len(self.callee.results) - self.attrs.carries):
-            name = self.text.tensor(self.op.results[self.attrs.carries + number])
-            if number in updated:
-                source = self.text.tensor(self.op.operands[updated[number]])
-                if source != name:
-                    self.text.body.append(f"{name}.copy_({source})")
-            names.append(name)
-        return names
-
-    def in_place(self) -> dict[int, int]:
-        """Slice operands that the body updates, with the stacked result that they become."""
-        found: dict[int, int] = {}
-        for number in range(self.attrs.carries, len(self.callee.results)):
-            given = updated_input(self.callee, self.frame, self.attrs, number)
-            if given is not None:
-                found[given] = number - self.attrs.carries
-        return found
-
-    def shared(self) -> list[str]:
-        """Values that all runs share; host scalars as slots."""
-        names: list[str] = []
-        start = self.attrs.carries + self.attrs.slices
-        for number, value in enumerate(self.op.operands[start:], start):
-            if value in self.text.host and self.callee.inputs[number].role != "host":
-                cell = f"{self.label}_s{value}"
-                self.text.bind.append(f"{cell} = rt.cell()")
-                self.text.body.append(f"{cell}.fill_({self.text.number(value)})")
-                names.append(cell)
-            elif value in self.text.host:
-                slot = f"{self.label}_s{value}"
-                self.text.bind.append(f"{slot} = rt.slot()")
-                self.text.body.append(f"rt.host[{slot}] = {self.text.number(value)}")
-                names.append(slot)
-            else:
-                names.append(self.text.tensor(value))
-        return names
-
-    def write(self) -> None:
-        """Append the scan's binding and its loop."""
-        pairs, after = self.carries()
-        stacked = self.results()
-        slices = self.slice_names(stacked)
-        shared = self.shared()
-        base = f"base + {self.text.frame.ops[self.at].frame}"
-        function = self.text.binders[self.callee.name]
-        if staged(self.attrs):
-            assert not self.attrs.final, "the turns of micro-batches are alike"
-            self.write_staged(function, base, pairs, slices, shared, stacked)
-        else:
-            self.write_bound(function, base, pairs, slices, shared, stacked)
-        self.text.body += after
-
-    def slice_names(self, stacked: Sequence[str]) -> list[str]:
-        """The stacked tensors that slices are taken from."""
-        updated = self.in_place()
-        stop = self.attrs.carries + self.attrs.slices
-        return [
-            stacked[updated[k]] if k in updated else self.text.tensor(self.op.operands[k])
-            for k in range(self.attrs.carries, stop)
-        ]
-
-    def write_bound(
-        self,
-        function: str,
-        base: str,
-        pairs: Sequence[tuple[str, str]],
-        slices: Sequence[str],
-        shared: Sequence[str],
-        stacked: Sequence[str],
-    ) -> None:
-        """One bound copy of the body for each position."""
-        last = self.count - 1
-        at = f"{last} - i" if self.attrs.reverse else "i"
-        even = [a if a == b else f"({a}, {b})[i % 2]" for a, b in pairs]
-        odd = [a if a == b else f"({b}, {a})[i % 2]" for a, b in pairs]
-        given = [*even, *(f"{s}[{at}]" for s in slices), *shared]
-        given += [*odd, *(f"{s}[{at}]" for s in stacked)]
-        arguments = ", ".join(["rt", base, *given])
-        if self.attrs.final:
-            final = self.text.binders[self.final().name]
-            function = f"({final} if i == {last} else {function})"
-        self.text.bind.append(
-            f"{self.label} = [{function}({arguments}) for i in range({self.count})]"
-        )
-        self.text.body += [f"for run_{self.label} in {self.label}:", f"    run_{self.label}()"]
-
-    def final(self) -> Function:
-        """The function of the last turn, which must leave its results where the others do."""
-        final = self.text.program.function(self.attrs.final)
-        frame = self.text.plan.frame(final.name)
-        for result, value in enumerate(final.results):
-            wanted = updated_input(self.callee, self.frame, self.attrs, result)
-            handed_through = value < len(final.inputs)
-            found = updated_input(final, frame, self.attrs, result)
-            if found != wanted and not handed_through:
-                raise InternalError(f"{final.name} and {self.callee.name} update different inputs")
-        return final
-
-    def write_staged(
-        self,
-        function: str,
-        base: str,
-        pairs: Sequence[tuple[str, str]],
-        slices: Sequence[str],
-        shared: Sequence[str],
-        stacked: Sequence[str],
-    ) -> None:
-        """One bound copy of the body; slices are copied in, results copied out."""
-        updated = self.in_place()
-        inside = [self.scratch(self.attrs.carries + k) for k in range(len(slices))]
-        outside = [
-            inside[list(updated).index(k)] if k in updated.values() else f"{name}[0]"
-            for k, name in enumerate(stacked)
-        ]
-        assert not stacked, "results of micro-batches are carried, not stacked"
-        given = [*(a for a, _ in pairs), *inside, *shared, *(b for _, b in pairs), *outside]
-        self.text.bind.append(f"{self.label} = {function}({', '.join(['rt', base, *given])})")
-        at = f"{self.count - 1} - i" if self.attrs.reverse else "i"
-        self.text.body.append(f"for i in range({self.count}):")
-        for name, buffer in zip(slices, inside, strict=True):
-            self.text.body.append(f"    {buffer}.copy_({name}[{at}])")
-        self.text.body.append(f"    {self.label}()")
-        self.text.body += [f"    {a}.copy_({b})" for a, b in pairs if a != b]
-
-
 def write_ops(text: FunctionText, scans: Mapping[str, Scan]) -> None:
     """The lines of all ops of a function, then copies of results that live elsewhere."""
     for at, op in enumerate(text.function.ops):
         if op.results and all(value in text.host for value in op.results):
             text.host_op(op)
             continue
+        if isinstance(op.attrs, Wait) and text.first_wait < 0:
+            text.first_wait = len(text.body)
         text.comment(op)
         if isinstance(op.attrs, Scan):
             ScanText(text, op, at).write()
@@ -281,11 +110,27 @@ def function_lines(text: FunctionText, scans: Mapping[str, Scan]) -> list[str]:
     outs = zip(function.outputs, function.signature.results, strict=True)
     lines += [f"    # r{n}: {name}: {kind}" for n, (name, kind) in enumerate(outs)]
     lines += [f"    {line}" for line in text.bind]
-    lines += ["", "    def run():"]
-    lines += [f"        {line}" for line in text.body] or ["        pass"]
-    if all(line.startswith("#") for line in text.body):
-        lines.append("        pass")
-    return [*lines, "", "    return run", "", ""]
+    attrs = scans.get(function.name)
+    if attrs is not None and function.name in (attrs.ahead, attrs.behind):
+        return [*lines, *side_lines(text)]
+    return [*lines, "", *inner("run()", text.body), "", "    return run", "", ""]
+
+
+def side_lines(text: FunctionText) -> list[str]:
+    """What runs beside other turns in two halves: up to the first wait, and from there on."""
+    first, rest = text.body[: text.first_wait], text.body[text.first_wait :]
+    end, *_ = sorted(text.waits)
+    names = [text.handle(start) for start in sorted(text.waits.values()) if start < end]
+    handles = f"({', '.join(names)},)"
+    lines = ["", *inner("begin()", [*first, f"return {handles}"])]
+    lines += ["", *inner("end(begun)", [f"{handles} = begun", *rest])]
+    return [*lines, "", "    return rt.side(begin, end)", "", ""]
+
+
+def inner(signature: str, body: Sequence[str]) -> list[str]:
+    """A function inside of a binding function."""
+    lines = [f"    def {signature}:", *(f"        {line}" for line in body)]
+    return lines if any(not line.startswith("#") for line in body) else [*lines, "        pass"]
 
 
 def entry_lines(plan: Plan, binders: Mapping[str, str], title: str) -> list[str]:
@@ -318,7 +163,7 @@ def reached(plan: Plan) -> list[Function]:
         for op in function.ops:
             runs: list[str] = []
             if isinstance(op.attrs, Scan):
-                runs = [name for name in (op.attrs.function, op.attrs.final) if name]
+                runs = list(op.attrs.functions)
             if isinstance(op.attrs, Pipeline):
                 runs = [callee for _, callee in op.attrs.functions]
             for callee in runs:
@@ -380,7 +225,7 @@ def stage_lines(plan: Plan, name: str, written: Written) -> list[str]:
         for function in plan.program.functions
         for op in function.ops
         if isinstance(op.attrs, Scan)
-        for name in (op.attrs.function, op.attrs.final)
+        for name in op.attrs.functions
     }
     functions = reached(plan)
     wishes = binder_names(functions)

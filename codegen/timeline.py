@@ -25,7 +25,7 @@ from fllmc.ir.ops import (
     Wait,
 )
 from fllmc.ir.plan import Plan
-from fllmc.ir.program import Function, Op
+from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.walk import waits
 
 CATEGORIES: tuple[str, ...] = (
@@ -203,13 +203,38 @@ def value_kinds(plan: Plan, entry: str) -> dict[str, list[str]]:
                     kinds[value] = "gradients"
                 elif saves and place >= stacked:
                     kinds[value] = "saved activations"
-            callee = getattr(op.attrs, "function", "")
-            if callee:
+            if isinstance(op.attrs, Scan):
+                for name, inside in kinds_inside(plan.program, op, before):
+                    visit(name, inside)
+            elif callee := getattr(op.attrs, "function", ""):
                 visit(callee, before)
 
     roles = {"param": "parameters", "state": "optimizer state"}
     visit(entry, [roles.get(i.role, "data") for i in plan.program.function(entry).inputs])
     return found
+
+
+def kinds_inside(
+    program: Program, op: Op, before: Sequence[str]
+) -> Iterator[tuple[str, Sequence[str]]]:
+    """The functions of a scan's turns, each with the categories of its inputs."""
+    assert isinstance(op.attrs, Scan)
+    attrs = op.attrs
+    given = {
+        name: ["transients"] * len(program.function(name).inputs)
+        for name in attrs.functions
+        if name != attrs.final
+    }
+    for operand, kind in enumerate(before):
+        name, number = attrs.taker(operand)
+        given[name][number] = kind
+    if attrs.ahead:
+        made = len(program.function(attrs.ahead).results)
+        body = given[attrs.function]
+        body[len(body) - made :] = ["parameter copies"] * made
+    yield from given.items()
+    if attrs.final:
+        yield attrs.final, before
 
 
 def _parameter_dims(plan: Plan) -> Iterator[frozenset[str]]:

@@ -201,9 +201,8 @@ def wait(attrs: ops.Wait, site: Site, operands: Sequence[Parts]) -> tuple[Parts,
 
 
 def scan(attrs: ops.Scan, site: Site, operands: Sequence[Parts]) -> tuple[Parts, ...]:
-    """The function once for each position, carries handed on, other results stacked."""
-    machine, function = site.machine, site.machine.functions[attrs.function]
-    stop = attrs.carries + attrs.slices
+    """A turn for each position, carries handed on, other results stacked."""
+    machine, stop = site.machine, attrs.carries + attrs.slices
     carries, slices, shared = (
         operands[: attrs.carries],
         operands[attrs.carries : stop],
@@ -214,8 +213,10 @@ def scan(attrs: ops.Scan, site: Site, operands: Sequence[Parts]) -> tuple[Parts,
     stacked: dict[int, tuple[Parts, ...]] = {}
     for step in reversed(steps) if attrs.reverse else steps:
         own = [tuple(part[step] for part in parts) for parts in slices]
-        turn = machine.functions[attrs.final] if attrs.final and step == last else function
-        results = machine.run(turn, (*carries, *own, *shared))
+        if attrs.final and step == last:
+            results = machine.run(machine.functions[attrs.final], (*carries, *own, *shared))
+        else:
+            results = turn(attrs, machine, carries, own, shared)
         carries, stacked[step] = results[: attrs.carries], results[attrs.carries :]
     rows = [stacked[step] for step in steps]
     joined = [
@@ -223,6 +224,29 @@ def scan(attrs: ops.Scan, site: Site, operands: Sequence[Parts]) -> tuple[Parts,
         for column in zip(*rows, strict=True)
     ]
     return (*carries, *joined)
+
+
+def turn(
+    attrs: ops.Scan,
+    machine: Machine,
+    carries: Sequence[Parts],
+    own: Sequence[Parts],
+    shared: Sequence[Parts],
+) -> tuple[Parts, ...]:
+    """The carries and stacked results of one turn: what runs ahead, the function, what is behind.
+
+    When each of the three is done makes no difference to what it gives.
+    """
+    early, late = own[: attrs.early], own[len(own) - attrs.late :]
+    made = machine.run(machine.functions[attrs.ahead], early) if attrs.ahead else ()
+    middle = own[attrs.early : len(own) - attrs.late]
+    function = machine.functions[attrs.function]
+    results = machine.run(function, (*carries, *middle, *shared, *made))
+    if not attrs.behind:
+        return results
+    kept = len(results) - attrs.handed
+    after = machine.run(machine.functions[attrs.behind], (*results[kept:], *late))
+    return (*results[:kept], *after)
 
 
 EVALUATE: dict[type[ops.Attrs], Rule] = {

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from fllmc.ir.ops import AnyAttrs, Pipeline, Signature
+from fllmc.ir.ops import AnyAttrs, Pipeline, Scan, Signature
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.types import Mesh, Sizes, Type
 
@@ -200,8 +200,9 @@ class Program(msgspec.Struct, frozen=True):
 def callees(function: Function) -> Iterator[str]:
     """Names of the functions that this one runs, in order, with repeats."""
     for op in function.ops:
-        for name in (getattr(op.attrs, "function", ""), getattr(op.attrs, "final", "")):
-            if name:
-                yield name
         if isinstance(op.attrs, Pipeline):
             yield from (function for _, function in op.attrs.functions)
+        elif isinstance(op.attrs, Scan):
+            yield from op.attrs.functions
+        elif name := getattr(op.attrs, "function", ""):
+            yield name

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.legality import objection
-from fllmc.ir.ops import COLLECTIVES, Bucketed, Env, Pipeline, TypeRuleError
+from fllmc.ir.ops import COLLECTIVES, Bucketed, Env, Pipeline, Scan, TypeRuleError
 from fllmc.ir.program import Function, Level, Op, Program, callees
 from fllmc.ir.text_print import print_op
 from fllmc.ir.types import DTYPE_BYTES, Dim, Sizes, Type, base_dim, deals_zigzag
 from fllmc.ir.verify_buckets import bucket_faults
-from fllmc.ir.verify_flight import flight_faults
+from fllmc.ir.verify_flight import beside_faults, flight_faults
 from fllmc.ir.verify_turns import turn_faults
 
 
@@ -215,6 +215,8 @@ def _function_faults(function: Function, known: _Known) -> Iterator[Fault]:
         found = list(_op_faults(op, function.types, known))
         if isinstance(op.attrs, Pipeline) and not found:
             found = list(turn_faults(known.program, function, op))
+        if isinstance(op.attrs, Scan) and not found:
+            found = list(beside_faults(known.program, op))
         if isinstance(op.attrs, Bucketed) and not found:
             found = list(bucket_faults(known.program.function(op.attrs.function), op.attrs))
         for text in found:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fllmc.ir.ops import STARTABLE, Wait
-from fllmc.ir.program import Function
+from fllmc.ir.ops import STARTABLE, Pipeline, Scan, Wait
+from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.walk import waits
 
 
@@ -34,3 +34,14 @@ def flight_faults(function: Function) -> Iterator[tuple[int | None, str]]:
             waited.add(maker)
     for value in sorted(pending.intersection(function.results)):
         yield None, f"%{value} is given while it is pending"
+
+
+def beside_faults(program: Program, op: Op) -> Iterator[str]:
+    """What is wrong with the functions of a scan that run beside its other turns."""
+    assert isinstance(op.attrs, Scan)
+    for name in filter(None, (op.attrs.ahead, op.attrs.behind)):
+        ops = program.function(name).ops
+        if not any(isinstance(inner.attrs, Wait) for inner in ops):
+            yield f"{name} waits for nothing, so nothing of it runs beside other turns"
+        if any(isinstance(inner.attrs, Pipeline | Scan) for inner in ops):
+            yield f"{name} has turns of its own"

@@ -43,12 +43,11 @@ def calls_of(op: Op, sizes: Sizes) -> Iterator[tuple[str, int]]:
         case Pipeline(functions=functions, actions=actions):
             for key, name in functions:
                 yield name, sum(action.partition(".")[0] == key for action in actions)
-        case Scan(function=name, over=over, final=final):
-            turns = sizes.size(over)
-            if turns > bool(final):
-                yield name, turns - bool(final)
-            if final:
-                yield final, 1
+        case Scan(over=over, final=final) as scan:
+            turns = sizes.size(over) - bool(final)
+            for name in scan.functions:
+                if name == final or turns:
+                    yield name, 1 if name == final else turns
         case _:
             if name := getattr(op.attrs, "function", ""):
                 yield name, 1

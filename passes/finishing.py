@@ -71,8 +71,14 @@ def finish(
     passes = standard_pipeline(spec, within, beside)
     first, then = cut_pipeline(passes)
     if asked is None:
-        program, timings = run_pipeline(spec.program, passes, cx, clock, keep)
-        return Finished(program, (program,), "", timings)
+        placed: list[Program] = []
+
+        def keep_whole(number: int, name: str, program: Program) -> None:
+            placed.extend([program] if name != Overlap.name else [])
+            keep(number, name, program)
+
+        program, timings = run_pipeline(spec.program, passes, cx, clock, keep_whole)
+        return Finished(placed[-1], (program,), "", timings)
     program, timings = run_pipeline(spec.program, first, cx, clock, keep)
     begin = clock()
     cut = stage_programs(program, asked, spec.schedule.microbatches, target)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from fllmc.ir.build import Builder
 from fllmc.ir.ops import COLLECTIVES, STARTABLE, Pipeline, Wait
 from fllmc.ir.program import Function, Op, Program
+from fllmc.ir.walk import waits
 
 
 class Flight(NamedTuple):
@@ -42,8 +43,10 @@ class Finder:
 
     def flights(self) -> dict[int, Flight]:
         """The flights by the positions of their ops, found in order."""
+        begun = set(waits(self.function).values())
         for at, op in enumerate(self.function.ops):
-            if isinstance(op.attrs, STARTABLE) and not self.fixed(op) and self.seconds[at]:
+            stays = at in begun or self.fixed(op) or not self.seconds[at]
+            if isinstance(op.attrs, STARTABLE) and not stays:
                 self.find(at, op)
         return self.found
 
@@ -108,15 +111,15 @@ def with_flights(
         for number, given in enumerate(function.inputs)
     }
     started: dict[int, tuple[int, ...]] = {}
-    for at, waits in order(function, flights):
+    for at, ends in order(function, flights):
         op = function.ops[at]
         b.path, b.span = op.path, op.span
-        if waits:
+        if ends:
             made = b.emit(Wait(), *started[at])
         else:
             made = b.emit(op.attrs, *(mapping[value] for value in op.operands))
             started[at] = made
-        if waits or at not in flights:
+        if ends or at not in flights:
             mapping.update(zip(op.results, made, strict=True))
     return b.finish([mapping[v] for v in function.results], function.outputs, function.span)
 

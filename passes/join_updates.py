@@ -8,7 +8,8 @@
 Parameters whose updates are the same equations of the same scalars, that are divided over the same
 axes and belong to the same stack, are the regions of one bucket; so are their gradients and states,
 which the memory plan then lays one behind another. What else is done alike to each of them, as the
-sum of the squares of its gradient, follows. Optimizers that mix elements stay as they are.
+sum of the squares of its gradient, follows; these are then added in another order, the updates
+themselves are equal bit for bit. Optimizers that mix elements stay as they are.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class JoinUpdates(Pass, frozen=True):
     name: ClassVar[str] = "join-updates"
     takes: ClassVar[Level] = "plan"
     gives: ClassVar[Level] = "plan"
-    keeps: ClassVar[str] = "bits"
+    keeps: ClassVar[str] = "math"
 
     def run(self, program: Program, cx: Context) -> Program:
         """Join within the entries: only what they are given can be laid out."""

@@ -4,9 +4,11 @@
     ->
     %3 = all_gather{dim=embed,axes=[fsdp]}(%1); %4 = exp(%0); %5 = wait(%3); %6 = dot{...}(%4, %5)
 
-Where each is started and waited for stands in `passes/flights.py`. The numbers stay the same to the
-last bit. Ops take as long as `passes/roofline.py` says of the `target`, and no more than
-`in_flight_mib` MiB are taken and given by what is in flight at once in a function.
+Transfers of a stack's layer run beside its other layers, unless `stacks` is off: see
+`passes/prefetch.py`. Where others are started and waited for stands in `passes/flights.py`. The
+numbers stay the same to the last bit. Ops take as long as `passes/roofline.py` says of the
+`target`. No more than `in_flight_mib` MiB are taken and given by what is in flight at once in a
+function, or are there twice so that they can pass between the layers of a stack.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import ClassVar
 from fllmc.ir.program import Level, Program
 from fllmc.ir.target import Target
 from fllmc.passes.base import Context, Pass
+from fllmc.passes.exposure import transfer_decisions
 from fllmc.passes.flights import with_flights
+from fllmc.passes.prefetch import prefetched
 from fllmc.passes.roofline import times
 
 
@@ -28,18 +32,23 @@ class Overlap(Pass, frozen=True):
     gives: ClassVar[Level] = "plan"
     keeps: ClassVar[str] = "bits"
 
-    in_flight_mib: int = 1024
+    in_flight_mib: int = 4096
+    stacks: bool = True
     target: Target | None = None
 
     def run(self, program: Program, cx: Context) -> Program:
         """Rewrite every function."""
-        del cx
         if self.target is None:
             return program
         limit, target = self.in_flight_mib << 20, self.target
-        return program.with_functions(
+        if self.stacks:
+            program = prefetched(program, limit)
+        program = program.with_functions(
             *(
                 with_flights(each, program, times(program, each, target), limit)
                 for each in program.functions
             )
         )
+        for decision in transfer_decisions(program, target, limit):
+            cx.decide(decision)
+        return program

@@ -25,7 +25,7 @@ from fllmc.ir.ops import (
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.target import Target
 from fllmc.ir.types import bare_axes
-from fllmc.ir.walk import host_values
+from fllmc.ir.walk import calls_of, host_values
 
 FREE: Final = (Fill, Iota, Rename, Stop, Wait)
 """Ops whose results are another name of something, or are made while they are used."""
@@ -42,8 +42,8 @@ def op_seconds(
     if isinstance(op.attrs, FREE) or numbers.issuperset(op.results):
         return 0.0
     if isinstance(op.attrs, Scan):
-        inner = program.function(op.attrs.function)
-        return program.sizes.size(op.attrs.over) * function_seconds(program, inner, target)
+        runs = calls_of(op, program.sizes)
+        return sum(n * function_seconds(program, program.function(f), target) for f, n in runs)
     sizes = program.sizes
     moved = sum(sizes.local_bytes(function.types[v]) for v in (*op.operands, *op.results))
     if isinstance(op.attrs, FromHost | ToHost):

@@ -13,7 +13,7 @@ from fllmc.ir.plan import ALIGNMENT, Plan, Stored
 from fllmc.ir.types import Dim, Sizes
 from fllmc.kernels import ring_attention, torch_ops
 from fllmc.runtime.collectives import Collectives
-from fllmc.runtime.flight import Copies, Handle
+from fllmc.runtime.flight import Copies, Handle, Side, beside
 from fllmc.runtime.pipelining import Turn, received, sent, take_turns
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -272,6 +272,17 @@ class Executor:
         return self._begun(
             self.comm.reduce_scatter(self._sites[site], source, out, dim, scratch, zigzag)
         )
+
+    side = Side
+
+    def beside(
+        self,
+        ahead: Sequence[Side],
+        turns: Sequence[Callable[[], None]],
+        behind: Sequence[Side],
+    ) -> None:
+        """Run the turns of a stack, with what runs beside them."""
+        beside(ahead, turns, behind)
 
     turn = Turn
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,37 @@ class Handle(Protocol):
 
     def wait(self) -> object:
         """Return when it is done."""
+
+
+class Side(NamedTuple):
+    """Work of a turn that runs beside other turns: `begin` gives what `end` is given."""
+
+    begin: Callable[[], tuple[Handle, ...]]
+    end: Callable[[tuple[Handle, ...]], None]
+
+
+def beside(
+    ahead: Sequence[Side], turns: Sequence[Callable[[], None]], behind: Sequence[Side]
+) -> None:
+    """Run all turns.
+
+    What is ahead of one begins before the turn before it; what is behind one begins after it and
+    ends after the next. Turns at the end may have neither.
+    """
+    coming = ahead[0].begin() if ahead else ()
+    going: tuple[Handle, ...] = ()
+    for number, run in enumerate(turns):
+        if number < len(ahead):
+            ahead[number].end(coming)
+        if number + 1 < len(ahead):
+            coming = ahead[number + 1].begin()
+        run()
+        if 0 < number <= len(behind):
+            behind[number - 1].end(going)
+        if number < len(behind):
+            going = behind[number].begin()
+    if behind and len(behind) == len(turns):
+        behind[-1].end(going)
 
 
 class Pending:

@@ -44,6 +44,13 @@ class Scan(Attrs, frozen=True, tag="scan"):
     `reverse` runs from the last position to the first. The function takes (carries, slices, shared)
     and gives (carries, stacked). `final` names a function that is run in the last turn instead, one
     of the same signature that leaves out what only further turns would need.
+
+    A turn's work may be cut in three, so that two parts of it run beside other turns. `ahead` takes
+    the turn's first `early` slices alone, and is begun before the turn before it; the function
+    takes what it gives behind the shared values. `behind` takes the function's last `handed`
+    results, then the turn's last `late` slices, gives further stacked results, and ends after the
+    turn behind it. The function itself takes the slices between. What they compute is ahead, then
+    the function, then behind, turn by turn; `final` does the work of all three.
     """
 
     function: str
@@ -52,28 +59,79 @@ class Scan(Attrs, frozen=True, tag="scan"):
     slices: int
     reverse: bool = False
     final: str = ""
+    ahead: str = ""
+    early: int = 0
+    behind: str = ""
+    late: int = 0
+    handed: int = 0
     arity = -1
 
-    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        found = signature(env, self.function)
-        if self.final:
-            alike = signature(env, self.final) == found
-            require(alike, f"{self.function} and {self.final} differ in signature")
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The functions that its turns run."""
+        return tuple(filter(None, (self.function, self.final, self.ahead, self.behind)))
+
+    def taker(self, operand: int) -> tuple[str, int]:
+        """The function that takes an operand in a turn, and at which of its inputs."""
         stop = self.carries + self.slices
-        for kind in operands[self.carries : stop]:
+        if self.carries <= operand < self.carries + self.early:
+            return self.ahead, operand - self.carries
+        if stop - self.late <= operand < stop:
+            return self.behind, self.handed + operand - (stop - self.late)
+        if operand < self.carries:
+            return self.function, operand
+        return self.function, operand - self.early - (self.late if operand >= stop else 0)
+
+    def giver(self, result: int, given: int) -> tuple[str, int]:
+        """The function that gives a result, and at which of its results.
+
+        `given` is how many results the function of the middle has.
+        """
+        kept = given - self.handed
+        return (self.function, result) if result < kept else (self.behind, result - kept)
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        start, stop = self.carries, self.carries + self.slices
+        for kind in operands[start:stop]:
             require(kind.names[:1] == (self.over,), f"{kind} does not begin with {self.over}")
             require(not kind.dims[0].axes, f"{self.over} is divided in {kind}")
-        inner = (
-            *operands[: self.carries],
-            *(kind.placed(kind.dims[1:]) for kind in operands[self.carries : stop]),
-            *operands[stop:],
-        )
+        slices = tuple(kind.placed(kind.dims[1:]) for kind in operands[start:stop])
+        require(self.early + self.late <= self.slices, f"only {self.slices} slices")
+        middle = slices[self.early : self.slices - self.late]
+        made = self.given_ahead(slices[: self.early], env)
+        found = signature(env, self.function)
+        inner = (*operands[:start], *middle, *operands[stop:], *made)
         matches(inner, found.inputs, f"{self.function}: input")
-        matches(found.results[: self.carries], operands[: self.carries], f"{self.function}: carry")
-        stacked = [
-            kind.placed((Dim(self.over), *kind.dims)) for kind in found.results[self.carries :]
-        ]
-        return (*found.results[: self.carries], *stacked)
+        matches(found.results[:start], operands[:start], f"{self.function}: carry")
+        kept = found.results[start : len(found.results) - self.handed]
+        handed = found.results[len(found.results) - self.handed :]
+        kept += self.given_behind((*handed, *slices[self.slices - self.late :]), env)
+        if self.final:
+            whole = Signature(
+                (*operands[:start], *slices, *operands[stop:]), (*found.results[:start], *kept)
+            )
+            alike = signature(env, self.final) == whole
+            require(alike, f"{self.function} and {self.final} differ in signature")
+        stacked = [kind.placed((Dim(self.over), *kind.dims)) for kind in kept]
+        return (*found.results[:start], *stacked)
+
+    def given_ahead(self, early: tuple[Type, ...], env: Env) -> tuple[Type, ...]:
+        """What `ahead` gives the function of the middle."""
+        if not self.ahead:
+            require(not early, "nothing takes the early slices")
+            return ()
+        found = signature(env, self.ahead)
+        matches(early, found.inputs, f"{self.ahead}: input")
+        return found.results
+
+    def given_behind(self, taken: tuple[Type, ...], env: Env) -> tuple[Type, ...]:
+        """What `behind` gives."""
+        if not self.behind:
+            require(not taken, "nothing takes what is handed on")
+            return ()
+        found = signature(env, self.behind)
+        matches(taken, found.inputs, f"{self.behind}: input")
+        return found.results
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
         return (self.over,)

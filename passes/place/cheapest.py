@@ -115,7 +115,7 @@ def decision(entry: str, found: Mapping[str, Solution], runs: Mapping[str, int])
     bound = sum(each.bound * runs[name] for name, each in found.items())
     return Decision(
         f"what {entry} moves",
-        f"each rank sends {bytes_text(int(cost))} in collectives",
+        f"a rank that runs all of it sends {bytes_text(int(cost))} in collectives",
         proof(list(found.values()), 1 - bound / float(cost)),
         rejected(found, runs),
     )

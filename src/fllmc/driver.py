@@ -10,7 +10,7 @@ from msgspec import structs
 from fllmc.codegen.frozen import frozen_figures
 from fllmc.codegen.make_plan import make_plan
 from fllmc.codegen.schedule import schedule_text
-from fllmc.fitting import check_host, overlapping, within_budget
+from fllmc.fitting import check_host, fit
 from fllmc.frontend import load_spec
 from fllmc.frontend.mesh import parse_mesh
 from fllmc.frontend.targets import load_target, smallest_target
@@ -72,8 +72,8 @@ def compile_spec(
     known = load_target(target or "cpu")
     read = Timing("read and check", clock() - begin, 0.0)
     with at_settings(spec.schedule, cx) as cx:
-        within, told = within_budget(spec, chosen, target)
-        done = finish(spec, cx, clock, keep, known, within, overlapping(spec, target))
+        within, beside, told = fit(spec, chosen, target)
+        done = finish(spec, cx, clock, keep, known, within, beside)
     begin = clock()
     values = structs.replace(spec.schedule, shards=placing_shards(spec.schedule, spec.program))
     reasons = (*done.decisions, *decisions(done.sharded, values, told), *by_passes, *told)
@@ -112,8 +112,7 @@ def frozen_share(plan: Plan, spec: Spec) -> Frozen | None:
     whole = structs.replace(spec, adapter=None)
     cx = Context(mesh=mesh, report=lambda found: None)
     try:
-        within, _ = within_budget(whole, mesh, plan.target.name)
-        beside = overlapping(whole, plan.target.name)
+        within, beside, _ = fit(whole, mesh, plan.target.name)
         done = finish(
             whole, cx, lambda: 0.0, lambda number, name, program: None, plan.target, within, beside
         )

@@ -24,6 +24,7 @@ from fllmc.passes.base import Context, Pass
 from fllmc.passes.budget_choice import Choice
 from fllmc.passes.budget_decisions import value_decisions
 from fllmc.passes.errors import BudgetUnmet, HostTooSmall
+from fllmc.passes.exposure import exposure
 from fllmc.passes.overlap import Overlap
 from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.recompute import Recompute
@@ -52,6 +53,36 @@ def within_budget(
     if found is None:
         raise DiagnosticError(trial.unmet(tuple(ways_out(spec, mesh, target))))
     return found, tuple(trial.decisions(found))
+
+
+def fit(
+    spec: Spec, mesh: Mesh, target: str
+) -> tuple[Recompute | None, Overlap | None, tuple[Decision, ...]]:
+    """The passes that keep within the schedule's budget, and that let transfers run beside others.
+
+    The second is left out where its buffers do not fit, or cost more recomputing than it hides.
+    Raises DiagnosticError with BudgetUnmet if nothing fits.
+    """
+    plain = structs.replace(spec, schedule=structs.replace(spec.schedule, overlap="off"))
+    beside = overlapping(spec, target)
+    if beside is None or not spec.schedule.budget_gib:
+        within, told = within_budget(spec, mesh, target)
+        return within, beside, told
+    bare = Trial(plain, mesh, target)
+    without = bare.fitting()
+    if without is None:
+        raise DiagnosticError(bare.unmet(tuple(ways_out(plain, mesh, target))))
+    trial = Trial(spec, mesh, target)
+    found = trial.fitting()
+    if found is None:
+        over = trial.arena(trial.whole.least) - trial.total
+        against = f"its buffers need {bytes_text(over)} more than a rank has"
+    else:
+        against = trial.slower(found, bare, without)
+    if found is not None and not against:
+        return found, beside, tuple(trial.decisions(found))
+    off = Decision("transfers", "each is done in its order", against, "beside computation")
+    return without, None, (*bare.decisions(without), off)
 
 
 def overlapping(spec: Spec, target: str) -> Overlap | None:
@@ -117,14 +148,17 @@ class Trial:
 
     def arena(self, budget: int) -> int:
         """Bytes of the fullest rank when so many are kept by a model that is not cut."""
+        return max(made.arena_bytes for made in derived_all(self.planned(budget)))
+
+    def planned(self, budget: int) -> list[Program]:
+        """The program of each stage, one of those that are alike, when so many are kept."""
         program = self.run(self.before, (self.keeping(budget), *self.after))
         stages = [program]
         if self.asked is not None:
             cut = stage_programs(program, self.asked, self.microbatches, self.target)
             stages = list(cut.programs)
         distinct = {outline(stage): stage for stage in stages}
-        planned = [self.run(stage, self.then) for stage in distinct.values()]
-        return max(made.arena_bytes for made in derived_all(planned))
+        return [self.run(stage, self.then) for stage in distinct.values()]
 
     def run(self, program: Program, passes: Sequence[Pass]) -> Program:
         """The program after these passes."""
@@ -145,6 +179,23 @@ class Trial:
                 break
             budget = self.whole.choose(budget - over).bytes
         return self.keeping(self.whole.least) if self.fits_at_least() else None
+
+    def slower(self, found: Recompute, other: Trial, without: Recompute) -> str:
+        """Why the other trial's step takes less time than this one's; empty if it does not."""
+        mine, theirs = (
+            trial.microbatches * trial.whole.choose(chosen.budget).seconds
+            for trial, chosen in ((self, found), (other, without))
+        )
+        if mine <= theirs:
+            return ""
+        exposed, bare = (
+            max(exposure(p, "train", self.target).exposed for p in trial.planned(chosen.budget))
+            for trial, chosen in ((self, found), (other, without))
+        )
+        if mine - theirs <= bare - exposed:
+            return ""
+        more, less = seconds_text(mine - theirs), seconds_text(bare - exposed)
+        return f"the memory of its buffers spares {more} of recomputing, it would hide {less}"
 
     def unmet(self, ways: tuple[str, ...]) -> BudgetUnmet:
         """Why nothing fits."""

@@ -93,7 +93,21 @@ class Replay:
         kinds = [self.function.types[v] for v in (*op.operands, *op.results)]
         # The smallest that a scratch buffer can be is an element.
         least = min((DTYPE_BYTES[kind.dtype] for kind in kinds), default=1)
-        return found + [("frame", start, start + least) for start in given.scratch]
+        sizes = [least] * len(given.scratch)
+        if isinstance(op.attrs, ops.Scan):
+            sides = [name for name in (op.attrs.ahead, op.attrs.behind) if name]
+            sizes[: len(sides)] = [self.plan.frame(name).bytes for name in sides]
+            passing = self.passing(op.attrs)
+            sizes[len(sizes) - len(passing) :] = passing
+        pairs = zip(given.scratch, sizes, strict=True)
+        return found + [("frame", start, start + size) for start, size in pairs if size]
+
+    def passing(self, attrs: ops.Scan) -> list[int]:
+        """Bytes of both buffers of what passes between a turn and what runs beside the next."""
+        body = self.plan.program.function(attrs.function)
+        made = self.plan.program.function(attrs.ahead).signature.results if attrs.ahead else ()
+        handed = body.signature.results[len(body.results) - attrs.handed :]
+        return [self.sizes.local_bytes(kind) for kind in (*made, *handed) for _ in range(2)]
 
     def run_op(self, op: Op, at: int) -> Iterator[str]:
         where = f"op {at} ({op.kind})"

@@ -25,7 +25,7 @@ def coded(x: Any, at: int, block: int, bits: int) -> Coded:
     scales = np.zeros(shape)
     for place in np.ndindex(*shape):
         run = list(place)
-        run[at] = slice(place[at] * block, (place[at] + 1) * block)  # type: ignore[call-overload]
+        run[at] = slice(place[at] * block, (place[at] + 1) * block)
         where = tuple(run)
         largest = max(abs(number) for number in x[where])
         scale = largest / (127 if bits == 8 else 1)

@@ -31,6 +31,48 @@ LATE = ("zero 1", "accumulate")
 
 BUGS = (
     Bug(
+        "a transfer is waited for an op too late",
+        "passes.flights",
+        "for flight in flights.values() if flight.end == at)",
+        "for flight in flights.values() if flight.end == at - 1)",
+        ("zero 3",),
+    ),
+    Bug(
+        "what one call gives is waited for in part",
+        "passes.prefetch",
+        "done = b.emit(Wait(), *(mapping[value] for value in op.results))",
+        "done = b.emit(Wait(), *(mapping[value] for value in op.results[:1]))",
+        ("zero 3",),
+    ),
+    Bug(
+        "what the next turn takes is put away behind it",
+        "passes.side_work",
+        "carried = set(self.function.results[: self.attrs.carries])",
+        "carried = set(self.function.results[:0])",
+        ("tensor",),
+    ),
+    Bug(
+        "a sum that the turn needs is put behind it",
+        "passes.side_work",
+        "if all(self.users.get(value, set()) <= late for value in op.results):",
+        "if moves or all(self.users.get(value, set()) <= late for value in op.results):",
+        ("tensor",),
+    ),
+    Bug(
+        "the last turn of its own takes its operands in their old order",
+        "passes.prefetch",
+        "for number in self.operands(range(len(final.inputs))):",
+        "for number in range(len(final.inputs)):",
+        ("zero 3", "accumulate", "frozen"),
+    ),
+    Bug(
+        "gradients of a stack come back in their old order",
+        "passes.prefetch",
+        "results = [op.results[r] for r in (*self.carries, *self.kept, *self.moved)]",
+        "results = [*op.results[:1], *reversed(op.results[1:])]",
+        ("zero 3",),
+    ),
+    Bug(
         "all but the last micro-batch's gradient is lost",
         "passes.accumulate",
         "results.append(b.add(sums[output], share))",
@@ -201,6 +243,20 @@ BUGS = (
         ("interleaved",),
     ),
     Bug(
+        "the first micro-batch never goes backward",
+        "passes.schedule.families",
+        'row.append(Action("B", rank, micro))',
+        'row += [Action("B", rank, micro)] if micro else []',
+        ("1f1b",),
+    ),
+    Bug(
+        "a V's weight gradient is that of the micro-batch before",
+        "passes.schedule.families",
+        "row.append(Action(kind, stage, done[kind, stage]))",
+        'row.append(Action(kind, stage, max(0, done[kind, stage] - (kind == "W"))))',
+        ("zb-v",),
+    ),
+    Bug(
         "the last micro-batch's weight gradient is never asked for",
         "passes.schedule.families",
         'row += actions("W", rank, range(max(0, micros - rank), micros))',
@@ -235,6 +291,44 @@ BUGS = (
         "whole = b.add(whole, b.one(Put",
         "whole = b.add(b.cast(frozen, dtype), b.one(Put",
         ("tensor", "rows"),
+    ),
+    Bug(
+        "maps of one shape share the value that is made of their codes",
+        "passes.stored_forms",
+        "key = (stored, dtype or wanted)",
+        "key = (min(v for v in self.held if self.held[v].base.type == self.held[stored].base.type),"
+        " dtype or wanted)",
+        ("tensor", "4 bits"),
+    ),
+    Bug(
+        "a block has the scale of the one before",
+        "ir.evaluate_blockwise",
+        "np.moveaxis(scales, at, -1)[..., None]",
+        "np.roll(np.moveaxis(scales, at, -1), 1, -1)[..., None]",
+        ("zero 3", "4 bits"),
+    ),
+    Bug(
+        "of two codes in a byte the second comes first",
+        "ir.evaluate_blockwise",
+        "np.stack((blocks // 16, blocks % 16), axis=-1)",
+        "np.stack((blocks % 16, blocks // 16), axis=-1)",
+        ("zero 3", "4 bits"),
+    ),
+    Bug(
+        "codes are those of another layer than their scales",
+        "ir.evaluate",
+        "own = [tuple(part[step] for part in parts) for parts in slices]",
+        "own = [tuple(part[steps[-1 - step] if part.dtype == np.int64 else step] for part in parts)"
+        " for parts in slices]",
+        ("zero 3", "8 bits"),
+    ),
+    Bug(
+        "a rank cuts its stretch into as many blocks as there are in all",
+        "passes.place.rules",
+        "axes.update(dict.fromkeys((attrs.dim, attrs.codes, attrs.blocks), () if whole else dim.",
+        "axes.update({attrs.dim: dim.axes, attrs.codes: dim.axes, attrs.blocks: ()} if dim.axes "
+        "else dict.fromkeys((attrs.dim, attrs.codes, attrs.blocks), () if whole else dim.",
+        ("tensor", "4 bits"),
     ),
     Bug(
         "the forward pass reads what is compressed",
@@ -356,5 +450,19 @@ BUGS = (
         "groups.setdefault((part.form, axes, stack), {})[name] = part",
         "groups.setdefault((part.form, stack), {})[name] = part",
         GRID,
+    ),
+    Bug(
+        "what is moved on to join other terms of a sum is left out",
+        "passes.place.carry_out",
+        "parts.append(self.build.one(move.attrs, number))",
+        "self.build.one(move.attrs, number)",
+        ("tensor", "experts"),
+    ),
+    Bug(
+        "of terms that are added first only one is left when sums are taken apart",
+        "passes.place.sums",
+        "terms += one[1].terms",
+        "terms += one[1].terms[:1]",
+        ("tensor", "experts"),
     ),
 )

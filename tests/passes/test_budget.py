@@ -10,11 +10,11 @@ import pytest
 from msgspec import structs
 
 from fllmc.codegen.make_plan import Derived, derived_all, make_plan
-from fllmc.fitting import Trial, check_host, overlapping, within_budget
+from fllmc.fitting import Trial, check_host, fit, overlapping, within_budget
 from fllmc.frontend.targets import load_target
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.program import Program
-from fllmc.ir.settings import Offload, Spec
+from fllmc.ir.settings import Offload, Spec, Zero
 from fllmc.ir.settings import Recompute as Directive
 from fllmc.passes.base import Context
 from fllmc.passes.errors import BudgetUnmet, HostTooSmall
@@ -205,3 +205,26 @@ def test_a_budget_prints_and_parses() -> None:
     found, _ = within_budget(spec, devices, "h100")
     assert found is not None
     assert parse_pipeline(print_pipeline((found,))) == (found,)
+
+
+def test_transfers_run_beside_computation_where_their_buffers_fit() -> None:
+    """At the least budget that can be met there is no room for the next layer's parameters."""
+    zero = (Zero(3, ("data",)),)
+    roomy, devices = drawn("data=2", LOTS, zero=zero)
+    _, beside, told = fit(roomy, devices, "cpu")
+    assert beside is not None
+    assert [decision.subject for decision in told] == ["what is kept"]
+    bare, _ = drawn("data=2", LOTS, zero=zero, overlap="off")
+    trial, other = Trial(bare, devices, "cpu"), Trial(roomy, devices, "cpu")
+    least, more = trial.arena(trial.whole.least), other.arena(other.whole.least)
+    assert least < more
+    tight, _ = drawn("data=2", least / 2**30, zero=zero)
+    within, beside, told = fit(tight, devices, "cpu")
+    assert beside is None
+    (off,) = [decision for decision in told if decision.subject == "transfers"]
+    assert off.choice == "each is done in its order"
+    assert "buffers" in off.reason  # they do not fit, or cost more recomputing than they hide
+    cx = Context(devices, lambda found: None)
+    passes = standard_pipeline(tight, within, beside)
+    program, _ = run_pipeline(tight.program, passes, cx, lambda: 0.0)
+    assert derived_all([program])[0].arena_bytes <= least

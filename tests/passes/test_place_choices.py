@@ -338,6 +338,6 @@ def test_models_that_ship_are_proved_to_move_least(model: str, on: str) -> None:
 def test_a_plan_says_what_an_entry_moves_and_that_it_is_least() -> None:
     plan = compile_spec("tiny_llama", "data=2,tensor=2").plan
     found = {each.subject: each for each in plan.decisions}["what train moves"]
-    assert found.choice.startswith("each rank sends ")
+    assert found.choice.startswith("a rank that runs all of it sends ")
     assert "no placement that the directives allow moves less, as its relaxation" in found.reason
     assert found.rejected.startswith("moving values anew for each use: ")

@@ -68,6 +68,8 @@ def argument(given: Input, kind: Type, program: Program) -> float | np.ndarray:
     rng = np.random.default_rng([int(np.prod(shape)), *given.name.encode()])
     if kind.index:
         return rng.integers(0, program.sizes.size(kind.index), shape)
+    if kind.dtype in ("i8", "u8"):
+        return rng.integers(0, 128, shape)
     if not kind.is_float:
         return np.arange(int(np.prod(shape))).reshape(shape)
     if given.name.endswith("weights"):
