@@ -96,6 +96,7 @@ TECHNIQUES: Mapping[str, Technique] = {
     "offload": Technique(schedule=("offload body.*.attn",)),
     # 1.7 MiB: tight on one device, where values wait on the host too, and enough on every mesh.
     "budget": Technique(schedule=("budget_gib: 0.00169",)),
+    "transfers in order": Technique(schedule=("overlap: off",)),
     "loss chunks": Technique(schedule=("loss_chunks: 2",)),
     "backward chunks": Technique(schedule=("backward_chunks: 2",)),
     "frozen": Technique(
