@@ -57,6 +57,22 @@ def runs(lists: Sequence[tuple[int, ...]], apart: Callable[[int], bool]) -> list
     return list(dict.fromkeys(found.values()))
 
 
+def more_runs(
+    known: Sequence[tuple[int, ...]],
+    wishes: Sequence[tuple[int, ...]],
+    apart: Callable[[int], bool],
+) -> list[tuple[int, ...]]:
+    """The lists that must adjoin with those that had better, where nothing stands against it."""
+    found = list(known)
+    taken = {root for run in found for root in run}
+    for held in wishes:
+        free = not any(apart(root) or root in taken for root in held)
+        if free and len(set(held)) == len(held) > 1:
+            found.append(held)
+            taken.update(held)
+    return found
+
+
 def stored_name(function: Function, frame: Frame, value: int) -> str | None:
     """The name of the stored tensor that an entry's value lies in, if it does."""
     place = frame.places[value]

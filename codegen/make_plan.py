@@ -10,6 +10,7 @@ from fllmc.codegen.donations import copied_input
 from fllmc.codegen.handovers import handover_faults
 from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
 from fllmc.codegen.offloaded import host_bytes
+from fllmc.codegen.packing import copied_bytes
 from fllmc.codegen.turns import Turns
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.ops import (
@@ -26,7 +27,7 @@ from fllmc.ir.ops import (
     RingAttendGrad,
 )
 from fllmc.ir.plan import Bucket, Collective, Decision, Frame, Plan, StagePlan, Stored
-from fllmc.ir.program import Function, Op, Program
+from fllmc.ir.program import Op, Program
 from fllmc.ir.settings import Spec
 from fllmc.ir.target import Target
 from fllmc.ir.timetable import Timed
@@ -117,7 +118,9 @@ def derived(program: Program, frames: Mapping[str, Frame]) -> Derived:
     ordered = tuple(frames[name] for name in sorted(frames))
     waiting = host_bytes(program)
     adjoining = buckets(program, frames, stored, base)
-    return Derived(ordered, stored, base + peak, base, collectives(program), waiting, adjoining)
+    return Derived(
+        ordered, stored, base + peak, base, collectives(program, frames), waiting, adjoining
+    )
 
 
 def follows(plan: Plan) -> bool:
@@ -192,7 +195,7 @@ def state_values(program: Program) -> dict[str, float]:
     return {name: attrs.value for name, attrs in fills if isinstance(attrs, Fill)}
 
 
-def collectives(program: Program) -> tuple[Collective, ...]:
+def collectives(program: Program, frames: Mapping[str, Frame]) -> tuple[Collective, ...]:
     """Every collective of every entry, with bytes and calls; sites are numbered in text order."""
     found: list[Collective] = []
     sites: dict[tuple[str | int, ...], int] = {}
@@ -202,7 +205,7 @@ def collectives(program: Program) -> tuple[Collective, ...]:
         for at, op in enumerate(function.ops):
             if isinstance(op.attrs, COLLECTIVES):
                 site = sites.setdefault((name, at), len(sites))
-                found.append(describe(program, function, op, at, calls, entry, site))
+                found.append(describe(program, frames[name], op, at, calls, entry, site))
             if isinstance(op.attrs, Pipeline):
                 for kind, port, way, bytes_, times in transfers(program, op.attrs):
                     site = sites.setdefault((name, at, kind, port), len(sites))
@@ -244,10 +247,10 @@ def transfers(program: Program, attrs: Pipeline) -> Iterator[tuple[str, str, str
 
 
 def describe(
-    program: Program, function: Function, op: Op, at: int, calls: int, entry: str, site: int
+    program: Program, frame: Frame, op: Op, at: int, calls: int, entry: str, site: int
 ) -> Collective:
-    """One collective."""
-    attrs = op.attrs
+    """One collective of the function that has the frame."""
+    function, attrs = program.function(frame.function), op.attrs
     assert isinstance(
         attrs,
         AllReduce | AllGather | AllToAll | Coalesced | ExchangeRows | ReduceScatter | RingAttend,
@@ -273,6 +276,7 @@ def describe(
         function=function.name,
         op=at,
         among=attrs.among if isinstance(attrs, AllReduce) else (),
+        copied=copied_bytes(at, function, program.sizes, frame),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fllmc.codegen.buckets import position, runs, value_lists
+from fllmc.codegen.buckets import more_runs, position, runs, value_lists
 from fllmc.codegen.donations import (
     behind_donations,
     entry_donations,
@@ -25,6 +25,7 @@ from fllmc.codegen.donations import (
 )
 from fllmc.codegen.offloaded import away_from
 from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
+from fllmc.codegen.packing import in_one_piece, packed_bytes, packed_lists
 from fllmc.codegen.storage_classes import Classes
 from fllmc.codegen.tiles import rows_of, tile_rows
 from fllmc.codegen.turns import Turns
@@ -46,22 +47,8 @@ from fllmc.ir.ops import (
 )
 from fllmc.ir.plan import Frame, OpPlace, Place
 from fllmc.ir.program import Function, Op, Program, callees
-from fllmc.ir.types import DTYPE_BYTES, Sizes, Type, deals_zigzag
+from fllmc.ir.types import DTYPE_BYTES, Sizes, Type
 from fllmc.ir.walk import host_values
-
-
-def flat_elements(op: Op, function: Function, sizes: Sizes) -> tuple[int, Type]:
-    """Elements of the buffer in which a coalesced collective lays out its values, and their type.
-
-    A reduction works in one copy of all values. Gathers and scatters have one for a rank's parts,
-    then one for those of all ranks.
-    """
-    assert isinstance(op.attrs, Coalesced)
-    kind = function.types[op.operands[0]]
-    given = sum(sizes.local_elements(function.types[value]) for value in op.operands)
-    if op.attrs.collective == "all_reduce":
-        return given, kind
-    return given + sum(sizes.local_elements(function.types[value]) for value in op.results), kind
 
 
 class Planner:
@@ -91,6 +78,7 @@ class Planner:
         self.host = host_values(function)
         self.away = away_from(function, program)
         self.in_place: dict[int, int] = {}
+        self.runs: list[tuple[int, ...]] = []
 
     def bytes(self, kind: Type) -> int:
         """Bytes of a value; of one tile of it inside a fused group."""
@@ -258,7 +246,10 @@ class Planner:
         elsewhere = bound | self.host | set(self.away) | set(range(self.inputs))
         find, types = self.classes.find, self.function.types
         lists = [tuple(map(find, v)) for _, _, v in value_lists(self.function, self.program)]
-        held = {run[0]: run for run in runs(lists, lambda root: root in elsewhere)}
+        wishes = [tuple(map(find, v)) for op in self.function.ops for v in packed_lists(op)]
+        self.runs = runs(lists, lambda root: root in elsewhere)
+        self.runs = more_runs(self.runs, wishes, lambda root: root in elsewhere)
+        held = {run[0]: run for run in self.runs}
         behind = {root for run in held.values() for root in run[1:]}
         found: list[tuple[int, ...]] = []
         items: list[Item] = []
@@ -272,6 +263,14 @@ class Planner:
                 found.append(run)
                 items.append(Item(start, stop, size))
         return found, items
+
+    def adjoin(self, values: Sequence[int], others: Sequence[int]) -> bool:
+        """Whether values lie one behind another in the frame, and others in the same place."""
+        roots = tuple(map(self.classes.find, values))
+        same = roots == tuple(map(self.classes.find, others))
+        return same and any(
+            run[at : at + len(roots)] == roots for run in self.runs for at in range(len(run))
+        )
 
     def offsets_of(self, held: Sequence[tuple[int, ...]], starts: Sequence[int]) -> dict[int, int]:
         """The offset of each class, of those that adjoin one behind another."""
@@ -302,13 +301,15 @@ class Planner:
             items += [Item(at, at, self.bytes(kind)) for kind in self.scan_scratch(op)]
         if isinstance(op.attrs, AllGather | ReduceScatter):
             source, result = (self.function.types[v] for v in (op.operands[0], op.results[0]))
-            if isinstance(op.attrs, ReduceScatter):  # the library may sum in place
-                items.append(Item(at, end, self.bytes(source)))
-            elif source.names[0] != op.attrs.dim or deals_zigzag(op.attrs.axes):
+            if isinstance(op.attrs, ReduceScatter):
+                last = self.alone(op.operands[0], op) and self.dies(op.operands[0], op, at)
+                if not (last and in_one_piece(op, source)):
+                    items.append(Item(at, end, self.bytes(source)))
+            elif not in_one_piece(op, source):
                 items.append(Item(at, end, self.bytes(result)))
         if isinstance(op.attrs, Coalesced):
-            count, kind = flat_elements(op, self.function, self.sizes)
-            items.append(Item(at, end, aligned(count * DTYPE_BYTES[kind.dtype])))
+            size = packed_bytes(op, self.function, self.sizes, self.adjoin)
+            items += [Item(at, end, aligned(size))] if size else []
         if isinstance(op.attrs, AllToAll):  # what is sent, and what is received
             items.append(Item(at, end, 2 * self.bytes(self.function.types[op.operands[0]])))
         if isinstance(op.attrs, ExchangeRows):  # likewise, with room for all that may be

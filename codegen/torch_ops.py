@@ -7,7 +7,7 @@ from typing import Final
 
 from fllmc.codegen import torch_experts as experts
 from fllmc.codegen.function_text import FunctionText, position
-from fllmc.codegen.memory import flat_elements
+from fllmc.codegen.packing import adjoin_in, packed_bytes
 from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
 from fllmc.codegen.torch_blockwise import blockwise
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
@@ -58,7 +58,7 @@ from fllmc.ir.ops import (
     Wait,
 )
 from fllmc.ir.program import Op
-from fllmc.ir.types import Type, deals_zigzag
+from fllmc.ir.types import DTYPE_BYTES, Type, deals_zigzag
 
 Rule = Callable[[FunctionText, Op, int], list[str]]
 
@@ -278,14 +278,15 @@ def all_reduce(text: FunctionText, op: Op, at: int) -> list[str]:
 
 
 def coalesced(text: FunctionText, op: Op, at: int) -> list[str]:
-    """Several collectives as one, through a flat buffer."""
+    """Several collectives as one, through a flat buffer for what does not adjoin."""
     assert isinstance(op.attrs, Coalesced)
-    count, kind = flat_elements(op, text.function, text.sizes)
     kinds = [text.function.types[value] for value in op.operands]
+    kind, adjoin = kinds[0], adjoin_in(text.frame, text.function, text.sizes)
+    count = packed_bytes(op, text.function, text.sizes, adjoin) // DTYPE_BYTES[kind.dtype]
     along = [k.names.index(dim) for k, dim in zip(kinds, op.attrs.dims, strict=False)]
     sources = shape_text([text.tensor(value) for value in op.operands])
     outs = shape_text([text.tensor(value) for value in op.results])
-    scratch = text.view(text.arena(kind, text.offset(at, 0), (count,)))
+    scratch = text.view(text.arena(kind, text.offset(at, 0), (count,))) if count else "None"
     name = kind.combine if op.attrs.collective == "all_reduce" else op.attrs.collective
     site = text.sites[text.function.name, at]
     given = f"{quoted(name)}, {sources}, {outs}, {shape_text(along)}, {scratch}"
@@ -302,7 +303,7 @@ def moved(name: str) -> Rule:
         source, out = text.tensor(op.operands[0]), text.tensor(op.results[0])
         scratch = "None"
         zigzag = deals_zigzag(op.attrs.axes)
-        if along or zigzag or name == "reduce_scatter":
+        if text.frame.ops[at].scratch:
             whole = text.function.types[op.results[0] if name == "all_gather" else op.operands[0]]
             count = text.sizes.local_elements(whole)
             scratch = text.view(text.arena(kind, text.offset(at, 0), (count,)))

@@ -94,6 +94,8 @@ class Collective(msgspec.Struct, frozen=True):
     `site` is the number by which the generated code names it; it stands at position `op` of
     `function`. `among` are the positions on the axis of those that take part, if not all do. `send`
     and `recv` are of a pipeline op; `port` is the value, `way` its pass, `forward` or `backward`.
+    `copied` are the bytes that a rank copies for a call of a gather or scatter, or of several
+    collectives as one, to pack and unpack values.
     """
 
     site: int
@@ -109,6 +111,7 @@ class Collective(msgspec.Struct, frozen=True):
     among: tuple[int, ...] = ()
     port: str = ""
     way: str = ""
+    copied: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True):

@@ -3,12 +3,14 @@
 Tensors are [blocks, block, inner]: a block is a column of the middle dim, so blocks along any dim
 are such views. Codes of 8 bits are i8 of the same shape; of 4 bits they are u8 [blocks, block / 2,
 inner], two in a byte, the first in its upper half. Scales are f32 [blocks, inner].
-See `fllmc.ir.codebooks`.
+See `fllmc.ir.codebooks`. On a GPU they are done by `blockwise_triton.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -21,6 +23,11 @@ _DEVICE_TILE = 1 << 22
 
 def quantize(x: Tensor, bits: int, out: tuple[Tensor, Tensor]) -> None:
     """Codes and scales of x; of two levels that are equally near the lower, or the even one."""
+    if _by_triton(x, *out):
+        from fllmc.kernels import blockwise_triton
+
+        blockwise_triton.quantize(x, bits, out)
+        return
     codes, scales = out
     for rows in _tiles(x):
         part = x[rows].to(_exact(x)).contiguous()
@@ -36,6 +43,11 @@ def quantize(x: Tensor, bits: int, out: tuple[Tensor, Tensor]) -> None:
 
 def dequantize(codes: Tensor, scales: Tensor, bits: int, out: Tensor) -> None:
     """The level of each code times its block's scale, rounded once to the dtype of out."""
+    if _by_triton(out, codes, scales):
+        from fllmc.kernels import blockwise_triton
+
+        blockwise_triton.dequantize(codes, scales, bits, out)
+        return
     for rows in _tiles(out):
         scale, held = scales[rows].to(_exact(out))[:, None], codes[rows]
         if bits == 8:
@@ -44,6 +56,18 @@ def dequantize(codes: Tensor, scales: Tensor, bits: int, out: Tensor) -> None:
             levels = scale.new_tensor(NF4)
             for place, code in enumerate((held >> 4, held & 15)):
                 out[rows, place::2] = levels[code.int()] * scale
+
+
+def _by_triton(value: Tensor, *parts: Tensor) -> bool:
+    """Whether the kernels in Triton take these: contiguous on a GPU, and f32 is wide enough."""
+    if value.device.type != "cuda" or value.dtype == torch.float64 or not _has_triton():
+        return False
+    return all(each.is_contiguous() for each in (value, *parts))
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _exact(x: Tensor) -> torch.dtype:

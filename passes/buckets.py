@@ -42,6 +42,14 @@ def find_joined(function: Function, program: Program) -> list[Joined]:
     return [*finder.updates(), *finder.others()]
 
 
+def slots_of(function: Function, program: Program) -> dict[int, Slot]:
+    """The slots of all values of an entry that are in a bucket's lists."""
+    finder = Finder(function, program)
+    list(finder.updates())
+    list(finder.others())
+    return finder.slots
+
+
 class Finder:
     """Finds the buckets of one entry, and tells of each value which slot it has."""
 

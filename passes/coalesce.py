@@ -8,7 +8,8 @@ It is done for parameters, their gradients and scalars, of one dtype over the sa
 needs another's result. So a layer's parameters are gathered by one call, before the first is used,
 and its gradients scattered by one, when the last is there. A call moves what its parts moved. The
 buffer that it is made in is as large, so outside of a stack, where a value may have a whole model's
-layers, only as much is joined as `bucket_mib` allows.
+layers, only as much is joined as `bucket_mib` allows. The gradients of the parameters of a bucket
+adjoin (`passes/buckets.py`): they are summed over ranks where they lie, by one call of any size.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from fllmc.ir.ops import (
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.types import Type, deals_zigzag
 from fllmc.passes.base import Context, Pass
+from fllmc.passes.buckets import Slot, slots_of
 from fllmc.passes.clusters import Clusters
 from fllmc.passes.inline import callees_first
 
-Key = tuple[str, tuple[str, ...], str, str]
-"""Kind, axes, dtype and way of combining: what collectives of one call have in common."""
+Key = tuple[str, tuple[str, ...], str, str, str]
+"""Kind, axes, dtype, way of combining and bucket: what collectives of one call share."""
 
 
 class Coalesce(Pass, frozen=True):
@@ -85,6 +87,8 @@ class Joiner:
             for op in f.ops
             if isinstance(op.attrs, Pipeline)
         }
+        entry = function.name in program.entries
+        self.slots: dict[int, Slot] = slots_of(function, program) if entry else {}
         self.open: dict[Key, list[int]] = {}
         self.bytes: dict[int, int] = {}
 
@@ -108,7 +112,7 @@ class Joiner:
         whole = op.results[0] if isinstance(op.attrs, AllGather) else op.operands[0]
         size = self.program.sizes.local_bytes(self.function.types[whole])
         for cluster in reversed(self.open.get(key, [])):
-            fits = self.limit is None or self.bytes[cluster] + size <= self.limit
+            fits = self.limit is None or bool(key[-1]) or self.bytes[cluster] + size <= self.limit
             if fits and self.clusters.may_join(at, cluster):
                 self.clusters.join(at, cluster)
                 self.bytes[cluster] += size
@@ -125,7 +129,9 @@ class Joiner:
         apart = deals_zigzag(op.attrs.axes) or self.between_stages(op)
         if apart or not self.of_parameters(kind):
             return None
-        return op.kind, op.attrs.axes, kind.dtype, kind.combine
+        slot = self.slots.get(op.results[0]) if isinstance(op.attrs, AllReduce) else None
+        bucket = f"{slot.bucket} {slot.label}" if slot else ""
+        return op.kind, op.attrs.axes, kind.dtype, kind.combine, bucket
 
     def between_stages(self, op: Op) -> bool:
         """Whether stages of a pipeline take part, each with a program of its own.
@@ -156,7 +162,13 @@ class Joiner:
             place[cluster] = max([own, *before])
             late[cluster] = bool(before) or (len(ops) > 1 and not gathers)
         wanted = sorted(place, key=lambda cluster: (place[cluster], min(members[cluster])))
-        return [sorted(members[cluster]) for cluster in topological(wanted, after)]
+        ordered = topological(wanted, after)
+        return [sorted(members[cluster], key=self.rank) for cluster in ordered]
+
+    def rank(self, at: int) -> tuple[int, int]:
+        """By which the ops of one call are ordered: as the regions of their bucket, if any."""
+        value = self.function.ops[at].results[0] if self.function.ops[at].results else -1
+        return self.slots[value].region if value in self.slots else 0, at
 
     def dependencies(self) -> list[list[int]]:
         """The clusters that each needs directly, in the order in which they stand."""

@@ -79,7 +79,7 @@ class QuantizeFrozen(Pass, frozen=True):
                 how = along, directive.block, directive.bits
                 forms[parameter.name] = Coded(parameter, coded(parameter, *how), *how)
         if wrong:
-            raise DiagnosticError(*wrong)
+            raise DiagnosticError(*dict.fromkeys(wrong))
         for form in forms.values():
             program = with_dims(program, form)
         return restored(program, forms)

@@ -65,7 +65,7 @@ class Collectives(Protocol):
         sources: Sequence[torch.Tensor],
         outs: Sequence[torch.Tensor],
         dims: Sequence[int],
-        scratch: torch.Tensor,
+        scratch: torch.Tensor | None,
     ) -> Handle:
         """Begin to do several collectives of a kind as one."""
         ...

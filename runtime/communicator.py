@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fllmc.ir.types import Mesh
+from fllmc.runtime.adjoining import adjoining
 from fllmc.runtime.flight import Handle, Pending
 from fllmc.runtime.ring import Ring
 from fllmc.runtime.row_exchange import exchange_rows
@@ -50,7 +51,7 @@ class Communicator:
     """Process groups for the axes of a mesh. torch.distributed must be initialised.
 
     All ranks must make their groups in the same order, so the axes that a plan uses are given at
-    the start.
+    the start. `copied` counts the bytes that gathers, scatters and coalesced collectives copy.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Communicator:
         some: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = (),
         pipes: tuple[str, ...] = (),
     ):
+        self.copied = 0
         self.groups: dict[tuple[str, ...], dist.ProcessGroup] = {}
         self.sizes: dict[tuple[str, ...], int] = {}
         self.positions: dict[tuple[str, ...], int] = {}
@@ -186,11 +188,11 @@ class Communicator:
         def place() -> None:
             if not zigzag:
                 split = out.unflatten(dim, (self.sizes[axes], source.shape[dim]))
-                split.copy_(parts.movedim(0, dim))
+                self.copy_all([split], [parts.movedim(0, dim)])
                 return
             for places, part in zip(dealt(out, dim, self.sizes[axes]), parts, strict=True):
                 for spot, half in zip(places, part.chunk(2, dim), strict=True):
-                    spot.copy_(half)
+                    self.copy_all([spot], [half])
 
         work = all_gather_single(joined, source.contiguous(), group=group, async_op=True)
         return Pending(work, place)
@@ -202,20 +204,22 @@ class Communicator:
         sources: Sequence[torch.Tensor],
         outs: Sequence[torch.Tensor],
         dims: Sequence[int],
-        scratch: torch.Tensor,
+        scratch: torch.Tensor | None,
     ) -> Handle:
         """Several gathers or scatters along dims, or reductions (sum, max), as one.
 
-        In `scratch` lie all values for a reduction; else this rank's parts, then all ranks' parts.
+        In `scratch` lie all values for a reduction, none if they are reduced where they adjoin;
+        else this rank's parts, unless they adjoin, then all ranks' parts.
         """
         group, ranks = self.groups[axes], self.sizes[axes]
         if kind in OPERATIONS:
-            copy_all(laid_flat(scratch, sources), sources)
-            work = dist.all_reduce(scratch, OPERATIONS[kind], group=group, async_op=True)
-            return Pending(work, lambda: copy_all(outs, laid_flat(scratch, outs)))
+            return self._reduced(group, kind, sources, outs, scratch)
+        assert scratch is not None
         parts = sources if kind == "all_gather" else outs
         count = sum(part.numel() for part in parts)
-        mine, joined = scratch[:count], scratch[count:]
+        packs = scratch.numel() > ranks * count
+        mine = scratch[:count] if packs else adjoining(parts)
+        joined = scratch[count:] if packs else scratch
         rows = joined.view(ranks, count)
         wholes = outs if kind == "all_gather" else sources
         split = [
@@ -223,16 +227,43 @@ class Communicator:
             for whole, dim in zip(wholes, dims, strict=True)
         ]
         if kind == "all_gather":
-            copy_all(laid_flat(mine, sources), sources)
+            if packs:
+                self.copy_all(laid_flat(mine, sources), sources)
             work = all_gather_single(joined, mine, group=group, async_op=True)
-            return Pending(work, lambda: copy_all(split, laid_flat(rows, sources)))
-        copy_all(laid_flat(rows, outs), split)
+            return Pending(work, lambda: self.copy_all(split, laid_flat(rows, sources)))
+        self.copy_all(laid_flat(rows, outs), split)
+
+        def keep() -> None:
+            if scratch.device.type == "cpu":
+                mine.copy_(rows[self.positions[axes]])
+            if packs:
+                self.copy_all(outs, laid_flat(mine, outs))
+
         if scratch.device.type == "cpu":  # gloo has no reduce_scatter
-            mine = rows[self.positions[axes]]
-            work = dist.all_reduce(joined, group=group, async_op=True)
-        else:
-            work = reduce_scatter_single(mine, joined, group=group, async_op=True)
-        return Pending(work, lambda: copy_all(outs, laid_flat(mine, outs)))
+            return Pending(dist.all_reduce(joined, group=group, async_op=True), keep)
+        return Pending(reduce_scatter_single(mine, joined, group=group, async_op=True), keep)
+
+    def _reduced(
+        self,
+        group: dist.ProcessGroup,
+        kind: str,
+        sources: Sequence[torch.Tensor],
+        outs: Sequence[torch.Tensor],
+        scratch: torch.Tensor | None,
+    ) -> Handle:
+        """All sources combined over the group, in scratch or where they adjoin."""
+        if scratch is None:
+            flat = adjoining(sources)
+            return Pending(dist.all_reduce(flat, OPERATIONS[kind], group=group, async_op=True))
+        self.copy_all(laid_flat(scratch, sources), sources)
+        work = dist.all_reduce(scratch, OPERATIONS[kind], group=group, async_op=True)
+        return Pending(work, lambda: self.copy_all(outs, laid_flat(scratch, outs)))
+
+    def copy_all(self, targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
+        """Copy each to its target, and count the bytes."""
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+            self.copied += target.numel() * target.element_size()
 
     def all_to_all(
         self,
@@ -254,7 +285,11 @@ class Communicator:
         send.copy_(parts)
         split = out.unflatten(gathered, (ranks, source.shape[gathered]))
         work = dist.all_to_all_single(receive, send, group=self.groups[axes], async_op=True)
-        return Pending(work, lambda: copy_all((split,), (receive.movedim(0, gathered),)))
+
+        def place() -> None:
+            split.copy_(receive.movedim(0, gathered))
+
+        return Pending(work, place)
 
     def exchange_rows(
         self,
@@ -285,12 +320,16 @@ class Communicator:
         scratch: torch.Tensor | None,
         zigzag: bool = False,
     ) -> Handle:
-        """Sum over the group, keep this rank's part of a dim; scratch is as large as `source`."""
+        """Sum over the group, keep this rank's part of a dim.
+
+        Scratch is as large as `source`. Without it `source` is read, or summed, where it is; so it
+        must be of no use any more, and its first dim be the one.
+        """
         group = self.groups[axes]
-        assert scratch is not None
         if source.device.type == "cpu":  # gloo has no reduce_scatter
-            whole = scratch.view(source.shape)
-            whole.copy_(source)
+            whole = source if scratch is None else scratch.view(source.shape)
+            if scratch is not None:
+                self.copy_all([whole], [source])
 
             def keep() -> None:
                 if zigzag:
@@ -301,22 +340,18 @@ class Communicator:
                 out.copy_(whole.narrow(dim, self.positions[axes] * count, count))
 
             return Pending(dist.all_reduce(whole, group=group, async_op=True), keep)
+        if scratch is None:
+            return Pending(reduce_scatter_single(out, source, group=group, async_op=True))
         first, *rest = out.shape
         joined = scratch.view(self.sizes[axes] * first, *rest)
         parts = joined.view(self.sizes[axes], *out.shape)
         if zigzag:
             for places, part in zip(dealt(source, dim, self.sizes[axes]), parts, strict=True):
-                torch.cat(places, dim, out=part)
+                self.copy_all(part.chunk(2, dim), places)
         else:
             split = source.unflatten(dim, (self.sizes[axes], out.shape[dim]))
-            parts.copy_(split.movedim(dim, 0))
+            self.copy_all([parts], [split.movedim(dim, 0)])
         return Pending(reduce_scatter_single(out, joined, group=group, async_op=True))
-
-
-def copy_all(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
-    """Copy each to its target."""
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
 
 
 def laid_flat(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:

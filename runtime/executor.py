@@ -12,6 +12,7 @@ from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import ALIGNMENT, Plan, Stored
 from fllmc.ir.types import Dim, Sizes
 from fllmc.kernels import ring_attention, torch_ops
+from fllmc.runtime.adjoining import adjoining
 from fllmc.runtime.collectives import Collectives
 from fllmc.runtime.flight import Copies, Handle, Side, beside
 from fllmc.runtime.pipelining import Turn, received, sent, take_turns
@@ -116,13 +117,7 @@ class Executor:
 
     def adjoining(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """One flat view of tensors of the arena that lie one behind another."""
-        at = tensors[0].data_ptr()
-        for tensor in tensors:
-            if tensor.data_ptr() != at or not tensor.is_contiguous():
-                raise InternalError("the tensors of a bucket do not adjoin")
-            at += tensor.numel() * tensor.element_size()
-        count = sum(tensor.numel() for tensor in tensors)
-        return tensors[0].as_strided((count,), (1,))
+        return adjoining(tensors)
 
     def waiting(self, dtype: str, offset: int, shape: Sequence[int]) -> torch.Tensor:
         """A tensor at a byte offset of the host memory."""
@@ -323,7 +318,7 @@ class Executor:
         sources: Sequence[torch.Tensor],
         outs: Sequence[torch.Tensor],
         dims: Sequence[int],
-        scratch: torch.Tensor,
+        scratch: torch.Tensor | None,
     ) -> Handle:
         """Several gathers or scatters, or reductions by sum or maximum, over a site's axes."""
         moved = outs if kind == "all_gather" else sources

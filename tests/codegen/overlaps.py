@@ -7,7 +7,7 @@ touched by nothing until it is waited for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from fllmc.ir import ops
@@ -155,12 +155,12 @@ class Replay:
 
     def behind(self) -> set[int]:
         """Values that lie behind another in a bucket, or in the storage of one that does."""
-        lists = [
-            values
-            for op in self.function.ops
-            if isinstance(op.attrs, ops.Bucketed)
-            for values in op.attrs.listed(op.operands)
-        ]
+        lists: list[Sequence[int]] = []
+        for op in self.function.ops:
+            if isinstance(op.attrs, ops.Bucketed):
+                lists += op.attrs.listed(op.operands)
+            if isinstance(op.attrs, ops.Coalesced):
+                lists += [op.operands, op.results]
         starts = [self.stretch(value) for values in lists for value in values[1:]]
         return {v for v in range(len(self.function.types)) if self.stretch(v) in starts}
 

@@ -26,11 +26,11 @@ from tests.codegen.running import arguments, results
 from tests.oracle.techniques import combined, spec_text
 
 
-def compiled(tmp_path: Path, *techniques: str) -> Plan:
-    """The plan of a small Llama in f32."""
+def compiled(tmp_path: Path, *techniques: str, precision: str = "f32") -> Plan:
+    """The plan of a small Llama in f32, computed in this precision."""
     case = combined(techniques, "f32")
     path = tmp_path / "bucketed.fllm"
-    path.write_text(case.text)
+    path.write_text(case.text.replace("compute: f32", f"compute: {precision}"))
     return compile_spec(str(path), mesh=case.mesh).plan
 
 

@@ -54,7 +54,7 @@ class Told(NamedTuple):
     """What a rank says of its run.
 
     `counted` are calls and bytes of each collective site; where calls differ in bytes, `ragged` has
-    calls and the bytes of all.
+    calls and the bytes of all. `copied` are bytes that were packed and unpacked for collectives.
     """
 
     losses: list[float]
@@ -62,6 +62,7 @@ class Told(NamedTuple):
     counted: dict[int, tuple[int, int]]
     arena_bytes: int
     ragged: dict[int, tuple[int, int]]
+    copied: int
 
 
 class Outcome(NamedTuple):
@@ -187,7 +188,7 @@ def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Communicator 
                 view_of(part, executor).copy_(given[part.name][part.slices])
     else:
         initialise(plan, executor, parts)
-    told = Told([], [], {}, executor.arena.numel() * executor.arena.element_size(), {})
+    told = Told([], [], {}, executor.arena.numel() * executor.arena.element_size(), {}, 0)
     tensors: dict[str, Tensor] = {}
     feeder = Feeder(plan, executor, "train", rank)
     for step, path in enumerate(sorted(folder.glob("batch*.safetensors")), 1):
@@ -204,6 +205,7 @@ def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Communicator 
             told.ragged[site] = calls, executor.ragged[site]
         else:
             told.counted[site] = calls, moved
+    told = told._replace(copied=comm.copied if comm else 0)
     tensors |= _held("last", parts, executor)
     save_file(tensors, folder / f"told{number}.{rank}.safetensors")
     (folder / f"told{number}.{rank}.json").write_bytes(msgspec.json.encode(told))

@@ -293,6 +293,44 @@ BUGS = (
         ("tensor", "rows"),
     ),
     Bug(
+        "maps of one shape share the value that is made of their codes",
+        "passes.stored_forms",
+        "key = (stored, dtype or wanted)",
+        "key = (min(v for v in self.held if self.held[v].base.type == self.held[stored].base.type),"
+        " dtype or wanted)",
+        ("tensor", "4 bits"),
+    ),
+    Bug(
+        "a block has the scale of the one before",
+        "ir.evaluate_blockwise",
+        "np.moveaxis(scales, at, -1)[..., None]",
+        "np.roll(np.moveaxis(scales, at, -1), 1, -1)[..., None]",
+        ("zero 3", "4 bits"),
+    ),
+    Bug(
+        "of two codes in a byte the second comes first",
+        "ir.evaluate_blockwise",
+        "np.stack((blocks // 16, blocks % 16), axis=-1)",
+        "np.stack((blocks % 16, blocks // 16), axis=-1)",
+        ("zero 3", "4 bits"),
+    ),
+    Bug(
+        "codes are those of another layer than their scales",
+        "ir.evaluate",
+        "own = [tuple(part[step] for part in parts) for parts in slices]",
+        "own = [tuple(part[steps[-1 - step] if part.dtype == np.int64 else step] for part in parts)"
+        " for parts in slices]",
+        ("zero 3", "8 bits"),
+    ),
+    Bug(
+        "a rank cuts its stretch into as many blocks as there are in all",
+        "passes.place.rules",
+        "axes.update(dict.fromkeys((attrs.dim, attrs.codes, attrs.blocks), () if whole else dim.",
+        "axes.update({attrs.dim: dim.axes, attrs.codes: dim.axes, attrs.blocks: ()} if dim.axes "
+        "else dict.fromkeys((attrs.dim, attrs.codes, attrs.blocks), () if whole else dim.",
+        ("tensor", "4 bits"),
+    ),
+    Bug(
         "the forward pass reads what is compressed",
         "passes.compress",
         "made[value] = b.emit(wanted[value].quantize(), mapping[value])",
@@ -412,6 +450,20 @@ BUGS = (
         "groups.setdefault((part.form, axes, stack), {})[name] = part",
         "groups.setdefault((part.form, stack), {})[name] = part",
         GRID,
+    ),
+    Bug(
+        "the backward of a stage takes one kept value for all",
+        "passes.stages.keep",
+        'name = self.sent.get(value) or f"kept{len(self.kept)}"',
+        'name = self.sent.get(value) or "kept0"',
+        ("budget in pipeline",),
+    ),
+    Bug(
+        "the forward of a stage does not give what is kept",
+        "passes.stages.keep",
+        "before = Half(stage, range(stage.first), {}).run(outputs | half.kept, forward)",
+        "before = Half(stage, range(stage.first), {}).run(outputs, forward)",
+        ("budget in pipeline",),
     ),
     Bug(
         "what is moved on to join other terms of a sum is left out",

@@ -55,6 +55,8 @@ def check_counts(found: Outcome, steps: int) -> None:
             calls, _ = planned.get(each.site, (0, 0))
             planned[each.site] = (calls + each.calls * steps, each.bytes)
     assert found.told.counted == planned
+    trained = [c for c in found.plan.collectives if c.entry == "train"]
+    assert found.told.copied == sum(c.calls * c.copied for c in trained) * steps
     assert any(each.kind == "send" for each in found.plan.collectives)
     assert found.told.arena_bytes == found.plan.arena_bytes
 

@@ -145,6 +145,8 @@ def check_counts(found: Outcome, steps: int) -> None:
         c.site: (c.calls * steps, c.bytes) for c in found.plan.collectives if c.entry == "train"
     }
     assert found.told.counted == planned
+    trained = [c for c in found.plan.collectives if c.entry == "train"]
+    assert found.told.copied == sum(c.calls * c.copied for c in trained) * steps
     assert found.told.arena_bytes == found.plan.arena_bytes
 
 

@@ -14,6 +14,7 @@ from fllmc.ir.program import DimSize, Init, Parameter, Program
 from fllmc.ir.types import Axis, Dim, Mesh, Sizes, Type
 from fllmc.ir.verify import verify
 from fllmc.passes.base import Context
+from fllmc.passes.buckets import slots_of
 from fllmc.passes.coalesce import Coalesce
 from tests.ir.programs import arguments_for
 from tests.passes.test_place import agree
@@ -52,6 +53,20 @@ def test_a_layer_has_one_gather_each_way_and_one_scatter(more: tuple[str, ...]) 
         ("all_gather", "bf16"): 1,
         ("reduce_scatter", "f32"): 1,
     }
+
+
+def test_gradients_of_a_bucket_are_summed_by_one_call_of_any_size() -> None:
+    program = sharded("data", "accumulate")
+    slots = slots_of(program.function("train"), program)
+    buckets = {(slot.bucket, slot.label) for slot in slots.values() if slot.label == "grad"}
+    assert len(buckets) == 3
+    train = coalesced(program, bucket_mib=0).function("train")
+    joined = [op for op in train.ops if getattr(op.attrs, "collective", "") == "all_reduce"]
+    assert len(joined) == len(buckets)
+    # In the order of the regions, so that they are summed where they lie.
+    found = slots_of(train, coalesced(program, bucket_mib=0))
+    for op in joined:
+        assert [found[value].region for value in op.results] == list(range(len(op.results)))
 
 
 def test_small_buckets_leave_what_is_outside_of_stacks_apart() -> None:

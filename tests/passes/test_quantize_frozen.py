@@ -8,32 +8,41 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from fllmc.fitting import within_budget
+from fllmc.frontend.targets import load_target
 from fllmc.ir.coded import SCALES, codes_of, owner_name, uncut
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.evaluate import evaluate
-from fllmc.ir.ops import AllGather, Dequantize, Take
+from fllmc.ir.ops import AllGather, Dequantize, Scan, Take
 from fllmc.ir.program import Program
-from fllmc.ir.settings import Lora, Quantize, Rows, Schedule, Shard
+from fllmc.ir.settings import Adapter, Lora, Quantize, Rows, Schedule, Shard
 from fllmc.ir.span import Span
 from fllmc.ir.types import Axis, Mesh
 from fllmc.passes.accumulate import Accumulate
 from fllmc.passes.apply_adapter import ApplyAdapter
 from fllmc.passes.apply_loss import ApplyLoss
-from fllmc.passes.base import Context
+from fllmc.passes.base import Context, Pass
 from fllmc.passes.decisions import decisions
 from fllmc.passes.differentiate import Differentiate
 from fllmc.passes.drop_unused import DropUnused
 from fllmc.passes.optimizer_step import OptimizerStep
+from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.place.place import Place
 from fllmc.passes.quantize_frozen import QuantizeFrozen
 from fllmc.passes.recompute import Recompute
+from fllmc.passes.recompute_stacks import scan_of, stacks
+from fllmc.passes.roofline import op_seconds
+from fllmc.passes.runner import run_pipeline
 from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.split_rows import SplitRows
 from fllmc.passes.store_frozen import StoreFrozen
 from tests.ir.blockwise import coded, packed
 from tests.oracle.techniques import combined
+from tests.passes.memory_specs import text
 from tests.passes.pipelined import sharded
 from tests.passes.training_programs import arguments, jax_gradients, llama, relative, run
+from tests.specs.random_specs import Drawn
+from tests.specs.stages import load_drawn
 
 UPDATES = (Lora("body.*.attn.{wq, wo}", 2, 4.0), Lora("embedding", 2, 4.0))
 MAPS = "body.*.{attn, mlp}"
@@ -107,8 +116,12 @@ def test_gradients_of_updates_beside_codes_are_those_of_jax(bits: int) -> None:
         assert relative(found[f"grad.{name}"], wanted[name]) < 1e-10, name
 
 
-def test_a_layer_is_made_of_its_codes_in_the_body_that_uses_it_and_never_kept() -> None:
-    program = trained(run(base(), QuantizeFrozen((directive(4),)), StoreFrozen("f64")))
+@pytest.mark.parametrize("last", [(), (Recompute(),), (Recompute(cheap=False),)])
+def test_a_layer_is_made_of_its_codes_in_the_body_that_uses_it_and_never_kept(
+    last: tuple[Pass, ...],
+) -> None:
+    coded_one = run(base(), QuantizeFrozen((directive(4),)), StoreFrozen("f64"), ShareEqual())
+    program = run(coded_one, ApplyLoss(), Differentiate(), *last, DropUnused())
     backward = program.function("layer.backward")
     made = {op.path for op in backward.ops if isinstance(op.attrs, Dequantize)}
     assert len(made) == 7
@@ -167,10 +180,8 @@ def test_what_trains_is_not_quantised() -> None:
 
 def test_what_trains_in_part_is_not_quantised() -> None:
     program = run(base(), SplitRows((Rows("body.*.mlp.gate", 0, 2, tune=True),)))
-    with pytest.raises(DiagnosticError) as caught:
-        run(program, QuantizeFrozen((directive(),)))
-    assert {found.code for found in caught.value.diagnostics} == {"E0365"}
-    assert all("`body.mlp.gate` trains" in found.message() for found in caught.value.diagnostics)
+    found = refused(program, directive())
+    assert found.code == "E0365" and "`body.mlp.gate` trains" in found.message()
 
 
 @pytest.mark.parametrize(
@@ -231,3 +242,34 @@ def test_it_is_said() -> None:
     assert set(told) == owners(program)
     assert told["body.attn.wq"].choice == "stored in 4 bits with a scale for each 4 along embed"
     assert "15.2% of the largest" in told["body.attn.wq"].reason
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0])
+def test_no_budget_is_spent_on_what_codes_stand_for(budget: float) -> None:
+    """With room for everything, weights would be kept first of all: to make them costs most."""
+    spec, devices = load_drawn(Drawn(text("tiny_llama", "microbatches: 2"), "data=2,tensor=2"))
+    adapter = Adapter("few", ("*",), (), UPDATES[:1], quantize=(directive(4, "*", 4),))
+    schedule = replace(spec.schedule, budget_gib=budget)
+    spec = replace(spec, schedule=schedule, adapter=adapter)
+    within, _ = within_budget(spec, devices, "cpu")
+    assert (within is None) == (budget == 0.0)
+    passes = standard_pipeline(spec, within)
+    program, _ = run_pipeline(spec.program, passes, Context(devices, lambda _: None), lambda: 0.0)
+    function = program.function("train")
+    (outer,) = [op for op in function.ops if isinstance(op.attrs, Scan)]
+    function = program.function(outer.attrs.function)
+    (stack,) = stacks(function)
+    scan = scan_of(function.ops[stack.forward])
+    body, layer = program.function(scan.function), program.function(scan.function).types
+    kept = [layer[value] for value in body.results[scan.carries :]]
+    assert kept and all("batch" in kind.names for kind in kept)
+    assert any(isinstance(op.attrs, Dequantize) for op in body.ops)
+
+
+def test_making_values_of_codes_takes_the_time_of_its_bytes() -> None:
+    program = run(base(), QuantizeFrozen((directive(4, "body.*.mlp.gate"),)))
+    layer, target = program.function("layer"), load_target("h100")
+    (op,) = [op for op in layer.ops if isinstance(op.attrs, Dequantize)]
+    moved = 6 * 6 * 8 + 6 * 6 // 2 + 6 * 6 // 2 * 4
+    seconds = op_seconds(program, layer, op, target)
+    assert seconds == pytest.approx(moved / (target.memory_gbps * 1e9))

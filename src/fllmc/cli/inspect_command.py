@@ -183,7 +183,8 @@ def collectives_part(found: Opened) -> Iterator[str]:
         total = bytes_text(row.bytes * row.calls)
         each = f"{row.calls:,} x {bytes_text(row.bytes)}"
         axes = ", ".join(row.axes)
-        yield f"{row.entry:<9} {row.kind:<15} {axes:<14} {each:>18} = {total:>9}  {row.path}"
+        path = f"{row.path} copies {bytes_text(row.copied * row.calls)}" if row.copied else row.path
+        yield f"{row.entry:<9} {row.kind:<15} {axes:<14} {each:>18} = {total:>9}  {path.strip()}"
 
 
 def placement_part(found: Opened) -> Iterator[str]:
