@@ -1,4 +1,4 @@
-"""What can be wrong with `quantize` directives, in words. Codes E0365 to E0368."""
+"""What can be wrong with `quantize` directives, in words. Codes E0381 to E0384."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class QuantizedTrains(Diagnostic, frozen=True):
     not move. What trains beside a quantised base are low-rank updates.
     """
 
-    code: ClassVar[str] = "E0365"
+    code: ClassVar[str] = "E0381"
     title: ClassVar[str] = "`{parameter}` trains, so it can't be quantised"
     label: ClassVar[str] = "`{selector}` selects it"
     help: ClassVar[tuple[str, ...]] = (
@@ -39,7 +39,7 @@ class BlocksDoNotFit(Diagnostic, frozen=True):
     Each block has a scale of its own, and lies along one dim of the parameter, which it divides.
     """
 
-    code: ClassVar[str] = "E0366"
+    code: ClassVar[str] = "E0382"
     title: ClassVar[str] = "`{parameter}` can't be cut into blocks of {block}: {why}"
     label: ClassVar[str] = "blocks of {block}"
 
@@ -60,7 +60,7 @@ class NothingQuantized(Diagnostic, frozen=True):
     tensors, such as the scale of a norm, are small and stay as they are.
     """
 
-    code: ClassVar[str] = "E0367"
+    code: ClassVar[str] = "E0383"
     title: ClassVar[str] = "`quantize {selector}` matches no linear map"
     label: ClassVar[str] = "nothing is selected"
 
@@ -73,7 +73,7 @@ class BlocksApart(Diagnostic, frozen=True):
     A rank holds the scales of its own codes, so the ranks along an axis share out whole blocks.
     """
 
-    code: ClassVar[str] = "E0368"
+    code: ClassVar[str] = "E0384"
     title: ClassVar[str] = (
         "axis `{axis}` of size {extent} does not divide the {blocks} blocks along `{dim}`"
     )

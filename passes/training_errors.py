@@ -1,6 +1,6 @@
 """What can be wrong with turning a model into a training step, in words.
 
-Codes W0364, E0365 to E0369 and E0501 to E0509.
+Codes W0364 and E0501 to E0509.
 """
 
 from __future__ import annotations

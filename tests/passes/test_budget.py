@@ -19,6 +19,7 @@ from fllmc.ir.settings import Recompute as Directive
 from fllmc.passes.base import Context
 from fllmc.passes.errors import BudgetUnmet, HostTooSmall
 from fllmc.passes.pipeline import parse_pipeline, print_pipeline, standard_pipeline
+from fllmc.passes.recompute import Recompute
 from fllmc.passes.recompute_stacks import scan_of, stacks
 from fllmc.passes.runner import run_pipeline
 from tests.passes.memory_specs import alike, evaluated, executed, text
@@ -205,7 +206,7 @@ def test_micro_batches_in_flight_count() -> None:
 def test_a_budget_prints_and_parses() -> None:
     spec, devices = drawn("", LOTS)
     found, _ = within_budget(spec, devices, "h100")
-    assert found is not None
+    assert isinstance(found, Recompute)
     assert parse_pipeline(print_pipeline((found,))) == (found,)
 
 
