@@ -1,10 +1,12 @@
 """Which values to keep under a budget of bytes so that getting back the others takes least time.
 
 An integer program. x_v: value v is kept on the device. h_v: it waits in host memory, for the time
-c_v of its copies there and back. r_s: step s is run again. Every wanted value is kept, waits or is
+c_v of its copies there and back. r_s: step s is run again. e_w: seconds of copies that are over
+those t_w of other work beside which they run, each way. Every wanted value is kept, waits or is
 made again, and a step that is run again has each of its operands kept, waiting or made again:
 
-    min sum(t_s r_s) + sum(c_v h_v)   x_v + h_v + r_maker(v) >= 1 for wanted v
+    min sum(t_s r_s) + sum(e_w)   x_v + h_v + r_maker(v) >= 1 for wanted v
+                       e_w >= sum(c_v / 2 h_v) - t_w
                        r_s <= x_u + h_u + r_maker(u) for each operand u of s
                        sum(b_v x_v) <= budget,  sum(g_v h_v) <= bytes of host memory
 
@@ -14,7 +16,8 @@ by nodes, not by time, so that the same instance has the same answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import inf
 
 import msgspec
 from msgspec import structs
@@ -38,11 +41,24 @@ class Away(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class Window(msgspec.Struct, frozen=True):
+    """Seconds in which copies one way of values `first` to `stop` run beside other work."""
+
+    first: int
+    stop: int
+    seconds: float
+
+    def over(self, away: Collection[int], waits: Mapping[int, Away]) -> float:
+        """The seconds of copies that are left; half of a value's are one way."""
+        own = sum(waits[v].seconds / 2 for v in sorted(away) if self.first <= v < self.stop)
+        return max(0.0, own - self.seconds)
+
+
 class Instance(msgspec.Struct, frozen=True):
     """Values by number: bytes for keeping each, None where it can't be; the steps; the wanted.
 
     `away` says what each takes in host memory, None where it can't wait there, and `host` the bytes
-    that there are.
+    that there are. Copies of what lies in windows, two for a value, take only what is over.
     """
 
     costs: tuple[int | None, ...]
@@ -50,6 +66,7 @@ class Instance(msgspec.Struct, frozen=True):
     wanted: tuple[int, ...]
     away: tuple[Away | None, ...] = ()
     host: int = 0
+    windows: tuple[Window, ...] = ()
 
     @property
     def waits(self) -> dict[int, Away]:
@@ -120,8 +137,13 @@ def redone(instance: Instance, have: frozenset[int]) -> frozenset[int]:
 def seconds_of(instance: Instance, held: Held) -> float:
     """The time of copies and of getting back the other values."""
     again = sum(instance.steps[at].seconds for at in sorted(redone(instance, held.all)))
-    waits = instance.waits
-    return again + sum(waits[value].seconds for value in sorted(held.away))
+    waits, windows = instance.waits, instance.windows
+    alone = [v for v in sorted(held.away) if not any(w.first <= v < w.stop for w in windows)]
+    return (
+        again
+        + sum(waits[value].seconds for value in alone)
+        + sum(window.over(held.away, waits) for window in windows)
+    )
 
 
 def fewest_bytes(instance: Instance) -> Held:
@@ -154,7 +176,7 @@ def _least_within_host(instance: Instance) -> Held | None:
     prices = [float(cost or 0) for cost in instance.costs] + [0.0] * (count + len(instance.steps))
     scale = max(prices) or 1.0
     rows = [*_needs(instance), *_limits(instance, None)]
-    _, answer = solved([price / scale for price in prices], rows, _most(instance))
+    _, answer = solved([p / scale for p in prices], rows, _most(instance), len(prices))
     return None if answer is None else _held(instance, answer)
 
 
@@ -165,16 +187,18 @@ def choose(instance: Instance, budget: int) -> Choice:
         default=0.0,
     )
     scale = scale or 1.0
-    waits = instance.waits
+    waits, windows = instance.waits, instance.windows
+    alone = {v for v in waits if not any(w.first <= v < w.stop for w in windows)}
     prices = [0.0] * len(instance.costs)
-    prices += [waits[v].seconds / scale if v in waits else 0.0 for v in range(len(prices))]
+    prices += [waits[v].seconds / scale if v in alone else 0.0 for v in range(len(prices))]
     prices += [step.seconds / scale for step in instance.steps]
-    rows = [*_needs(instance), *_limits(instance, budget)]
-    bound, answer = solved(prices, rows, _most(instance))
+    most = [*_most(instance), *(inf for _ in windows)]
+    rows = [*_needs(instance), *_limits(instance, budget), *_overs(instance, scale)]
+    bound, answer = solved([*prices, *(1.0 for _ in windows)], rows, most, len(prices))
     held = None if answer is None else _held(instance, answer)
     if held is None or not fits(instance, held, budget):
         held = fewest_bytes(instance)
-    held = needed(instance, held)
+    held = at_home(instance, needed(instance, held), budget)
     seconds = seconds_of(instance, held)
     return Choice(
         tuple(sorted(held.kept)),
@@ -202,6 +226,16 @@ def needed(instance: Instance, held: Held) -> Held:
             continue
         have = fewer if spared else have
     return have
+
+
+def at_home(instance: Instance, held: Held, budget: int) -> Held:
+    """What is held, with as much as fits of what waits for no gain kept on the device instead."""
+    for value in sorted(held.away):
+        here = Held(held.kept | {value}, held.away - {value})
+        gains = seconds_of(instance, here) > seconds_of(instance, held)
+        if instance.costs[value] is not None and not gains and fits(instance, here, budget):
+            held = here
+    return held
 
 
 def _held(instance: Instance, answer: Sequence[float]) -> Held:
@@ -251,6 +285,23 @@ def _limits(instance: Instance, budget: int | None) -> list[Row]:
     return rows
 
 
+def _overs(instance: Instance, scale: float) -> list[Row]:
+    """That the seconds over each window are no less than those of its copies less its own."""
+    count, waits = len(instance.costs), instance.waits
+    first = 2 * count + len(instance.steps)
+    return [
+        Row(
+            (
+                (first + number, 1.0),
+                *((count + v, -a.seconds / 2 / scale) for v, a in waits.items() if v in own),
+            ),
+            low=-window.seconds / scale,
+        )
+        for number, window in enumerate(instance.windows)
+        for own in [range(window.first, window.stop)]
+    ]
+
+
 def moved(instance: Instance, by: int) -> Instance:
     """The instance with its values' numbers moved, as they are behind others."""
     steps = tuple(
@@ -261,4 +312,6 @@ def moved(instance: Instance, by: int) -> Instance:
         )
         for step in instance.steps
     )
-    return structs.replace(instance, steps=steps, wanted=tuple(v + by for v in instance.wanted))
+    wanted = tuple(v + by for v in instance.wanted)
+    windows = tuple(Window(w.first + by, w.stop + by, w.seconds) for w in instance.windows)
+    return structs.replace(instance, steps=steps, wanted=wanted, windows=windows)

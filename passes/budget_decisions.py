@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fllmc.ir.plan import Decision
 from fllmc.ir.program import Program
@@ -15,10 +15,16 @@ from fllmc.passes.recompute_stacks import scan_of
 KEPT, AWAY, AGAIN = "keeping it on the device", "in host memory", "computing it again"
 
 
-def value_decisions(program: Program, whole: Whole, held: Held, budget: int) -> Iterator[Decision]:
-    """One for each value that takes bytes or that the backward pass reads and is made again."""
+def value_decisions(
+    program: Program, whole: Whole, held: Held, budget: int, stacks: Collection[int]
+) -> Iterator[Decision]:
+    """One for each value that takes bytes or that the backward pass reads and is made again.
+
+    They are of those of the stacks that the program has, by number.
+    """
     instance = whole.instance
-    for number, part in enumerate(whole.parts):
+    for number in stacks:
+        part = whole.parts[number]
         mine = whole.own(number, held)
         wanted = [v - part.first for v in instance.wanted if v >= part.first]
         size = len(body_types(program, part))
@@ -52,6 +58,7 @@ def decision_for(
         away = instance.waits[number]
         choice = f"kept for the backward pass in host memory: {forms}, {bytes_text(away.bytes)}"
         why, now = f"its copies there and back take {seconds_text(away.seconds)}", AWAY
+        why += ", beside the layers' work" if instance.windows else ""
     else:
         more = seconds_of(instance, held) - seconds_of(instance, having(held, number, KEPT))
         choice = f"computed again in the backward pass: {forms}"

@@ -21,6 +21,7 @@ from fllmc.passes.stages.alike import like, outline
 from fllmc.passes.stages.cut_stages import stage_programs
 from fllmc.passes.stages.decisions import stage_decisions
 from fllmc.passes.stages.directives import asked_pipeline, missing_axis
+from fllmc.passes.stages.keep import Within
 
 CUT = "cut-stages"
 
@@ -56,7 +57,7 @@ def finish(
     clock: Callable[[], float],
     keep: Dump,
     target: Target,
-    within: Recompute | None = None,
+    within: Recompute | Within | None = None,
     beside: Overlap | None = None,
 ) -> Finished:
     """All passes over a spec's program; stages are weighed by times on the target.
@@ -81,7 +82,8 @@ def finish(
         return Finished(placed[-1], (program,), "", timings)
     program, timings = run_pipeline(spec.program, first, cx, clock, keep)
     begin = clock()
-    cut = stage_programs(program, asked, spec.schedule.microbatches, target)
+    own = within if isinstance(within, Within) else None
+    cut = stage_programs(program, asked, spec.schedule.microbatches, target, own)
     took = clock() - begin
     done: dict[bytes, Program] = {}
 

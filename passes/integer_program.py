@@ -1,4 +1,4 @@
-"""Programs over variables that are 0 or 1, by HiGHS (Huangfu, Hall 2018) as scipy has it."""
+"""Programs of which some variables are whole, by HiGHS (Huangfu, Hall 2018) as scipy has it."""
 
 # pyright: basic
 # (scipy says little of its types)
@@ -26,12 +26,12 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def solved(
-    prices: Sequence[float], rows: Sequence[Row], most: Sequence[float]
+    prices: Sequence[float], rows: Sequence[Row], most: Sequence[float], count: int
 ) -> tuple[float, list[float] | None]:
     """A bound below the least sum of price * variable, and the variables that were found, if any.
 
-    Each variable is whole, at least 0 and at most its number in `most`. The relaxation is solved
-    first, and is the answer where it is whole.
+    Each variable is at least 0 and at most its number in `most`, and the first `count` are whole.
+    The relaxation is solved first, and is the answer where these are whole.
     """
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -47,7 +47,7 @@ def solved(
         """The proven bound, and the solution."""
         found = milp(
             np.array(prices),
-            integrality=np.full(size, whole),
+            integrality=np.array([whole] * count + [0] * (size - count)),
             bounds=Bounds(np.zeros(size), np.array(most)),  # pyright: ignore[reportArgumentType]
             constraints=LinearConstraint(matrix, least, greatest),  # pyright: ignore[reportArgumentType]
             options={"node_limit": NODES, "mip_rel_gap": 0.0},
@@ -58,7 +58,7 @@ def solved(
         return float(proven), list(found.x)
 
     bound, answer = run(0)
-    if answer is None or any(abs(x - round(x)) > WHOLE for x in answer):
+    if answer is None or any(abs(x - round(x)) > WHOLE for x in answer[:count]):
         relaxation = bound
         bound, answer = run(1)
         bound = max(bound, relaxation)

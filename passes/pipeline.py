@@ -33,6 +33,7 @@ from fllmc.passes.share_equal import ShareEqual
 from fllmc.passes.sink_sums import SinkSums
 from fllmc.passes.split_rows import SplitRows
 from fllmc.passes.stages.directives import pipeline_shards, placing_shards
+from fllmc.passes.stages.keep import Within
 from fllmc.passes.store_frozen import StoreFrozen
 from fllmc.passes.trim_last import TrimLast
 
@@ -78,12 +79,13 @@ def print_pipeline(passes: Sequence[Pass]) -> str:
 
 
 def standard_pipeline(
-    spec: Spec, within: Recompute | None = None, beside: Overlap | None = None
+    spec: Spec, within: Recompute | Within | None = None, beside: Overlap | None = None
 ) -> tuple[Pass, ...]:
     """The passes that compile a spec, with the options that its sections ask for.
 
     `within` chooses what is kept under a budget, once it is known what a rank holds; before it only
-    what directives select is recomputed. `beside` lets transfers run beside computation, if given.
+    what directives select is recomputed. Of a pipeline's stages that is chosen as they are cut.
+    `beside` lets transfers run beside computation, if given.
     """
     train, schedule = spec.train, spec.schedule
     return (
@@ -116,8 +118,7 @@ def standard_pipeline(
         ),
         ShareEqual(),
         DropUnused(),
-        *((within, ShareEqual(), DropUnused()) if within is not None else ()),
-        Offload(schedule.offload, pipelined=bool(pipeline_shards(schedule, spec.program))),
+        *keeping(spec, within),
         Coalesce(),
         Layout(),
         SinkSums(),
@@ -150,7 +151,16 @@ def adapting(spec: Spec) -> tuple[Pass, ...]:
     )
 
 
+def keeping(spec: Spec, within: Recompute | Within | None) -> tuple[Pass, ...]:
+    """The passes that say where what is kept is; the last of them once stages are cut."""
+    pipelined = bool(pipeline_shards(spec.schedule, spec.program))
+    offload, tidy = Offload(spec.schedule.offload, pipelined), (ShareEqual(), DropUnused())
+    if isinstance(within, Recompute):
+        return (within, *tidy, offload)
+    return (offload, *tidy) if within is not None else (offload,)
+
+
 def cut_pipeline(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
     """The passes for the whole program, and those for the program of each pipeline stage."""
-    at = next((at for at, each in enumerate(passes) if each.name == Coalesce.name), len(passes))
+    at = next((at for at, each in enumerate(passes) if each.name == Offload.name), len(passes)) + 1
     return tuple(passes[:at]), tuple(passes[at:])

@@ -10,8 +10,8 @@ counter, so the numbers stay the same to the last bit.
 
 With a `budget` in bytes for what a rank keeps, values are chosen so that getting back the others
 takes least time on the `target`; `in_flight` micro-batches are kept at once. Values may wait in
-`host` bytes of host memory, and those must that `offload` selects. See
-`passes/recompute_budget.py`.
+`host` bytes of host memory, and those must that `offload` selects; with `beside` copies run beside
+other work. See `passes/recompute_budget.py`.
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ class Recompute(AnyLevelPass, frozen=True):
     in_flight: int = 1
     host: int = 0
     offload: tuple[Offload, ...] = ()
+    beside: bool = False
     target: Target | None = None
 
     def run(self, program: Program, cx: Context) -> Program:
         """Rewrite every pair of scans, then what is kept over them outside of stacks."""
         policy = Policy(self.selectors, self.cheap)
         if self.target is not None and self.budget >= 0:
-            room = Room(self.budget, self.in_flight, self.target, self.host, self.offload)
+            host, offload, beside = self.host, self.offload, self.beside
+            room = Room(self.budget, self.in_flight, self.target, host, offload, beside)
             return kept_within(program, policy, room)
         wrong = mistakes(policy, program)
         if wrong:

@@ -2,7 +2,7 @@
 
 Any op of a stack may be run again, at the time that a roofline gives it, unless a directive names
 it under `keep`; what a directive selects otherwise is not kept. What a stack makes may wait in host
-memory instead, at the time of its copies, which the device waits for; what `offload` directives
+memory instead, at the time of its copies, less what they run beside; what `offload` directives
 select does if it is kept at all. Bytes are those of one rank, for all layers, and for each
 micro-batch that is in flight.
 """
@@ -22,6 +22,7 @@ from fllmc.passes.budget_choice import (
     Held,
     Instance,
     Step,
+    Window,
     bytes_of,
     choose,
     fewest_bytes,
@@ -38,7 +39,7 @@ from fllmc.passes.recompute_stacks import (
     scan_of,
     stacks,
 )
-from fllmc.passes.roofline import op_seconds
+from fllmc.passes.roofline import function_seconds, op_seconds
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -53,6 +54,7 @@ class Room(msgspec.Struct, frozen=True):
     target: Target
     host: int = 0
     offload: tuple[Offload, ...] = ()
+    beside: bool = False
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -118,6 +120,7 @@ def beside(whole: Instance, other: Instance) -> Instance:
         whole.wanted + behind.wanted,
         whole.away + behind.away,
         whole.host,
+        whole.windows + behind.windows,
     )
 
 
@@ -151,6 +154,26 @@ def instance_of(
         tuple(steps),
         tuple(sorted({body.results[at] for at in stack.moved.values()})),
         tuple(away.get(value) for value in range(len(body.types))),
+        windows=windows_of(program, function, stack, room) if away else (),
+    )
+
+
+def windows_of(
+    program: Program, function: Function, stack: Stack, room: Room
+) -> tuple[Window, ...]:
+    """What copies out and back run beside: the forward and the backward pass of the layers."""
+    if not room.beside:
+        return ()
+    scans = [scan_of(function.ops[at]) for at in (stack.forward, stack.backward)]
+    values = len(program.function(scans[0].function).types)
+    return tuple(
+        Window(
+            0,
+            values,
+            program.sizes.size(scan.over)
+            * function_seconds(program, program.function(scan.function), room.target),
+        )
+        for scan in scans
     )
 
 

@@ -21,8 +21,8 @@ class Part(msgspec.Struct, frozen=True):
     """One rank's part of one tensor; a stacked tensor has a part for each layer that is here.
 
     `layer` is its position in the stored tensor, or None where that is not stacked, and `row` the
-    first row of the stored tensor that it has. The part begins at `offsets` of a tensor of `shape`.
-    `owned` on one of the ranks that hold the same.
+    first row of the stored tensor that it has, where rows are those of dim `rows`. The part begins
+    at `offsets` of a tensor of `shape`. `owned` on one of the ranks that hold the same.
     """
 
     name: str
@@ -33,12 +33,13 @@ class Part(msgspec.Struct, frozen=True):
     local: tuple[int, ...]
     owned: bool
     row: int = 0
+    rows: str = ""
 
     @property
     def dims(self) -> tuple[str, ...]:
         """The names of the tensor's dims."""
-        names = self.stored.type.names
-        return names if self.layer is None else names[1:]
+        names = self.stored.type.names[self.layer is not None :]
+        return (self.rows, *names[1:]) if self.rows else names
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -129,6 +130,7 @@ def _by_rows(program: Program, parameter: Parameter, part: Part) -> Iterator[Par
                 offsets=(low, *part.offsets[1:]),
                 local=(high - low, *part.local[1:]),
                 row=low - begin,
+                rows=whole.row_dim,
             )
 
 

@@ -74,11 +74,7 @@ def stage_costs(
     times: dict[str, list[float]] = {kind: [] for kind in ("F", "I", "W", "kept", "late")}
     sent = 0
     for work in works:
-        own = {stretch.part: stretch.size for stretch in work.stretches}
-        sizes = tuple(structs.replace(d, size=own.get(d.name, d.size)) for d in program.dims)
-        known = {dim.name for dim in program.dims}
-        sizes += tuple(DimSize(name, size) for name, size in own.items() if name not in known)
-        stage = structs.replace(program, dims=sizes)
+        stage = of_stage(program, work)
         functions = {
             kind: fused_seconds(stage, function, function.ops, target)
             for kind, function in work.functions.items()
@@ -106,6 +102,15 @@ def link_rate(mesh: Mesh, axis: str, target: Target) -> float:
     names = [each.name for each in mesh.axes]
     reach = mesh.extent(names[names.index(axis) :])
     return (target.link_gbps if reach <= target.node else target.network_gbps) * 1e9
+
+
+def of_stage(program: Program, work: StageWork) -> Program:
+    """The program with the sizes that a stage's layers have."""
+    own = {stretch.part: stretch.size for stretch in work.stretches}
+    sizes = tuple(structs.replace(d, size=own.get(d.name, d.size)) for d in program.dims)
+    known = {dim.name for dim in program.dims}
+    sizes += tuple(DimSize(name, size) for name, size in own.items() if name not in known)
+    return structs.replace(program, dims=sizes)
 
 
 def kept_bytes(program: Program, work: StageWork, readers: Sequence[Kind]) -> float:

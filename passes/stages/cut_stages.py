@@ -37,15 +37,18 @@ from fllmc.passes.stages.cut_step import GRADIENT, Homes, RankStep, Reach, Step
 from fllmc.passes.stages.directives import Asked
 from fllmc.passes.stages.errors import TooManyStages
 from fllmc.passes.stages.in_flight import buffer_counts
+from fllmc.passes.stages.keep import Kept, Within, choices, keeping
 from fllmc.passes.stages.split import Split, even_split
 from fllmc.passes.stages.split_backward import Splitter
 
 
 class Cut(NamedTuple):
-    """The program of each rank of the pipeline axis, and the order of work as it is simulated."""
+    """The program of each rank of the pipeline axis, the order of work as it is simulated, and,
+    where a budget asks for it, what each rank can keep."""
 
     programs: tuple[Program, ...]
     work: Simulation | None
+    kept: tuple[Kept, ...] = ()
 
     @property
     def timeline(self) -> tuple[Timed, ...]:
@@ -53,22 +56,30 @@ class Cut(NamedTuple):
         return self.work.timeline if self.work is not None else ()
 
 
-def stage_programs(program: Program, asked: Asked, micros: int, target: Target) -> Cut:
-    """A program cut as a schedule asks for, by times on a target.
+def stage_programs(
+    program: Program, asked: Asked, micros: int, target: Target, within: Within | None = None
+) -> Cut:
+    """A program cut as a schedule asks for, by times on a target, with what `within` says kept.
 
     Where the schedule leaves open how many stages a rank has, the step that takes least time.
     DiagnosticError where the numbers of ranks, chunks, layers and micro-batches do not go together.
     """
     ranks = program.mesh.extent((asked.axis,))
+    known = within.homes if within is not None else ()
     return quickest(
-        placements(asked.order, ranks),
-        lambda homes: placed(program, asked, micros, target, homes),
+        (known,) if known else placements(asked.order, ranks),
+        lambda homes: placed(program, asked, micros, target, homes, within),
         lambda cut: cut.work.makespan if cut.work is not None else 0.0,
     )
 
 
 def placed(
-    program: Program, asked: Asked, micros: int, target: Target, homes: tuple[int, ...]
+    program: Program,
+    asked: Asked,
+    micros: int,
+    target: Target,
+    homes: tuple[int, ...],
+    within: Within | None,
 ) -> Cut:
     """A program cut into stages on these ranks."""
 
@@ -76,7 +87,7 @@ def placed(
         return chosen(asked.order, max(homes) + 1, micros, costs, homes)
 
     halves = asked.order.kind in HALVING
-    plan = Plan(asked.axis, asked.dims, homes, choose, target, halves, asked.shard.span)
+    plan = Plan(asked.axis, asked.dims, homes, choose, target, halves, asked.shard.span, within)
     return cut_stages(program, plan)
 
 
@@ -86,7 +97,8 @@ HALVING: Final = ("zb_h1", "zb_v", "auto")
 
 class Plan(msgspec.Struct, frozen=True):
     """How to cut: the pipeline's axis, the dims of the stacks, the rank of each stage, the order of
-    work for stages of given costs on a target, and whether that has gradients of weights apart."""
+    work for stages of given costs on a target, whether that has gradients of weights apart, and
+    what ranks keep, if that is not all that the backward reads."""
 
     axis: str
     dims: tuple[str, ...]
@@ -95,6 +107,7 @@ class Plan(msgspec.Struct, frozen=True):
     target: Target
     halves: bool = False
     span: Span = NOWHERE
+    within: Within | None = None
 
     @property
     def chunks(self) -> list[list[int]]:
@@ -109,6 +122,7 @@ def cut_stages(program: Program, plan: Plan) -> Cut:
     split = chosen_split(program, bodies, plan)
     names = part_names(split, bodies, plan.chunks)
     order: Simulation | None = None
+    kept: tuple[Kept, ...] = ()
     steps: dict[str, Step] = {}
     made: dict[str, Function] = {}
     for name, (loop, body) in bodies.items():
@@ -116,33 +130,69 @@ def cut_stages(program: Program, plan: Plan) -> Cut:
         cutter = Cutter(body, split, program.sizes, program.signatures, names, carries)
         works = cutter.cut()
         if loop >= 0:
-            works, halves, order = ordered(program, plan, works, body)
-            made |= halves
+            works, new, order, kept = ordered(program, plan, works, body)
+            made |= new
         steps[name] = entry_step(program, name, loop, body, named(works, name, made))
     homes = parameter_homes(program, plan, steps, split, bodies)
     ranks = range(len(plan.chunks))
     table = order.timetable if order is not None else None
     programs = tuple(rank_program(program, table, steps, homes, rank, made) for rank in ranks)
-    return Cut(programs, order)
+    return Cut(programs, order, kept)
 
 
-def ordered(
-    program: Program, plan: Plan, works: list[StageWork], body: Body
-) -> tuple[list[StageWork], dict[str, Function], Simulation]:
+class Ordered(NamedTuple):
+    """The stages' work, the functions made for it, its order, and what ranks can keep of it."""
+
+    works: list[StageWork]
+    made: dict[str, Function]
+    order: Simulation
+    kept: tuple[Kept, ...] = ()
+
+
+def ordered(program: Program, plan: Plan, works: list[StageWork], body: Body) -> Ordered:
     """The stages, their backward in halves where the order of work wants it, and that order."""
-    costs = stage_costs(program, works, plan.target, plan.axis)
-    if not plan.halves:
-        return works, {}, plan.choose(costs)
+    halves, made = in_halves(program, works, body) if plan.halves else (works, {})
+    order = plan.choose(costs_of(with_functions(program, made), halves, plan))
+    split = any(action.kind == "W" for row in order.timetable.rows for action in row)
+    if plan.halves and not split:
+        halves, made = works, {}
+        whole = simulate(order.timetable, costs_of(program, works, plan))
+        order = structs.replace(whole, bound=min(order.bound, whole.bubble))
+    if plan.within is None:
+        return Ordered(halves, made, order)
+    rows, sums = order.timetable.rows, body.function.outputs
+    kept = tuple(
+        choices(program, works, own, row, sums, plan.within)
+        for own, row in zip(plan.chunks, rows, strict=True)
+    )
+    if not plan.within.held:
+        return Ordered(halves, made, order, kept)
+    works, own = list(works), dict[str, Function]()
+    for rank, held in enumerate(plan.within.held):
+        keeping(kept[rank], held, works, own)
+    known = with_functions(program, own)
+    halves, made = in_halves(known, works, body) if split else (works, {})
+    costs = costs_of(with_functions(known, made), halves, plan)
+    return Ordered(halves, own | made, simulate(order.timetable, costs), kept)
+
+
+def costs_of(program: Program, works: Sequence[StageWork], plan: Plan) -> Costs:
+    """What the stages' actions cost."""
+    return stage_costs(program, works, plan.target, plan.axis)
+
+
+def in_halves(
+    program: Program, works: Sequence[StageWork], body: Body
+) -> tuple[list[StageWork], dict[str, Function]]:
+    """The stages with their backward in halves, and the functions that these run."""
     functions = {f.name: f for f in program.functions}
     splitter = Splitter(functions, program.sizes, body.function.outputs)
-    halves = [splitter.split(work) for work in works]
-    known = structs.replace(program, functions=(*program.functions, *splitter.made.values()))
-    fine = stage_costs(known, halves, plan.target, plan.axis)
-    order = plan.choose(fine)
-    if any(action.kind == "W" for row in order.timetable.rows for action in row):
-        return halves, splitter.made, order
-    whole = simulate(order.timetable, costs)
-    return works, {}, structs.replace(whole, bound=min(order.bound, whole.bubble))
+    return [splitter.split(work) for work in works], splitter.made
+
+
+def with_functions(program: Program, made: Mapping[str, Function]) -> Program:
+    """The program with more functions."""
+    return structs.replace(program, functions=(*program.functions, *made.values()))
 
 
 def entry_body(program: Program, name: str, plan: Plan) -> tuple[int, Body]:

@@ -26,14 +26,14 @@ from fllmc.passes.budget_decisions import value_decisions
 from fllmc.passes.errors import BudgetUnmet, HostTooSmall
 from fllmc.passes.exposure import exposure
 from fllmc.passes.overlap import Overlap
-from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
+from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.recompute import Recompute
 from fllmc.passes.recompute_budget import Room, Whole, everything
 from fllmc.passes.recompute_policy import Policy
 from fllmc.passes.runner import run_pipeline
-from fllmc.passes.stages.alike import outline
-from fllmc.passes.stages.cut_stages import stage_programs
 from fllmc.passes.stages.directives import asked_pipeline
+from fllmc.passes.stages.keep import Within
+from fllmc.stage_fitting import StageTrial
 
 ROUNDS = 8
 """Layouts that are tried before as little is kept as can be."""
@@ -41,23 +41,52 @@ ROUNDS = 8
 
 def within_budget(
     spec: Spec, mesh: Mesh, target: str
-) -> tuple[Recompute | None, tuple[Decision, ...]]:
-    """The pass that keeps within the schedule's budget, and what it decided; None without one.
+) -> tuple[Recompute | Within | None, tuple[Decision, ...]]:
+    """What keeps within the schedule's budget, and what it decided; None without one.
+
+    It is a pass, or for the stages of a pipeline what each keeps.
 
     Raises DiagnosticError with BudgetUnmet if no choice fits.
     """
     if not spec.schedule.budget_gib:
         return None, ()
-    trial = Trial(spec, mesh, target)
-    found = trial.fitting()
-    if found is None:
-        raise DiagnosticError(trial.unmet(tuple(ways_out(spec, mesh, target))))
-    return found, tuple(trial.decisions(found))
+    trial = trial_of(spec, mesh, target)
+    if isinstance(trial, StageTrial):
+        choices = trial.fitting()
+        if choices is not None:
+            return trial.keeping(choices), tuple(trial.decisions(choices))
+    else:
+        found = trial.fitting()
+        if found is not None:
+            return found, tuple(trial.decisions(found))
+    raise DiagnosticError(unmet(trial, tuple(ways_out(spec, mesh, target))))
+
+
+def trial_of(spec: Spec, mesh: Mesh, target: str) -> Trial | StageTrial:
+    """Plans of a spec that keep more or less."""
+    asked = asked_pipeline(spec.schedule, spec.program, mesh)
+    if asked is None:
+        return Trial(spec, mesh, target)
+    known = load_target(target or "cpu")
+    return StageTrial(spec, mesh, asked, known, overlapping(spec, target))
+
+
+def unmet(trial: Trial | StageTrial, ways: tuple[str, ...]) -> BudgetUnmet:
+    """Why nothing fits."""
+    needed, kept = trial.at_least()
+    return BudgetUnmet(
+        NOWHERE,
+        least=bytes_text(needed),
+        budget=bytes_text(trial.total),
+        over=bytes_text(needed - trial.total),
+        kept=bytes_text(kept),
+        ways=ways,
+    )
 
 
 def fit(
     spec: Spec, mesh: Mesh, target: str
-) -> tuple[Recompute | None, Overlap | None, tuple[Decision, ...]]:
+) -> tuple[Recompute | Within | None, Overlap | None, tuple[Decision, ...]]:
     """The passes that keep within the schedule's budget, and that let transfers run beside others.
 
     The second is left out where its buffers do not fit, or cost more recomputing than it hides.
@@ -68,10 +97,12 @@ def fit(
     if beside is None or not spec.schedule.budget_gib:
         within, told = within_budget(spec, mesh, target)
         return within, beside, told
+    if asked_pipeline(spec.schedule, spec.program, mesh) is not None:
+        return fit_stages(spec, plain, mesh, target)
     bare = Trial(plain, mesh, target)
     without = bare.fitting()
     if without is None:
-        raise DiagnosticError(bare.unmet(tuple(ways_out(plain, mesh, target))))
+        raise DiagnosticError(unmet(bare, tuple(ways_out(plain, mesh, target))))
     trial = Trial(spec, mesh, target)
     found = trial.fitting()
     if found is None:
@@ -83,6 +114,23 @@ def fit(
         return found, beside, tuple(trial.decisions(found))
     off = Decision("transfers", "each is done in its order", against, "beside computation")
     return without, None, (*bare.decisions(without), off)
+
+
+def fit_stages(
+    spec: Spec, plain: Spec, mesh: Mesh, target: str
+) -> tuple[Within, Overlap | None, tuple[Decision, ...]]:
+    """The same for the stages of a pipeline: without overlap where its buffers do not fit."""
+    for one in (spec, plain):
+        trial = trial_of(one, mesh, target)
+        choices = trial.fitting() if isinstance(trial, StageTrial) else None
+        if isinstance(trial, StageTrial) and choices is not None:
+            told = tuple(trial.decisions(choices))
+            if one is plain:
+                against = "its buffers need more than a rank has"
+                told += (Decision("transfers", "each is done in its order", against),)
+            return trial.keeping(choices), overlapping(one, target), told
+    found = unmet(trial_of(plain, mesh, target), tuple(ways_out(plain, mesh, target)))
+    raise DiagnosticError(found)
 
 
 def overlapping(spec: Spec, target: str) -> Overlap | None:
@@ -105,7 +153,8 @@ def ways_out(spec: Spec, mesh: Mesh, target: str) -> Iterator[str]:
         for field, value in changes:
             changed = structs.replace(spec, schedule=structs.replace(now, **{field: value}))
             try:
-                fits = Trial(changed, mesh, target).fits_at_least()
+                trial = trial_of(changed, mesh, target)
+                fits = trial.at_least()[0] <= trial.total
             except DiagnosticError:
                 break
             if fits:
@@ -121,52 +170,43 @@ class Trial:
         self.total = int(spec.schedule.budget_gib * 2**30)
         self.target = load_target(target or "cpu")
         self.spec = spec
-        self.asked = asked_pipeline(spec.schedule, spec.program, mesh)
-        self.microbatches = spec.schedule.microbatches
-        passes, self.then = cut_pipeline(
-            standard_pipeline(spec, self.keeping(0), overlapping(spec, target))
-        )
+        passes = standard_pipeline(spec, self.keeping(0), overlapping(spec, target))
         at = passes.index(self.keeping(0))
         self.before = run_pipeline(spec.program, passes[:at], self.cx, lambda: 0.0)[0]
         self.after = passes[at + 1 :]
         own = self.keeping(0)
-        room = Room(0, 1, self.target, own.host, own.offload)
+        room = Room(0, 1, self.target, own.host, own.offload, own.beside)
         policy = Policy(spec.schedule.recompute, cheap=False)
         self.whole: Whole = everything(self.before, policy, room)
 
     def keeping(self, budget: int) -> Recompute:
-        """The pass for a budget of kept bytes. In a pipeline's stages nothing waits on the host."""
+        """The pass for a budget of kept bytes."""
         schedule = self.spec.schedule
         return Recompute(
             schedule.recompute,
             cheap=False,
             budget=budget,
-            host=0 if self.asked else host_bytes(schedule, self.target),
-            offload=() if self.asked else schedule.offload,
+            host=host_bytes(schedule, self.target),
+            offload=schedule.offload,
+            beside=schedule.overlap == "on",
             target=self.target,
         )
 
     def arena(self, budget: int) -> int:
-        """Bytes of the fullest rank when so many are kept by a model that is not cut."""
-        return max(made.arena_bytes for made in derived_all(self.planned(budget)))
+        """Bytes of a rank when so many are kept."""
+        return derived_all([self.planned(budget)])[0].arena_bytes
 
-    def planned(self, budget: int) -> list[Program]:
-        """The program of each stage, one of those that are alike, when so many are kept."""
-        program = self.run(self.before, (self.keeping(budget), *self.after))
-        stages = [program]
-        if self.asked is not None:
-            cut = stage_programs(program, self.asked, self.microbatches, self.target)
-            stages = list(cut.programs)
-        distinct = {outline(stage): stage for stage in stages}
-        return [self.run(stage, self.then) for stage in distinct.values()]
+    def planned(self, budget: int) -> Program:
+        """The program at plan level when so many are kept."""
+        return self.run(self.before, (self.keeping(budget), *self.after))
 
     def run(self, program: Program, passes: Sequence[Pass]) -> Program:
         """The program after these passes."""
         return run_pipeline(program, passes, self.cx, lambda: 0.0)[0]
 
-    def fits_at_least(self) -> bool:
-        """Whether the plan fits when as little is kept as can be."""
-        return self.arena(self.whole.least) <= self.total
+    def at_least(self) -> tuple[int, int]:
+        """Bytes of a rank when as little is kept as can be, and how many of them are kept."""
+        return self.arena(self.whole.least), self.whole.least
 
     def fitting(self) -> Recompute | None:
         """The pass with the largest budget found with which the plan fits."""
@@ -178,36 +218,24 @@ class Trial:
             if budget - over <= self.whole.least:
                 break
             budget = self.whole.choose(budget - over).bytes
-        return self.keeping(self.whole.least) if self.fits_at_least() else None
+        return self.keeping(self.whole.least) if self.at_least()[0] <= self.total else None
 
     def slower(self, found: Recompute, other: Trial, without: Recompute) -> str:
         """Why the other trial's step takes less time than this one's; empty if it does not."""
         mine, theirs = (
-            trial.microbatches * trial.whole.choose(chosen.budget).seconds
+            trial.spec.schedule.microbatches * trial.whole.choose(chosen.budget).seconds
             for trial, chosen in ((self, found), (other, without))
         )
         if mine <= theirs:
             return ""
         exposed, bare = (
-            max(exposure(p, "train", self.target).exposed for p in trial.planned(chosen.budget))
+            exposure(trial.planned(chosen.budget), "train", self.target).exposed
             for trial, chosen in ((self, found), (other, without))
         )
         if mine - theirs <= bare - exposed:
             return ""
         more, less = seconds_text(mine - theirs), seconds_text(bare - exposed)
         return f"the memory of its buffers spares {more} of recomputing, it would hide {less}"
-
-    def unmet(self, ways: tuple[str, ...]) -> BudgetUnmet:
-        """Why nothing fits."""
-        least = self.arena(self.whole.least)
-        return BudgetUnmet(
-            NOWHERE,
-            least=bytes_text(least),
-            budget=bytes_text(self.total),
-            over=bytes_text(least - self.total),
-            kept=bytes_text(self.whole.least),
-            ways=ways,
-        )
 
     def decisions(self, found: Recompute) -> Iterator[Decision]:
         """What was chosen, how good it is, and what was not chosen; then value by value."""
@@ -224,7 +252,8 @@ class Trial:
             f"a rank has {bytes_text(self.total)}, and {proof} on {self.target.name}",
             f"keeping {bytes_text(least.bytes)}: {seconds_text(least.seconds)} of recomputing",
         )
-        yield from value_decisions(self.before, self.whole, choice.held, found.budget)
+        stacks = range(len(self.whole.parts))
+        yield from value_decisions(self.before, self.whole, choice.held, found.budget, stacks)
 
 
 def check_host(plan: Plan, schedule: Schedule) -> None:

@@ -445,6 +445,20 @@ BUGS = (
         GRID,
     ),
     Bug(
+        "the backward of a stage takes one kept value for all",
+        "passes.stages.keep",
+        'name = self.sent.get(value) or f"kept{len(self.kept)}"',
+        'name = self.sent.get(value) or "kept0"',
+        ("budget in pipeline",),
+    ),
+    Bug(
+        "the forward of a stage does not give what is kept",
+        "passes.stages.keep",
+        "before = Half(stage, range(stage.first), {}).run(outputs | half.kept, forward)",
+        "before = Half(stage, range(stage.first), {}).run(outputs, forward)",
+        ("budget in pipeline",),
+    ),
+    Bug(
         "what is moved on to join other terms of a sum is left out",
         "passes.place.carry_out",
         "parts.append(self.build.one(move.attrs, number))",

@@ -19,6 +19,7 @@ from fllmc.passes.budget_choice import (
     Held,
     Instance,
     Step,
+    Window,
     bytes_of,
     choose,
     fewest_bytes,
@@ -48,7 +49,12 @@ def drawn(seed: int) -> Instance:
     )
     wanted = source.sample(range(len(costs)), min(len(costs), source.randint(1, 4)))
     host = source.choice([0, source.randint(0, 40)])
-    return Instance(tuple(costs), tuple(steps), tuple(sorted(wanted)), away, host)
+    windows = tuple(
+        Window(first, stop, float(source.randint(0, 4)))
+        for first, stop in source.choice([(), ((0, len(costs)),), ((0, 3), (3, 6))])
+        for _ in range(2)
+    )
+    return Instance(tuple(costs), tuple(steps), tuple(sorted(wanted)), away, host, windows)
 
 
 instances = st.builds(drawn, st.integers(0, 10**9))
@@ -118,7 +124,9 @@ def test_fewest_bytes_are_fewest(instance: Instance) -> None:
         ("rows.append(Row(tuple(terms), high=budget / share))", "pass"),
         ("rows.append(Row(tuple(terms), high=instance.host / share))", "pass"),
         ("(first + at, -1.0)), low=0.0)", "(first + at, -1.0)), low=-1.0)"),
-        ("return again + sum(", "return again - sum("),
+        ("        + sum(waits[value].seconds for", "        - sum(waits[value].seconds for"),
+        ("low=-window.seconds / scale", "low=window.seconds / scale"),
+        ("-a.seconds / 2 / scale) for", "-a.seconds / scale) for"),
     ],
 )
 def test_a_bug_in_the_choice_shows(old: str, new: str) -> None:
@@ -150,6 +158,16 @@ def test_more_room_is_never_slower(instance: Instance) -> None:
 
 
 CHAIN = tuple(Step((n,), (n + 1,), 1.0) for n in range(3))
+
+
+def test_copies_beside_other_work_cost_what_is_over() -> None:
+    """Four seconds of copies, two each way, beside one second out and three back."""
+    away = (None, None, None, Away(4, 4.0))
+    windows = (Window(0, 4, 1.0), Window(0, 4, 3.0))
+    chain = Instance((0, 1, 1, 2), CHAIN, (3,), away, 4, windows)
+    assert choose(chain, 0).seconds == 1.0
+    assert choose(chain, 0).away == (3,)
+    assert choose(chain, 2).kept == (3,)
 
 
 def test_a_chain_costs_what_leads_to_it() -> None:

@@ -20,6 +20,7 @@ from fllmc.passes.pipeline import cut_pipeline, standard_pipeline
 from fllmc.passes.runner import run_pipeline
 from fllmc.passes.stages.cut_stages import stage_programs
 from fllmc.passes.stages.directives import asked_pipeline
+from fllmc.passes.stages.keep import Within
 
 STEP = 3
 """The step that is run, in a run of a few."""
@@ -45,8 +46,8 @@ def evaluated_step(text: str, mesh: str) -> dict[str, np.ndarray]:
     if asked is None:
         results = evaluate(program, "train", given)
     else:
-        target = load_target("cpu")
-        stages = stage_programs(program, asked, spec.schedule.microbatches, target).programs
+        micros, own = spec.schedule.microbatches, within if isinstance(within, Within) else None
+        stages = stage_programs(program, asked, micros, load_target("cpu"), own).programs
         for stage in stages:
             verify(stage)
         results = evaluate_stages(stages, asked.axis, "train", given)
