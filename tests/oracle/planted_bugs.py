@@ -425,9 +425,9 @@ BUGS = (
     ),
     Bug(
         "what decays and what does not are stepped alike",
-        "passes.alike_work",
-        'if value in numbers else ("scalar", value)',
-        'if value in numbers else ("scalar", 0)',
+        "passes.buckets",
+        "groups.setdefault((part.form, axes, stack), {})[name] = part",
+        "groups.setdefault((axes, stack), {})[name] = part",
         ("data",),
     ),
     Bug(
@@ -442,13 +442,6 @@ BUGS = (
         "passes.join_updates",
         "self.gone.update(values[1:])",
         "self.gone.update(values)",
-        GRID,
-    ),
-    Bug(
-        "squares are added up over axes that do not divide them",
-        "passes.buckets",
-        "groups.setdefault((part.form, axes, stack), {})[name] = part",
-        "groups.setdefault((part.form, stack), {})[name] = part",
         GRID,
     ),
     Bug(
