@@ -16,10 +16,12 @@ other work. See `passes/recompute_budget.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import DiagnosticError
+from fllmc.ir.ops import Stop
 from fllmc.ir.program import Function, Level, Program
 from fllmc.ir.settings import Offload
 from fllmc.ir.settings import Recompute as Directive
@@ -120,6 +122,7 @@ def around_stacks(function: Function, program: Program, policy: Policy, place: P
     for at, op in enumerate(function.ops):
         if at == end:
             again = {v: mapping[v] for v in (*range(len(function.inputs)), *sorted(kept))}
+            again |= set_apart(b, function, wanted, again)
         if at >= end:
             for value in op.operands:
                 if value in wanted:
@@ -127,6 +130,27 @@ def around_stacks(function: Function, program: Program, policy: Policy, place: P
                     mapping[value] = again[value]
         emit_op(b, op, mapping)
     return b.finish([mapping[v] for v in function.results], function.outputs, function.span)
+
+
+def set_apart(
+    b: Builder, function: Function, wanted: Iterable[int], have: Mapping[int, int]
+) -> dict[int, int]:
+    """What is had and what is computed again from it takes, each as a value of its own.
+
+    Else the ops would be equal to those before the stack, and `share-equal` would undo it all.
+    Parameters are there anyway, and what is made of them alone is made once.
+    """
+    own = {n for n, given in enumerate(function.inputs) if given.role == "param"}
+    makers = {value: op for op in function.ops for value in op.results}
+    host, found = host_values(function), set[int]()
+    todo = list(wanted)
+    while todo:
+        value = todo.pop()
+        if value in have:
+            found.add(value)
+        else:
+            todo += makers[value].operands
+    return {value: b.one(Stop(), have[value]) for value in sorted(found - host - own)}
 
 
 def kept_around(
