@@ -5,8 +5,8 @@
     %3 = mul(%0, %1); %4 = add(%3, %3)
 
 All ops are pure (random numbers are drawn by counter), so two ops with the same attributes and
-operands give the same values; the first stays, with its path. Run it before `recompute`, whose
-whole point is to compute some things twice.
+operands give the same values; the first stays, with its path. What `recompute` computes twice on
+purpose it sets apart.
 """
 
 from __future__ import annotations
