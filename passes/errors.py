@@ -336,11 +336,16 @@ class HostTooSmall(Diagnostic, frozen=True):
     """
 
     code: ClassVar[str] = "E0403"
+    infeasible: ClassVar[bool] = True
     title: ClassVar[str] = "{needed} wait in a rank's host memory, and `host_gib` allows {allowed}"
     help: ClassVar[tuple[str, ...]] = ("`offload` less, or let `budget_gib` choose what waits",)
 
     needed: str
     allowed: str
+
+    def setting(self) -> str:
+        """Where it was allowed."""
+        return "host_gib"
 
 
 class NothingToRecompute(Diagnostic, frozen=True):

@@ -81,7 +81,8 @@ def compile_spec(
     plan = make_plan(
         first, spec, known, reasons, mesh_read, done.pipe, others, timeline=done.timeline
     )
-    plan = settled(plan, spec, target)
+    with at_settings(spec.schedule, cx):
+        plan = settled(plan, spec, target)
     source = schedule_text(plan)
     planned = Timing("plan and schedule", clock() - begin, 0.0)
     before = tuple((level, print_program(p)) for level, p in levels.items() if level != "plan")
