@@ -105,7 +105,7 @@ def standard_pipeline(
         OptimizerStep(clip=train.clip, steps=train.steps),
         ShareEqual(),
         ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
-        Recompute(selectors=schedule.recompute, cheap=within is None),
+        Recompute(selectors=schedule.recompute, cheap=within is None or bool(schedule.compress)),
         DropUnused(),
         ChunkBackward(chunks=schedule.backward_chunks, reduce=train.precision.reduce),
         *compressing(spec),

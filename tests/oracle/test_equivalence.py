@@ -79,7 +79,7 @@ def check(combinations: Sequence[tuple[str, ...]], dtype: str = "f64") -> None:
         what = max(told, key=lambda key: told[key])
         if not told[what] <= TOLERANCE[dtype]:
             worst[case.name] = f"{what}: {told[what]:.1e}"
-    assert worst == {}
+    assert worst == {}, worst
 
 
 def test_every_technique() -> None:
