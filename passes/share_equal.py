@@ -6,7 +6,8 @@
 
 All ops are pure (random numbers are drawn by counter), so two ops with the same attributes and
 operands give the same values; the first stays, with its path. What `recompute` computes twice on
-purpose it sets apart.
+purpose it sets apart. Collectives in which stages of a pipeline meet stay: each stage has a program
+of its own, and all of them have to make the same calls.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
+from fllmc.ir.ops import COLLECTIVES
 from fllmc.ir.program import Function, Program
 from fllmc.passes.base import AnyLevelPass, Context
+from fllmc.passes.flights import pipe_axes
 
 
 def shared(function: Function, program: Program) -> Function:
     """The function without repeated ops; itself if it has none."""
     encode = msgspec.msgpack.Encoder().encode  # unlike ==, it tells 0.0 from -0.0
+    pipes = pipe_axes(program)
     first: dict[tuple[bytes, tuple[int, ...]], tuple[int, ...]] = {}
     b = Builder(function.name, program.sizes, program.signatures)
     mapping = {
@@ -32,7 +36,8 @@ def shared(function: Function, program: Program) -> Function:
     for op in function.ops:
         operands = tuple(mapping[value] for value in op.operands)
         key = (encode(op.attrs), operands)
-        if key not in first:
+        meeting = isinstance(op.attrs, COLLECTIVES) and bool(pipes.intersection(op.attrs.axes))
+        if meeting or key not in first:
             b.path, b.span = op.path, op.span
             first[key] = b.emit(op.attrs, *operands)
         mapping.update(zip(op.results, first[key], strict=True))

@@ -41,7 +41,17 @@ OPTIONS = {
     ],
     "inspect": ["--mesh", "--set", "--json", "--level", "--schedule", "--pipeline", *PARTS],
     "pipeline": [
-        *("--chunks", "--json", "--late", "--memory", "--micros", "--ranks", "--svg", "--table"),
+        *(
+            "--chunks",
+            "--exact",
+            "--json",
+            "--late",
+            "--memory",
+            "--micros",
+            "--ranks",
+            "--svg",
+            "--table",
+        ),
         *("--times", "--transfer"),
     ],
     "opt": ["--passes", "--mesh", "-v", "--verbose"],

@@ -433,8 +433,8 @@ BUGS = (
     Bug(
         "the steps of a bucket's parameters are mixed up",
         "passes.join_updates",
-        "for values in zip(*(part.writes for part in parts), strict=True):",
-        "for values in zip(*(part.writes for part in parts[::-1]), strict=True):",
+        "values = [part.writes[number] for part in parts]",
+        "values = [part.writes[number] for part in parts[::-1]]",
         WHOLE,
     ),
     Bug(
