@@ -84,10 +84,8 @@ def standard_pipeline(
     """The passes that compile a spec, with the options that its sections ask for.
 
     `within` chooses what is kept under a budget, once it is known what a rank holds; before it only
-    what directives select is recomputed. Of a pipeline's stages that is chosen as they are cut.
-    What is compressed changes numbers, so beside `compress` cheap values are recomputed first in
-    any case, and the same ones are compressed with and without a budget.
-    `beside` lets transfers run beside computation, if given.
+    what directives select is recomputed, and, so that a budget changes no number, what is cheap to
+    where values are compressed. `beside` lets transfers run beside computation, if given.
     """
     train, schedule = spec.train, spec.schedule
     return (
