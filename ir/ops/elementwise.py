@@ -184,9 +184,13 @@ class Cos(Elementwise, frozen=True, tag="cos"):
 
 
 class Stop(Elementwise, frozen=True, tag="stop"):
-    """a itself; no gradient flows through."""
+    """a itself, indices too; no gradient flows through."""
 
     linear = (0,)
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (kind,) = super().infer(operands, env)
+        return (msgspec.structs.replace(kind, index=operands[0].index),)
 
 
 class Cast(Elementwise, frozen=True, tag="cast"):

@@ -48,12 +48,20 @@ def tuned() -> str:
     return text.replace("train smoke: tiny_llama", f"{LORA}\ntrain smoke: tuned")
 
 
+def over_stacks() -> str:
+    """A layer before the stack, so that rows of the embedding are looked up again behind it."""
+    text = shipped("tiny_llama").replace("body(embedding(tokens))", "body(first(embedding(tokens)))")
+    text = text.replace("  stack body", "  sub first: layer\n  stack body")
+    return text + "\nschedule again for smoke {\n  recompute *\n}\n"
+
+
 CASES = {
     "llama": shipped("tiny_llama"),
     "llama in micro-batches": shipped("tiny_llama", microbatches=True),
     "gpt": shipped("tiny_gpt"),
     "gpt in micro-batches": shipped("tiny_gpt", microbatches=True),
     "lora": tuned(),
+    "all computed again": over_stacks(),
 }
 
 
