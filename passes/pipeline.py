@@ -21,6 +21,7 @@ from fllmc.passes.early_rows import EarlyRows
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
 from fllmc.passes.join_updates import JoinUpdates
+from fllmc.passes.keep_apart import KeepApart
 from fllmc.passes.layout import Layout
 from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
@@ -39,6 +40,7 @@ from fllmc.passes.trim_last import TrimLast
 
 PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
+    KeepApart,
     ApplyAdapter,
     SplitRows,
     QuantizeFrozen,
@@ -90,6 +92,7 @@ def standard_pipeline(
     train, schedule = spec.train, spec.schedule
     return (
         Inline(),
+        *((KeepApart(),) if spec.data.pack != "stream" else ()),
         *adapting(spec),
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),

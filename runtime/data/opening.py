@@ -139,15 +139,13 @@ def tokenize(opened: Opened, tokenizer: Tokenizer) -> Tokenized:
 
 
 def _cut(documents: Documents, data: Data) -> int:
-    """Where what is held out begins: behind a document if there are several."""
+    """Where what is held out begins: at a document's end if one is held out whole."""
     count = len(documents.tokens)
     if not 0.0 <= data.holdout < 1.0:
         raise DiagnosticError(errors.BadHoldout(data.span, data.holdout))
     cut = count - int(count * data.holdout)
-    if data.holdout == 0 or len(documents.ends) < 2:
-        return cut
     behind = documents.first_behind(cut)
-    return behind if behind < count else int(documents.ends[-2])
+    return behind if cut < behind < count else cut
 
 
 def no_text(opened: Opened, tokenizer: str) -> bool:
