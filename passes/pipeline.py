@@ -91,8 +91,7 @@ def standard_pipeline(
     """
     train, schedule = spec.train, spec.schedule
     return (
-        Inline(),
-        *((KeepApart(),) if spec.data.pack != "stream" else ()),
+        *reading(spec),
         *adapting(spec),
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
@@ -131,6 +130,11 @@ def standard_pipeline(
         TrimLast(),
         *((beside,) if beside is not None else ()),
     )
+
+
+def reading(spec: Spec) -> tuple[Pass, ...]:
+    """The passes that make the model one function, which sees samples as the data packs them."""
+    return (Inline(),) if spec.data.pack == "stream" else (Inline(), KeepApart())
 
 
 def compressing(spec: Spec) -> tuple[Pass, ...]:
