@@ -16,6 +16,8 @@ from fllmc.frontend.semantics.typed import (
     Composite,
     Contract,
     Kind,
+    OneHot,
+    Pick,
     Positions,
     Prim,
     Reduce,
@@ -365,6 +367,27 @@ def _positions(body: Body, given: Given) -> Typed:
     return Typed(Kind((along,), along, "index"), Positions(along), (), given.span)
 
 
+def _pick(body: Body, given: Given) -> Typed:
+    x, index = given.tensors
+    dim = index.kind.index
+    if dim not in x.kind.dims or dim in index.kind.dims:
+        wanted = f"indices of a dim of {x.kind}"
+        found = WrongValue(index.span, "`index` of `pick`", wanted, str(index.kind))
+        return body.broken(given.span, found)
+    own = tuple(name for name in x.kind.dims if name != dim)
+    more = tuple(name for name in index.kind.dims if name not in own)
+    return Typed(Kind((*own, *more)), Pick(dim), given.tensors, given.span)
+
+
+def _one_hot(body: Body, given: Given) -> Typed:
+    (index,) = given.tensors
+    dim = index.kind.index
+    if not dim or dim in index.kind.dims:
+        found = WrongValue(index.span, "`index` of `one_hot`", "indices", str(index.kind))
+        return body.broken(given.span, found)
+    return Typed(Kind((*index.kind.dims, dim)), OneHot(dim), given.tensors, given.span)
+
+
 def _experts(body: Body, given: Given) -> Typed:
     name, span = given.form.name, given.span
     return expert_call(body, Call(name, span, given.tensors, given.dims, given.named))
@@ -387,6 +410,8 @@ RULES: Mapping[str, Rule] = {
     "less": _less,
     "max": _max,
     "mean": _mean,
+    "one_hot": _one_hot,
+    "pick": _pick,
     "positions": _positions,
     "rope": _rope,
     "stop": _stop,
