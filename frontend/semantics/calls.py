@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 
 from fllmc.frontend import ast
+from fllmc.frontend.semantics import indexing
 from fllmc.frontend.semantics.experts import EXPERT_CALLS, Call, expert_call
 from fllmc.frontend.semantics.forms import FORMS, MAX_REDUCE, UNARY, Form, Option, Wanted
 from fllmc.frontend.semantics.infer import Body
@@ -16,9 +17,6 @@ from fllmc.frontend.semantics.typed import (
     Composite,
     Contract,
     Kind,
-    OneHot,
-    Pick,
-    Positions,
     Prim,
     Reduce,
     Requirement,
@@ -362,32 +360,6 @@ def _heads(
     return ("", free[-1], free[-1]) if free else ("queries have no dim of heads", "", "")
 
 
-def _positions(body: Body, given: Given) -> Typed:
-    along = given.words["along"]
-    return Typed(Kind((along,), along, "index"), Positions(along), (), given.span)
-
-
-def _pick(body: Body, given: Given) -> Typed:
-    x, index = given.tensors
-    dim = index.kind.index
-    if dim not in x.kind.dims or dim in index.kind.dims:
-        wanted = f"indices of a dim of {x.kind}"
-        found = WrongValue(index.span, "`index` of `pick`", wanted, str(index.kind))
-        return body.broken(given.span, found)
-    own = tuple(name for name in x.kind.dims if name != dim)
-    more = tuple(name for name in index.kind.dims if name not in own)
-    return Typed(Kind((*own, *more)), Pick(dim), given.tensors, given.span)
-
-
-def _one_hot(body: Body, given: Given) -> Typed:
-    (index,) = given.tensors
-    dim = index.kind.index
-    if not dim or dim in index.kind.dims:
-        found = WrongValue(index.span, "`index` of `one_hot`", "indices", str(index.kind))
-        return body.broken(given.span, found)
-    return Typed(Kind((*index.kind.dims, dim)), OneHot(dim), given.tensors, given.span)
-
-
 def _experts(body: Body, given: Given) -> Typed:
     name, span = given.form.name, given.span
     return expert_call(body, Call(name, span, given.tensors, given.dims, given.named))
@@ -410,9 +382,9 @@ RULES: Mapping[str, Rule] = {
     "less": _less,
     "max": _max,
     "mean": _mean,
-    "one_hot": _one_hot,
-    "pick": _pick,
-    "positions": _positions,
+    "one_hot": lambda body, given: indexing.one_hot(body, given.span, *given.tensors),
+    "pick": lambda body, given: indexing.pick(body, given.span, *given.tensors),
+    "positions": lambda body, given: indexing.positions(given.span, given.words["along"]),
     "rope": _rope,
     "stop": _stop,
     "sum": _reduce,
