@@ -125,19 +125,8 @@ class Emitter:
                 return b.one(ops.Dot(dims), *args)
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
-            case Split(dim, outer, inner):
-                dealt = b.one(ops.Chunk(dim, outer, inner), *args)
-                return arranged(b, dealt, typed.kind.dims)
-            case Join(outer, inner, dim):
-                order = (inner, *(name for name in b.types[args[0]].names if name != inner))
-                return b.one(ops.Unchunk(dim, outer, inner), arranged(b, args[0], order))
-            case Pick(dim=dim):
-                b.path = "pick"
-                return b.one(ops.Pick(dim), *args)
-            case OneHot(dim=dim):
-                b.path = "one_hot"
-                ones = b.one(ops.Fill(1.0, self.compute, b.types[args[0]].dims))
-                return b.one(ops.Spread(Dim(dim)), ones, *args)
+            case Split() | Join() | Pick() | OneHot():
+                return self._indexed(typed, args)
             case Plain(param=param):
                 b.path = param
                 return b.cast(self.values[param], self.compute)
@@ -153,17 +142,31 @@ class Emitter:
                 return b.one(ops.Rope(along, dim, theta, layout), *args)
             case Attend():
                 return self._attend(typed.op, args)
-            case TopK(over=over, to=to, indices=indices):
-                b.path = "top_k"
-                return b.emit(ops.TopK(over, to), *args)[indices]
-            case Tally(along, choices, experts):
-                b.path = "tally"
-                return b.cast(b.one(ops.Tally(along, choices, Dim(experts)), *args), self.compute)
-            case Dispatch() | Combine() | ExpertDot() | ExpertTake():
+            case TopK() | Tally() | Dispatch() | Combine() | ExpertDot() | ExpertTake():
                 return self._experts(typed.op, args)
             case Positions(dim=dim):
                 b.path = "positions"
                 return b.one(ops.Iota(Dim(dim)))
+
+    def _indexed(self, typed: Typed, args: tuple[int, ...]) -> int:
+        """A dim split in two, two joined, or what indices pick."""
+        b = self.b
+        match typed.op:
+            case Split(dim, outer, inner):
+                dealt = b.one(ops.Chunk(dim, outer, inner), *args)
+                return arranged(b, dealt, typed.kind.dims)
+            case Join(outer, inner, dim):
+                order = (inner, *(name for name in b.types[args[0]].names if name != inner))
+                return b.one(ops.Unchunk(dim, outer, inner), arranged(b, args[0], order))
+            case Pick(dim=dim):
+                b.path = "pick"
+                return b.one(ops.Pick(dim), *args)
+            case OneHot(dim=dim):
+                b.path = "one_hot"
+                ones = b.one(ops.Fill(1.0, self.compute, b.types[args[0]].dims))
+                return b.one(ops.Spread(Dim(dim)), ones, *args)
+            case _:
+                raise InternalError(f"{typed.op} is not about indices")
 
     def _prim(self, name: str, typed: Typed, args: tuple[int, ...]) -> int:
         b = self.b
@@ -212,10 +215,18 @@ class Emitter:
         return b.emit(attrs, q, k, v)[0]
 
     def _experts(
-        self, op: Dispatch | Combine | ExpertDot | ExpertTake, args: tuple[int, ...]
+        self,
+        op: TopK | Tally | Dispatch | Combine | ExpertDot | ExpertTake,
+        args: tuple[int, ...],
     ) -> int:
         b = self.b
         match op:
+            case TopK(over=over, to=to, indices=indices):
+                b.path = "top_k"
+                return b.emit(ops.TopK(over, to), *args)[indices]
+            case Tally(along, choices, experts):
+                b.path = "tally"
+                return b.cast(b.one(ops.Tally(along, choices, Dim(experts)), *args), self.compute)
             case Dispatch(along, choices, to, order):
                 b.path = "dispatch"
                 attrs = ops.Dispatch(along, choices, tuple(map(Dim, to)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +28,13 @@ jax = pytest.importorskip("jax")
 
 Values = Mapping[str, np.ndarray]
 EXACT, CLOSE = 1e-12, 1e-11
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": EMBED, "intermediate_size": FFN, "moe_intermediate_size": FFN,
     "num_experts_per_tok": CHOICES, "num_local_experts": EXPERTS, "num_experts": EXPERTS,
     "hidden_act": "silu", "experts_implementation": "eager",
 }  # fmt: skip
+SHARED_SIZES: dict[str, Any] = {**SIZES, "moe_intermediate_size": SHARED}
+"""Where the shared expert's width is that of all."""
 
 
 def joined(values: Values) -> np.ndarray:
@@ -68,7 +71,7 @@ def qwen2_moe(values: Values) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
 
 def deepseek_v3(values: Values) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
     config = DeepseekV3Config(
-        **(SIZES | {"moe_intermediate_size": SHARED}), n_routed_experts=EXPERTS, n_shared_experts=1,
+        **SHARED_SIZES, n_routed_experts=EXPERTS, n_shared_experts=1,
         n_group=2, topk_group=1, routed_scaling_factor=2.5, norm_topk_prob=True,
     )  # fmt: skip
     module = DeepseekV3MoE(config)
