@@ -232,6 +232,8 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "call_dims": _call_dims,
     "value_call": lambda s, p: ast.Call(s, _ref(p[0].span, p), (), tuple(p[2])),
     "pair": lambda s, p: ast.RenamePair(s, p[0], p[2]),
+    "split": lambda s, p: ast.SplitPair(s, p[0], tuple(p[3])),
+    "join": lambda s, p: ast.JoinPair(s, tuple(p[1]), p[4]),
     "rename": lambda s, p: ast.Rename(s, p[0], tuple(p[2])),
     "negative": lambda s, p: ast.Unary(s, "-", p[1]),
     "binary": _binary,

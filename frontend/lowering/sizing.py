@@ -137,7 +137,7 @@ def _checked(
 ) -> Iterator[Diagnostic]:
     for need in requirements:
         a, b = sizes[need.a], sizes.get(need.b, 0)
-        factors = need.b.split() if need.rule == "product" else []
+        factors = need.b.split() if need.rule in ("product", "parts") else []
         if need.rule == "divides" and b % a:
             what = f"`{need.a}` must divide `{need.b}`"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
@@ -151,7 +151,12 @@ def _checked(
             what = f"no more than all of `{need.b}` can be chosen"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
         elif factors and a != prod(sizes[name] for name in factors):
-            what = f"`{need.a}` must have a row for each choice, {' * '.join(factors)}"
+            must = (
+                "have a row for each choice"
+                if need.rule == "product"
+                else "be as large as its parts"
+            )
+            what = f"`{need.a}` must {must}, {' * '.join(factors)}"
             shown = ", ".join(f"`{name}` is {sizes[name]}" for name in factors)
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, {shown}")
 

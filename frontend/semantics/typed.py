@@ -86,6 +86,22 @@ class Renamed(Struct, frozen=True):
     pairs: tuple[tuple[str, str], ...]
 
 
+class Split(Struct, frozen=True):
+    """The argument with a dim as two; position i is at i // inner of `outer`, i mod inner."""
+
+    dim: str
+    outer: str
+    inner: str
+
+
+class Join(Struct, frozen=True):
+    """The argument with two dims as one, the inverse of a split."""
+
+    outer: str
+    inner: str
+    dim: str
+
+
 class Plain(Struct, frozen=True):
     """A plain parameter as a value."""
 
@@ -147,6 +163,18 @@ class TopK(Struct, frozen=True):
     indices: bool
 
 
+class Pick(Struct, frozen=True):
+    """The argument at indices of one of its dims."""
+
+    dim: str
+
+
+class OneHot(Struct, frozen=True):
+    """Along a new last dim, one at the index and zero elsewhere."""
+
+    dim: str
+
+
 class Dispatch(Struct, frozen=True):
     """Tokens to expert layout, from a value laid out as `order`."""
 
@@ -176,6 +204,16 @@ class ExpertDot(Struct, frozen=True):
     lead: tuple[str, ...]
 
 
+class ExpertTake(Struct, frozen=True):
+    """For each row what a tensor has for its expert; `lead` are the dims of sequences."""
+
+    along: str
+    choices: str
+    experts: str
+    rows: str
+    lead: tuple[str, ...]
+
+
 class Tally(Struct, frozen=True):
     """How often each of `experts` is chosen in each sequence."""
 
@@ -185,8 +223,9 @@ class Tally(Struct, frozen=True):
 
 
 Operation = (
-    Local | Constant | Size | Prim | Reduce | Contract | Renamed | Plain | Apply | Use | Composite
-    | Rope | Attend | Positions | TopK | Dispatch | Combine | ExpertDot | Tally
+    Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
+    | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
+    | ExpertDot | ExpertTake | Tally
 )  # fmt: skip
 
 
@@ -272,9 +311,10 @@ class Signature(Struct, frozen=True):
 
 class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
-    no larger than b) or `product` (a is the product of the dims in b, parted by blanks)."""
+    no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
+    choices) or `parts` (the same of a dim and those that it is split into)."""
 
-    rule: Literal["divides", "even", "same", "at_most", "product"]
+    rule: Literal["divides", "even", "same", "at_most", "product", "parts"]
     a: str
     b: str
     span: Span
