@@ -1,4 +1,4 @@
-"""A run on a mixture of documents, chat turns and middles: in two parts as in one, on two meshes."""
+"""A run on a mixture of documents, turns and middles: in two parts as in one, on two meshes."""
 
 from __future__ import annotations
 
