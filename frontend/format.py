@@ -30,7 +30,7 @@ TIGHT_RULES = frozenset(
 )
 """Rules whose parts touch."""
 CALL_LIKE_RULES = frozenset({"block", "optimizer", "rate"})
-PRODUCTS = frozenset({"STAR", "SLASH"})
+PRODUCTS = frozenset({"STAR", "SLASH", "PERCENT"})
 HARD = Line("", hard=True)
 
 

@@ -9,6 +9,7 @@ from msgspec import structs
 from fllmc.frontend import ast
 from fllmc.frontend.errors import Recursion, UnknownBlock, UnknownDim, Unused
 from fllmc.frontend.library import Bound, Module
+from fllmc.frontend.semantics.facts import refs, unknown_dims
 from fllmc.frontend.semantics.infer import Body, Entity
 from fllmc.frontend.semantics.kinds import differs
 from fllmc.frontend.semantics.typed import (
@@ -132,6 +133,9 @@ class _Typer:
                     self._nested(item)
                 case _:
                     pass
+        facts = tuple(item for item in self.block.items if isinstance(item, ast.Require))
+        for fact in facts:
+            self.body.found += unknown_dims(fact, self.body.declared)
         for item in self.block.items:
             if isinstance(item, ast.Equation | ast.Return):
                 self._equation(item)
@@ -140,9 +144,8 @@ class _Typer:
         requirements, dims = tuple(self.body.requirements), tuple(self.body.dims.items())
         returned = self.returned or Typed(BROKEN, Constant(0.0), span=self.block.span)
         is_model = self.block.kind == "model"
-        return Block(
-            self.signature, is_model, members, tuple(self.steps), returned, requirements, dims
-        )
+        given = (self.signature, is_model, members, tuple(self.steps), returned)
+        return Block(*given, requirements, dims, facts)
 
     def _looked_up(self, member: Param | Nested) -> Param | Nested:
         if isinstance(member, Param) and member.name in self.body.lookups:
@@ -338,20 +341,3 @@ def layers_block(key: Key, first: Signature, layers: Sequence[Key], span: Span) 
         value = Typed(first.result, Use(member.name), (value, *given[1:]), span)
     whole = structs.replace(first, key=key)
     return Block(whole, False, tuple(members), (), value, (), ())
-
-
-def refs(expr: ast.Expr) -> Iterator[ast.Ref]:
-    """The names in an arithmetic expression, functions apart."""
-    match expr:
-        case ast.Ref():
-            yield expr
-        case ast.Unary(value=value):
-            yield from refs(value)
-        case ast.Binary(left=left, right=right):
-            yield from refs(left)
-            yield from refs(right)
-        case ast.Call(arguments=arguments):
-            for argument in arguments:
-                yield from refs(argument.value)
-        case _:
-            return

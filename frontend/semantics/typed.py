@@ -338,6 +338,7 @@ class Block(Struct, frozen=True):
     returned: Typed
     requirements: tuple[Requirement, ...]
     dims: tuple[tuple[str, Span], ...]
+    facts: tuple[ast.Require, ...] = ()
 
     @property
     def params(self) -> Mapping[str, Param]:
