@@ -272,6 +272,21 @@ def _pick(attrs: ops.Pick, site: _Site, x: Value, index: Value) -> Value:
     return _jnp.sum(_jnp.where(_one_hot(at, last.shape[-1], bool), last, 0), axis=-1)
 
 
+@_jax.custom_vjp
+def _recorded(state: Value, value: Value) -> Value:
+    return _jnp.zeros((), state.dtype)
+
+
+_recorded.defvjp(
+    lambda state, value: (_recorded(state, value), value),
+    lambda value, cotangent: (value, _jnp.zeros_like(value)),
+)
+
+
+def _record(attrs: ops.Record, site: _Site, state: Value, value: Value) -> Value:
+    return _recorded(state, aligned(value, site.operands[1].names, site.operands[0].names))
+
+
 def _spread(attrs: ops.Spread, site: _Site, value: Value, index: Value) -> Value:
     kind, positions = site.operands
     at = aligned(index, positions.names, kind.names)
@@ -365,6 +380,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Chunk: chunks.chunk,
     ops.Unchunk: chunks.unchunk,
     ops.Pick: _pick,
+    ops.Record: _record,
     ops.Pow: _elementwise(_jnp.power),
     ops.Put: _put,
     ops.PutAdd: _put_add,
