@@ -50,7 +50,7 @@ ROUTING = {
   sub mlp: expert_mlp
 
   scores = sigmoid(router(x))
-  chosen = top_k_indices(scores + bias, over: experts, to: choices)
+  chosen = top_k_indices(scores + 0.1 * bias, over: experts, to: choices)
   total load = tally(chosen, along: seq)
   update bias = bias + 0.01 * sign(mean[experts](load) - load)
   penalty balance = 0.01 * imbalance(scores / sum[experts](scores), chosen)
