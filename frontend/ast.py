@@ -216,12 +216,23 @@ class Sub(Node, frozen=True):
     block: Name
 
 
+class Layer(Node, frozen=True):
+    """`block` or `count * block` in the pattern of a stack."""
+
+    count: Number | None
+    block: Name
+
+
 class Stack(Node, frozen=True):
-    """`stack name: block over dim`."""
+    """`stack name: block over dim`, or `stack name: [count * block, block] over dim`.
+
+    `pattern` is empty in the first form; in the second, `block` is its first.
+    """
 
     name: Name
     block: Name
     over: Name
+    pattern: tuple[Layer, ...] = ()
 
 
 class State(Node, frozen=True):

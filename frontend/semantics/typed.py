@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 
 from fllmc.frontend import ast
+from fllmc.ir.program import turns_dim
 from fllmc.ir.span import NOWHERE, Span
 
 
@@ -274,10 +275,20 @@ class Key(Struct, frozen=True, order=True):
 
 
 class Nested(Member, frozen=True):
-    """A `sub`, or a `stack` when `over` names a dim."""
+    """A `sub`, or a `stack` when `over` names a dim.
+
+    With a `period` the block is a pattern of that many layers, its subs named by their numbers; it
+    is run for each whole period, and the layers that are left follow by themselves.
+    """
 
     block: Key
     over: str = ""
+    period: int = 0
+
+    @property
+    def turns(self) -> str:
+        """The dim over which its block is run: that of the layers, or that of their periods."""
+        return turns_dim(self.over, self.period) if self.period else self.over
 
 
 class Input(Struct, frozen=True):
