@@ -69,6 +69,7 @@ def make_plan(
         pipe=pipe,
         stages=stages,
         timeline=timeline,
+        foreign=spec.foreign,
     )
 
 

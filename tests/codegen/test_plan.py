@@ -50,7 +50,9 @@ def tuned() -> str:
 
 def over_stacks() -> str:
     """A layer before the stack, so that rows of the embedding are looked up again behind it."""
-    text = shipped("tiny_llama").replace("body(embedding(tokens))", "body(first(embedding(tokens)))")
+    text = shipped("tiny_llama").replace(
+        "body(embedding(tokens))", "body(first(embedding(tokens)))"
+    )
     text = text.replace("  stack body", "  sub first: layer\n  stack body")
     return text + "\nschedule again for smoke {\n  recompute *\n}\n"
 
