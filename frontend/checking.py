@@ -14,7 +14,8 @@ from fllmc.frontend import ast
 from fllmc.frontend.errors import Unused
 from fllmc.frontend.library import Library, Module, named_sections, read_all
 from fllmc.frontend.semantics.blocks import recursions, stacked_stacks, typed_block
-from fllmc.frontend.semantics.foreign import Names, typed_names
+from fllmc.frontend.semantics.foreign import typed_names
+from fllmc.frontend.semantics.foreign_lines import Names
 from fllmc.frontend.semantics.penalties import misfits
 from fllmc.frontend.semantics.rules import typed_rule
 from fllmc.frontend.semantics.typed import Block, Key, Rule

@@ -20,7 +20,7 @@ from fllmc.frontend.lowering.spec import Lowering, chosen_names
 from fllmc.frontend.section_errors import UnknownSection
 from fllmc.frontend.sections.overrides import read_overrides
 from fllmc.frontend.semantics.blocks import refs
-from fllmc.frontend.semantics.foreign import Names, shown
+from fllmc.frontend.semantics.foreign_lines import Names, shown
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 
 Config = Mapping[str, object]

@@ -12,8 +12,7 @@ from fllmc.frontend.checkpoint_errors import (
     LayoutDiffers,
     NotCovered,
 )
-from fllmc.frontend.semantics import foreign as typed
-from fllmc.frontend.semantics.foreign import Line, Names, Spot, Term, shown
+from fllmc.frontend.semantics.foreign_lines import Line, Names, Spot, Term, shown, shown_path
 from fllmc.frontend.semantics.layouts import MARK, Token
 from fllmc.frontend.semantics.sizes import Number, evaluate
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
@@ -160,7 +159,7 @@ def _gaps(names: Names, size: Size) -> Iterator[Diagnostic]:
             what = f"all of `{name}`"
             missing = f"{whole - held} of {whole} elements of `{name}`"
             subject, dims = names.subject.name, ", ".join(first.rest)
-            where = typed.shown_path(first)
+            where = shown_path(first)
             yield NotCovered(line.span, names.name.text, subject, what, missing, where, dims)
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from fllmc.frontend import ast
 from fllmc.frontend.checkpoint_errors import (
     BadForeignName,
     CheckpointCircle,
-    CoveredTwice,
-    NotCovered,
     UnknownPlace,
 )
 from fllmc.frontend.errors import UnknownBlock, UnknownDim
@@ -24,53 +22,14 @@ from fllmc.frontend.library import Module
 from fllmc.frontend.parser import parse
 from fllmc.frontend.section_errors import UnknownSection
 from fllmc.frontend.semantics.blocks import refs
-from fllmc.frontend.semantics.layouts import Layout, typed_layout
+from fllmc.frontend.semantics.coverage import uncovered
+from fllmc.frontend.semantics.foreign_lines import Index, Line, Names, Spot, Term, shown, within
+from fllmc.frontend.semantics.layouts import typed_layout
 from fllmc.frontend.semantics.typed import Block, Key, Nested, Param
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import Span
 
-Index = str | int
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-
-
-class Term(Struct, frozen=True):
-    """A number in a foreign name: an expression, and what its indices are called in the line."""
-
-    expr: ast.Expr
-    indices: tuple[tuple[str, str], ...]
-
-
-class Spot(Struct, frozen=True):
-    """A parameter, or a part of it: its path with indices, and the dims that are indexed or not.
-
-    `name` is the path without indices. Of `indexed` dims the first `stacks` are those of stacks.
-    """
-
-    path: tuple[Index, ...]
-    name: str
-    indexed: tuple[tuple[str, Index], ...]
-    stacks: int
-    rest: tuple[str, ...]
-    param: Param
-
-
-class Line(Struct, frozen=True):
-    """One kind of foreign tensor: its names, and the parameters in it."""
-
-    span: Span
-    spots: tuple[Spot, ...]
-    names: tuple[tuple[str | Term, ...], ...]
-    layout: Layout
-
-
-class Names(Struct, frozen=True):
-    """A section, written out. `config` are its pairs and those of the sections that it uses."""
-
-    name: ast.Name
-    subject: Key
-    lines: tuple[Line, ...]
-    ignored: tuple[str, ...]
-    config: tuple[ast.ConfigDim | ast.ConfigValue, ...]
 
 
 def typed_names(
@@ -246,7 +205,7 @@ class _Reader:
             return None
         indices = [name for _, name in indexed if isinstance(name, str)]
         prefixes = [self.foreign(name, indices, module) for name in item.names[:1]]
-        lines = [_within(line, path, indexed, prefixes[0]) for line in inner.lines]
+        lines = [within(line, path, indexed, prefixes[0]) for line in inner.lines]
         before = "".join(p if isinstance(p, str) else "*" for p in prefixes[0])
         ignored = tuple(f"{before}.{name}" if before else name for name in inner.ignored)
         return structs.replace(inner, lines=tuple(lines), ignored=ignored)
@@ -280,36 +239,6 @@ class _Reader:
 PlacePart = ast.Name | ast.Ref | ast.Number
 
 
-def shown(place: ast.Place) -> str:
-    """A place as it is written."""
-    text = ""
-    for part in place.parts:
-        match part:
-            case ast.Ref(name=name):
-                text += f"[{name}]"
-            case ast.Number(value=value):
-                text += f"[{value}]"
-            case ast.Name(text=name):
-                text += f".{name}"
-            case ast.Alternatives(options=options):
-                words = [o.text if isinstance(o, ast.Name) else str(o.value) for o in options]
-                text += ".{" + ", ".join(words) + "}"
-    return text.removeprefix(".")
-
-
-def shown_path(spot: Spot) -> str:
-    """The place of a spot, as it would be written with indices for all that has numbers."""
-    text = ""
-    for number, part in enumerate(spot.path):
-        if isinstance(part, int):
-            text += "[i]"
-        elif part.startswith("{"):
-            text += f"[{part[1:]}]"
-        else:
-            text += f".{part}" if number else part
-    return text
-
-
 def _places(place: ast.Place) -> Iterator[list[PlacePart]]:
     """The places that alternatives stand for, in order."""
     options = next((p.options for p in place.parts if isinstance(p, ast.Alternatives)), None)
@@ -338,92 +267,6 @@ def _expression(text: str) -> ast.Expr | None:
     if mistakes or not isinstance(dims, ast.Dims) or len(dims.items) != 1:
         return None
     return dims.items[0].size
-
-
-def _within(
-    line: Line, path: list[Index], indexed: list[tuple[str, Index]], prefix: tuple[str | Term, ...]
-) -> Line:
-    """A line of a block, as one of the block that holds it; its indices give way to others."""
-    outer = {name for _, name in indexed if isinstance(name, str)}
-    fresh: dict[str, str] = {}
-    for _, name in line.spots[0].indexed:
-        if isinstance(name, str):
-            new = name
-            while new in outer:
-                new += "'"
-            fresh[name] = new
-
-    def renamed(name: Index) -> Index:
-        return fresh.get(name, name) if isinstance(name, str) else name
-
-    def segment(part: Index) -> Index:
-        marked = isinstance(part, str) and part.startswith("{")
-        return "{" + str(renamed(part[1:])) if marked and isinstance(part, str) else part
-
-    spots = tuple(
-        structs.replace(
-            spot,
-            path=(*path, *map(segment, spot.path)),
-            name=".".join([*(p for p in path if isinstance(p, str) and p[0] != "{"), spot.name]),
-            indexed=(*indexed, *((dim, renamed(name)) for dim, name in spot.indexed)),
-            stacks=spot.stacks + len(indexed),
-        )
-        for spot in line.spots
-    )
-
-    def inner(part: str | Term) -> str | Term:
-        if isinstance(part, str):
-            return part
-        return structs.replace(
-            part, indices=tuple((old, str(renamed(now))) for old, now in part.indices)
-        )
-
-    dot = (".",) if prefix else ()
-    names = tuple((*prefix, *dot, *map(inner, name)) for name in line.names)
-    return structs.replace(line, spots=spots, names=names)
-
-
-# What is covered.
-
-
-def parameters(
-    key: Key, blocks: Mapping[Key, Block], before: str = ""
-) -> Iterator[tuple[str, str, Param]]:
-    """The parameters under a block: path, place as written, and what was declared."""
-    for member in blocks[key].members:
-        if isinstance(member, Param):
-            yield before + member.name, before + member.name, member
-            continue
-        for name, place, param in parameters(member.block, blocks):
-            index = f"[{'ijk'[min(place.count('['), 2)]}]" if member.over else ""
-            yield f"{member.name}.{name}", f"{member.name}{index}.{place}", param
-
-
-def uncovered(
-    names: Names, section: ast.Checkpoint, blocks: Mapping[Key, Block]
-) -> Iterator[Diagnostic]:
-    """Parameters that no line speaks of, and those that two speak of."""
-    covered: dict[str, list[tuple[Spot, Line]]] = {}
-    for line in names.lines:
-        for spot in line.spots:
-            for other, earlier in covered.get(spot.name, ()):
-                if overlap(spot, other):
-                    yield CoveredTwice(line.span, "parameter", spot.name, earlier.span)
-                    return
-            covered.setdefault(spot.name, []).append((spot, line))
-    for name, place, param in parameters(names.subject, blocks):
-        if name not in covered:
-            what, where = f"`{name}`", section.name
-            dims = ", ".join(param.stored)
-            missing = f"`{name}`"
-            subject = names.subject.name
-            yield NotCovered(where.span, where.text, subject, what, missing, place, dims)
-
-
-def overlap(a: Spot, b: Spot) -> bool:
-    """Whether two spots of one parameter have elements in common."""
-    pairs = zip(a.indexed, b.indexed, strict=False)
-    return not any(isinstance(x, int) and isinstance(y, int) and x != y for (_, x), (_, y) in pairs)
 
 
 def _unknown_dims(
