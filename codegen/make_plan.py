@@ -8,6 +8,7 @@ from typing import Final, Literal, NamedTuple
 from fllmc.codegen.buckets import buckets, stored_runs
 from fllmc.codegen.donations import copied_input
 from fllmc.codegen.handovers import handover_faults
+from fllmc.codegen.meetings import meeting_faults
 from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
 from fllmc.codegen.offloaded import host_bytes
 from fllmc.codegen.packing import copied_bytes
@@ -50,7 +51,7 @@ def make_plan(
     With a pipeline axis `pipe` it is that of position 0 there, and `others` are of those behind.
     """
     made, *behind = derived_all((program, *others))
-    check_handovers((program, *others))
+    check_stages((program, *others), pipe)
     stages = tuple(StagePlan(other, *own) for other, own in zip(others, behind, strict=True))
     return Plan(
         program=program,
@@ -73,8 +74,9 @@ def make_plan(
     )
 
 
-def check_handovers(programs: Sequence[Program]) -> None:
-    """InternalError unless the stages of a pipeline hand over what they should, with no buffering.
+def check_stages(programs: Sequence[Program], pipe: str) -> None:
+    """InternalError unless the stages of a pipeline hand over what they should, with no buffering,
+    and make the same calls where they meet.
 
     Stages are checked entry by entry: a pipeline op is the only one of its entry.
     """
@@ -84,7 +86,7 @@ def check_handovers(programs: Sequence[Program]) -> None:
         ops = [[op.attrs for op in p.function(entry).ops] for p in programs]
         found = [[attrs for attrs in own if isinstance(attrs, Pipeline)] for own in ops]
         turns = [Turns(p, own[0]) for p, own in zip(programs, found, strict=True) if own]
-        faults = handover_faults(turns)
+        faults = handover_faults(turns) + meeting_faults(programs, entry, pipe)
         if faults:
             raise InternalError(f"{entry}: {faults[0]}")
 

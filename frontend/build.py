@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from fllmc.frontend import ast
 from fllmc.frontend.lexer import Token
@@ -53,7 +53,7 @@ class Builder:
 
     _path_more = _path_index = _more
     _names = _inputs = _parameters = _exprs = _arguments = _first
-    _pairs = _values = _items = _selectors = _options = _axes = _first
+    _pairs = _values = _items = _selectors = _options = _layers = _axes = _first
 
     def _group(self, parts: Parts, span: Span) -> Any:
         return parts[1]
@@ -83,6 +83,9 @@ class Builder:
 
     def _number_negative(self, parts: Parts, span: Span) -> Any:
         return ast.Number(span, -self._value(parts[1]), "-" + parts[1].text)
+
+    def _layer_repeated(self, parts: Parts, span: Span) -> Any:
+        return ast.Layer(span, self._number(parts[:1], parts[0].span), parts[2])
 
     def _index_segment(self, parts: Parts, span: Span) -> Any:
         return ast.Index(span, int(self._value(parts[0])))
@@ -140,12 +143,10 @@ class Builder:
         return ast.ConfigValue(span, self._string(parts[:1], parts[0].span), parts[2])
 
     def _factors(self, parts: Parts, span: Span) -> Any:
-        first: list[Any] = parts[0] if isinstance(parts[0], list) else [parts[0]]
-        return [*first, parts[1]]
+        return [*_listed(parts[0]), parts[1]]
 
     def _grouped(self, parts: Parts, span: Span) -> Any:
-        inner: list[Any] = parts[1] if isinstance(parts[1], list) else [parts[1]]
-        return ast.LayoutGroup(span, tuple(inner))
+        return ast.LayoutGroup(span, tuple(_listed(parts[1])))
 
     def _layout_sum(self, parts: Parts, span: Span) -> Any:
         first = parts[0]
@@ -157,6 +158,10 @@ class Builder:
         if len(parts[0]) == 1 and isinstance(first, ast.Name):
             return ast.Ref(span, first.text)
         return self._selector(parts, span)
+
+
+def _listed(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
 
 
 def _block(s: Span, p: Parts) -> ast.Block:
@@ -226,6 +231,8 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "param_init": lambda s, p: ast.Param(s, p[1], p[3], p[5]),
     "sub": lambda s, p: ast.Sub(s, p[1], p[3]),
     "stack": lambda s, p: ast.Stack(s, p[1], p[3], p[5]),
+    "stack_pattern": lambda s, p: ast.Stack(s, p[1], p[4][0].block, p[7], tuple(p[4])),
+    "layer": lambda s, p: ast.Layer(s, None, p[0]),
     "state": lambda s, p: ast.State(s, p[1], p[3]),
     "equation": lambda s, p: ast.Equation(s, p[0], p[2]),
     "penalty": lambda s, p: ast.Penalty(s, p[1], p[3]),
@@ -271,6 +278,8 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "call_dims": _call_dims,
     "value_call": lambda s, p: ast.Call(s, _ref(p[0].span, p), (), tuple(p[2])),
     "pair": lambda s, p: ast.RenamePair(s, p[0], p[2]),
+    "split": lambda s, p: ast.SplitPair(s, p[0], tuple(p[3])),
+    "join": lambda s, p: ast.JoinPair(s, tuple(p[1]), p[4]),
     "rename": lambda s, p: ast.Rename(s, p[0], tuple(p[2])),
     "negative": lambda s, p: ast.Unary(s, "-", p[1]),
     "binary": _binary,

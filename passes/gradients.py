@@ -209,7 +209,9 @@ def pick(s: Site, attrs: ops.Pick, position: int) -> int | None:
     """At the position that was picked, zeros elsewhere."""
     if position == 1:
         return None
-    return s.b.one(ops.Spread(Dim(attrs.dim)), s.dy_with(s.kind(1).names), s.x(1))
+    spread_out = s.b.one(ops.Spread(Dim(attrs.dim)), s.dy_with(s.kind(1).names), s.x(1))
+    more = tuple(name for name in s.kind(1).names if name not in s.kind(0).names)
+    return s.b.sum(spread_out, more)
 
 
 def spread(s: Site, attrs: ops.Spread, position: int) -> int | None:
@@ -240,12 +242,15 @@ def rope(s: Site, attrs: ops.Rope, position: int) -> int | None:
 
 def attend(s: Site, attrs: ops.Attend, position: int) -> int | None:
     """One op gives all three; the log-sum-exp is for the backward pass and has no gradient."""
+    if position == 3:
+        return None  # where documents start
     if s.cotangents[1] is not None:
         raise InternalError(f"{s.op.path}: no gradient flows through the log-sum-exp of attend")
     if not s.shared:
         back = ops.AttendGrad(*msgspec.structs.astuple(attrs))
         values = (s.x(0), s.x(1), s.x(2), s.y(0), s.y(1))
-        s.shared = s.b.emit(back, *values, written_out(s.b, s.dy, s.result()))
+        starts = (s.x(3),) if attrs.documents else ()
+        s.shared = s.b.emit(back, *values, written_out(s.b, s.dy, s.result()), *starts)
     return s.shared[position]
 
 

@@ -21,6 +21,7 @@ from fllmc.passes.early_rows import EarlyRows
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
 from fllmc.passes.join_updates import JoinUpdates
+from fllmc.passes.keep_apart import KeepApart
 from fllmc.passes.layout import Layout
 from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
@@ -39,6 +40,7 @@ from fllmc.passes.trim_last import TrimLast
 
 PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
+    KeepApart,
     ApplyAdapter,
     SplitRows,
     QuantizeFrozen,
@@ -89,7 +91,7 @@ def standard_pipeline(
     """
     train, schedule = spec.train, spec.schedule
     return (
-        Inline(),
+        *reading(spec),
         *adapting(spec),
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
@@ -128,6 +130,11 @@ def standard_pipeline(
         TrimLast(),
         *((beside,) if beside is not None else ()),
     )
+
+
+def reading(spec: Spec) -> tuple[Pass, ...]:
+    """The passes that make the model one function, which sees samples as the data packs them."""
+    return (Inline(),) if spec.data.pack == "stream" else (Inline(), KeepApart())
 
 
 def compressing(spec: Spec) -> tuple[Pass, ...]:

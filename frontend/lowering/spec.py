@@ -23,8 +23,8 @@ from fllmc.frontend.sections.train import Choice, TrainSection, read_train
 from fllmc.frontend.semantics.typed import Key, Rule
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.foreign import Foreign
-from fllmc.ir.program import DimSize, Function, Program
-from fllmc.ir.settings import Adapter, Data, Schedule, Spec
+from fllmc.ir.program import DimSize, Function, Program, layers_dim
+from fllmc.ir.settings import Adapter, Data, Schedule, Shard, Spec
 from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Mesh
 
@@ -184,9 +184,18 @@ class Lowering:
         section = self.overrides.applied("data", bound.section)
         # A source from the command line is where the command runs, not where the spec is.
         beside = "" if self.overrides.sets("data", "source") else bound.file
-        data, found = read_data(section, beside)
+        data, found = read_data(section, beside, self.data_sections())
         self.found += found
         return data
+
+    def data_sections(self) -> dict[str, tuple[ast.Data, str]]:
+        """The data sections of the file and those that it imports, with their files."""
+        found: dict[str, tuple[ast.Data, str]] = {}
+        for name in self.module.known("data"):
+            bound = self.module.find("data", name)
+            if bound and isinstance(bound.section, ast.Data):
+                found[name] = bound.section, bound.file
+        return found
 
     def whole_data(self, data: Data, table: Sized) -> Data:
         """The data settings with what the dims say."""
@@ -212,6 +221,7 @@ class Lowering:
             known = (*dims, *self.module.dims)
             schedule, found = read_schedule(node, known, mesh if node.mesh else None, paths)
         self.found += found
+        schedule = structs.replace(schedule, shards=with_patterns(schedule.shards, program))
         return schedule, mesh or Mesh()
 
     def chosen_schedule(self, train: str) -> ast.Schedule | None:
@@ -323,7 +333,7 @@ def chosen_names(checked: Checked, model: Key, overrides: Overrides) -> Key | No
     fitting: dict[str, Key] = {}
     for each in module.known("checkpoint"):
         bound = module.find("checkpoint", each)
-        key = Key(bound.file, each) if bound else None
+        key = Key(bound.file, bound.section.name.text) if bound else model
         if key in checked.names and checked.names[key].subject == model:
             fitting[each] = key
     wish = overrides.choice("checkpoint")
@@ -336,6 +346,18 @@ def chosen_names(checked: Checked, model: Key, overrides: Overrides) -> Key | No
         sections = [b.section for n in fitting if (b := module.find("checkpoint", n))]
         raise DiagnosticError(_ambiguous("checkpoint", sections))
     return next(iter(fitting.values()), None)
+
+
+def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, ...]:
+    """The directives on the layers of a stack, as directives on what the stack is run over."""
+    stacks = dict.fromkeys(p.stack for p in program.parameters if p.stack)
+    runs: dict[str, list[str]] = {}
+    for stack in stacks:
+        runs.setdefault(layers_dim(stack), []).append(stack)
+    return tuple(
+        structs.replace(shard, dims=tuple(d for dim in shard.dims for d in runs.get(dim, [dim])))
+        for shard in shards
+    )
 
 
 def _rules(optimizer: Choice | None, rate: Choice | None) -> tuple[Function, ...]:

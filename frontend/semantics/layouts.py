@@ -98,14 +98,14 @@ def _typed(layout: ast.Layout, splits: tuple[ast.Split, ...], shapes: Sequence[S
         if left:
             raise _Wrong(f"it lacks `{left[0].rstrip(MARK)}`", part)
         per_part.append(axes)
-    axes = tuple(
+    whole = tuple(
         tuple(
             Factor(tuple(axes[a][f] for axes in per_part), isinstance(factor, list))
             for f, factor in enumerate(axis)
         )
         for a, axis in enumerate(flat)
     )
-    return Layout(axes, tuple(tuple(map(tuple, tokens)) for tokens in held))
+    return Layout(whole, tuple(tuple(map(tuple, tokens)) for tokens in held))
 
 
 MARK = "'"

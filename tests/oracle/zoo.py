@@ -197,12 +197,15 @@ def _random(
 
 
 def _batch(program: Program, batch: int, seq: int, seed: int) -> dict[str, Any]:
-    """Tokens, targets, and weights of tokens."""
+    """Tokens, targets, weights of tokens, and of one document each."""
     rng = np.random.default_rng(seed)
     index = next(t.index for t in program.function("model").types if t.index)
     vocab = program.sizes.size(index)
     tokens, targets = (rng.integers(0, vocab, (batch, seq)) for _ in range(2))
-    return {"tokens": tokens, "targets": targets, "weights": rng.random((batch, seq)) + 0.1}
+    weights, starts = rng.random((batch, seq)) + 0.1, np.zeros((batch, seq), np.int64)
+    positions = np.broadcast_to(np.arange(seq), (batch, seq))
+    counted = {"targets": targets, "weights": weights}
+    return {"tokens": tokens, **counted, "starts": starts, "positions": positions}
 
 
 def _loss(logits: Tensor, given: Mapping[str, Any], z_loss: float) -> Tensor:
