@@ -209,6 +209,10 @@ class Param(Node, frozen=True):
     init: Expr | None
 
 
+class BlockState(Param, frozen=True):
+    """`state name: shape = init` in a block: what an equation steps, and no gradient."""
+
+
 class Sub(Node, frozen=True):
     """`sub name: block`."""
 
@@ -251,6 +255,14 @@ class Equation(Node, frozen=True):
 
 class Penalty(Equation, frozen=True):
     """`penalty target = value`: an equation whose value is added to the loss."""
+
+
+class Total(Equation, frozen=True):
+    """`total target = value`: an equation whose value is summed over the samples of a step."""
+
+
+class Update(Equation, frozen=True):
+    """`update target = value`: what a state is after a step."""
 
 
 class Return(Node, frozen=True):
@@ -426,7 +438,7 @@ class Config(Node, frozen=True):
     items: tuple[ConfigDim | ConfigValue, ...]
 
 
-BlockItem = Param | Sub | Stack | Equation | Penalty | Return
+BlockItem = Param | BlockState | Sub | Stack | Equation | Penalty | Total | Update | Return
 RuleItem = State | Equation | Return
 ScheduleItem = Shard | Zero | Recompute | Offload | Compress | Field
 AdapterItem = Freeze | Tune | Lora | Quantize

@@ -13,6 +13,7 @@ import msgspec
 from fllmc.ir.foreign import Foreign
 from fllmc.ir.program import Program
 from fllmc.ir.span import NOWHERE, Span
+from fllmc.ir.target import Target
 from fllmc.ir.types import Mesh
 
 
@@ -279,6 +280,10 @@ class Schedule(msgspec.Struct, frozen=True):
     def place_of(self, field: str) -> Span:
         """Where a field stands, or nowhere."""
         return dict(self.places).get(field, NOWHERE)
+
+    def host_bytes(self, target: Target) -> int:
+        """The bytes of a rank's host memory in which values may wait."""
+        return target.host_bytes if self.host_gib is None else int(self.host_gib * 2**30)
 
 
 class Spec(msgspec.Struct, frozen=True):
