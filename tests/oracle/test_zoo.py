@@ -22,10 +22,7 @@ def test_a_model_is_the_one_of_transformers(model: Entry, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "model",
-    [
-        pytest.param(model, marks=() if model.spec in IN_FULL else pytest.mark.long)
-        for model in ZOO
-    ],
+    [pytest.param(model, marks=() if model.spec in IN_FULL else pytest.mark.long) for model in ZOO],
     ids=lambda model: model.spec,
 )
 def test_it_is_in_fp32_too(model: Entry, tmp_path: Path) -> None:
