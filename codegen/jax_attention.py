@@ -36,36 +36,60 @@ def rope(attrs: ops.Rope, site: Site, x: Value) -> Value:
     return aligned(sides.reshape(rows.shape), order, names)
 
 
-def scored(attrs: ops.Attend, q: Value, k: Value) -> Value:
-    """Masked scores [rest, heads, queries, keys] of q and k in [rest, heads, along, dim]."""
+def scored(attrs: ops.Attend, q: Value, k: Value, sinks: Value | None, bias: Value | None) -> Value:
+    """Masked scores [rest, heads, queries, keys] of q and k in [rest, heads, along, dim].
+
+    With sinks one more key stands last, which all queries see.
+    """
     scores = _jnp.einsum("...qd,...kd->...qk", q, k, precision="highest") * attrs.scale
+    if attrs.cap:
+        scores = attrs.cap * _jnp.tanh(scores / attrs.cap)
+    rows, columns = scores.shape[-2:]
+    if bias is not None:
+        start = attrs.origin - attrs.first
+        picked = [_lax.dynamic_slice_in_dim(bias, start - row, columns, 1) for row in range(rows)]
+        scores = scores + _jnp.stack(picked, axis=1)
+    seen = _jnp.ones((rows, columns), bool)
     if attrs.mask == "causal":
-        seen = _jnp.tril(_jnp.ones(scores.shape[-2:], bool), attrs.first)
-        scores = _jnp.where(seen, scores, -_jnp.inf)
+        seen = _jnp.tril(seen, attrs.first)
+    if attrs.window:
+        seen &= _jnp.triu(seen, attrs.first - attrs.window + 1)
+        seen &= _jnp.tril(_jnp.ones_like(seen), attrs.first + attrs.window - 1)
+    scores = _jnp.where(seen, scores, -_jnp.inf)
+    if sinks is not None:
+        last = _jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))
+        scores = _jnp.concatenate([scores, last], axis=-1)
     return scores
 
 
-def attend(attrs: ops.Attend, site: Site, q: Value, k: Value, v: Value) -> tuple[Value, Value]:
+def attend(attrs: ops.Attend, site: Site, *arrays: Value) -> tuple[Value, Value]:
     """The output and the log-sum-exp of the scores."""
-    q_names, k_names = site.operands[0].names, site.operands[1].names
+    q, k, v, *extras = arrays
+    names = [kind.names for kind in site.operands]
     special = (attrs.along, attrs.heads, attrs.dim)
-    rest = tuple(name for name in q_names if name not in special)
+    rest = tuple(name for name in names[0] if name not in special)
     q_order = (*rest, attrs.heads, attrs.along, attrs.dim)
     k_order = (*rest, attrs.kv_heads, attrs.over, attrs.dim)
+    v_order = (*k_order[:-1], attrs.width)
     repeats = site.size(attrs.heads) // site.size(attrs.kv_heads)
-    k, v = (_jnp.repeat(aligned(x, k_names, k_order), repeats, axis=-3) for x in (k, v))
-    scores = scored(attrs, aligned(q, q_names, q_order), k)
+    k = _jnp.repeat(aligned(k, names[1], k_order), repeats, axis=-3)
+    v = _jnp.repeat(aligned(v, names[2], v_order), repeats, axis=-3)
+    sinks = extras[0] if attrs.sinks else None
+    bias = None
+    if attrs.bias:
+        bias = aligned(extras[-1], names[attrs.taken - 1], (attrs.heads, attrs.bias))
+    scores = scored(attrs, aligned(q, names[0], q_order), k, sinks, bias)
     lse = _jax.nn.logsumexp(scores, axis=-1)
-    out = _jnp.einsum(
-        "...qk,...kd->...qd", _jax.nn.softmax(scores, axis=-1), v, precision="highest"
-    )
-    lse_names = tuple(name for name in q_names if name != attrs.dim)
-    return aligned(out, q_order, q_names), aligned(lse, q_order[:-1], lse_names)
+    weights = _jax.nn.softmax(scores, axis=-1)[..., : v.shape[-2]]
+    out = _jnp.einsum("...qk,...kd->...qd", weights, v, precision="highest")
+    given = tuple(attrs.width if name == attrs.dim else name for name in names[0])
+    lse_names = tuple(name for name in names[0] if name != attrs.dim)
+    out_order = (*q_order[:-1], attrs.width)
+    return aligned(out, out_order, given), aligned(lse, q_order[:-1], lse_names)
 
 
 def attend_grad(attrs: ops.AttendGrad, site: Site, *arrays: Value) -> tuple[Value, ...]:
     """By JAX's own reverse mode over attend; the saved output and log-sum-exp are not used."""
-    q, k, v, _, _, d_out = arrays
     forward: Callable[..., Value] = lambda *args: attend(attrs, site, *args)[0]  # noqa: E731
-    _, pull = _jax.vjp(forward, q, k, v)
-    return tuple(pull(d_out))
+    _, pull = _jax.vjp(forward, *arrays[: attrs.taken])
+    return tuple(pull(arrays[-1]))

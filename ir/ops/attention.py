@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from fllmc.ir.ops.base import Attrs, Env, linear_in_one, merged, require
-from fllmc.ir.types import Type
+from fllmc.ir.types import Dim, Type
 
 
 class Rope(Attrs, frozen=True, tag="rope"):
@@ -39,15 +39,21 @@ class Rope(Attrs, frozen=True, tag="rope"):
 
 
 class Attend(Attrs, frozen=True, tag="attend"):
-    """softmax(q k^T * scale + mask) v, with grouped heads; also the log-sum-exp of the scores.
+    """softmax(scores) v with grouped heads; also the log-sum-exp of the scores.
 
-    q: [..., along, heads, dim]; k, v: [..., keys, kv_heads, dim], in any layout. Query head h uses
-    key head h // (heads / kv_heads). `mask` is `causal` or `none`. A dim that is both `heads` and
-    `kv_heads` is plain multi-head attention. Results: [dims of q], and f32 (f64 for f64) [dims of q
-    less dim].
+    q: [..., along, heads, dim]; k: [..., keys, kv_heads, dim]; v as k, with `value` for `dim` where
+    that is named; in any layout. Query head h uses key head h // (heads / kv_heads). A dim that is
+    both `heads` and `kv_heads` is plain multi-head attention. Results: [dims of q, `value` for
+    `dim`], and f32 (f64 for f64) [dims of q less dim].
 
-    Query i stands at position first + i of the dim `keys`, which is `along` unless it is named, and
-    under a causal mask sees the keys up to there. Queries may be divided; keys are whole.
+    Scores are q k^T * scale; then, where `cap` is not 0, cap * tanh(scores / cap) (Gemma 2). Where
+    `bias` names a dim of distances, an operand [heads, bias] is added behind that: at key position
+    less query position plus `origin`. Where `sinks` is set, an operand [heads] stands beside the
+    scores of each query as one more, whose weight goes nowhere (gpt-oss).
+
+    Query i stands at position first + i of the dim `keys`, which is `along` unless it is named.
+    Under a `causal` mask it sees the keys up to there, and under `none` all. A `window` hides keys
+    that are so far away or further. Queries may be divided; keys are whole.
     """
 
     along: str
@@ -58,23 +64,47 @@ class Attend(Attrs, frozen=True, tag="attend"):
     mask: str = "causal"
     keys: str = ""
     first: int = 0
-    arity = 3
+    window: int = 0
+    cap: float = 0.0
+    value: str = ""
+    sinks: bool = False
+    bias: str = ""
+    origin: int = 0
+    arity = -1
 
     @property
     def over(self) -> str:
         """The dim of keys and values that is attended over."""
         return self.keys or self.along
 
-    def check(self, q: Type, k: Type, v: Type, env: Env) -> None:
+    @property
+    def width(self) -> str:
+        """The dim of values and results that stands where queries and keys have `dim`."""
+        return self.value or self.dim
+
+    @property
+    def taken(self) -> int:
+        """How many operands attention takes; its gradient takes three more."""
+        return 3 + self.sinks + bool(self.bias)
+
+    @property
+    def positional(self) -> bool:
+        """Whether it matters at which positions queries and keys stand."""
+        return self.mask == "causal" or bool(self.window or self.bias)
+
+    def check(self, operands: Sequence[Type], env: Env) -> None:
         """The operands' rule, shared with the gradient op."""
+        q, k, v = operands[:3]
         require(self.mask in ("causal", "none"), f"no mask {self.mask}")
+        require(self.window >= 0 and self.cap >= 0, f"window {self.window}, cap {self.cap}")
         special = {self.along, self.heads, self.kv_heads, self.dim}
         require(len(special) == 3 + (self.heads != self.kv_heads), f"attend over {sorted(special)}")
+        require(self.width == self.dim or self.width not in q.names, f"{q} has {self.width}")
         for name in (self.along, self.heads, self.dim):
             require(name in q.names, f"{q} has no dim {name}")
         for name in (self.over, self.kv_heads, self.dim):
             require(name in k.names, f"{k} has no dim {name}")
-        require(k == v, f"keys {k} and values {v} differ")
+        require(v == self.wide(k), f"keys {k} and values {v} differ")
         require(q.dtype == k.dtype, f"queries {q} and keys {k} differ in dtype")
         heads, groups = env.sizes.size(self.heads), env.sizes.size(self.kv_heads)
         require(
@@ -86,41 +116,68 @@ class Attend(Attrs, frozen=True, tag="attend"):
         require(rest_q == rest_k, f"{q} and {k} differ in a dim")
         last = self.first + env.sizes.size(self.along)
         inside = self.first >= 0 and last <= env.sizes.size(self.over)
-        require(inside or self.mask == "none", f"queries stand at {self.first} to {last}")
+        bound = self.mask == "causal" or self.window > 0
+        require(inside or not bound, f"queries stand at {self.first} to {last}")
         self.check_keys(q, k)
+        self.check_extras(operands, env)
 
     def check_keys(self, q: Type, k: Type) -> None:
         """Where queries and keys may be."""
         require(not k.axes_of(self.over), f"attention needs the keys' {self.over} whole: {k}")
 
+    def check_extras(self, operands: Sequence[Type], env: Env) -> None:
+        """The rule of sinks and bias."""
+        heads = operands[0].dim(self.heads)
+        if self.sinks:
+            sinks = operands[3]
+            require(sinks.dims == (heads,), f"sinks {sinks} are not [{heads}]")
+        if self.bias:
+            bias = operands[self.taken - 1]
+            require(set(bias.names) == {self.heads, self.bias}, f"the bias is {bias}")
+            require(bias.dim(self.heads) == heads, f"{bias} is not divided as the queries are")
+            require(not bias.axes_of(self.bias), f"{self.bias} must be whole: {bias}")
+            low = self.origin - self.first - env.sizes.size(self.along) + 1
+            high = self.origin - self.first + env.sizes.size(self.over)
+            fits = low >= 0 and high <= env.sizes.size(self.bias)
+            require(fits, f"{bias} has no distances {low} to {high}")
+
+    def wide(self, kind: Type) -> Type:
+        """A type with `dim`, as it is with the dim of values instead."""
+        return kind.placed(Dim(self.width) if d.name == self.dim else d for d in kind.dims)
+
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        q, k, v = operands
+        require(len(operands) == self.taken, f"{len(operands)} operands for {self.taken}")
         linear_in_one(operands, ())
-        self.check(q, k, v, env)
+        self.check(operands, env)
+        q = operands[0]
         wide = "f64" if q.dtype == "f64" else "f32"
-        return (q, msgspec.structs.replace(q.without((self.dim,)), dtype=wide))
+        return (self.wide(q), msgspec.structs.replace(q.without((self.dim,)), dtype=wide))
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
-        return (self.dim,)
+        return tuple(dict.fromkeys(filter(None, (self.dim, self.width, self.bias))))
 
 
 class AttendGrad(Attend, frozen=True, tag="attend_grad"):
-    """The gradient of attend: (q, k, v, out, lse, d_out) -> (d_q, d_k, d_v).
+    """The gradients of attend's operands, of these and (out, lse, d_out), in their order.
 
     FlashAttention-2 (Dao 2023), section 3.1: P = exp(S - lse), D = sum(d_out * out),
-    dS = P * (d_out v^T - D). With divided queries, d_k and d_v are partial sums.
+    dS = P * (d_out v^T - D), which also holds with a sink in lse, whose own score has d_out v^T = 0.
+    With divided queries, those of keys and values are partial sums; those of sinks and bias are
+    over all axes that divide queries and their batch.
     """
 
-    arity = 6
-
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        q, k, v, out, lse, d_out = operands
+        require(len(operands) == self.taken + 3, f"{len(operands)} operands for {self.taken + 3}")
         linear_in_one(operands, ())
-        self.check(q, k, v, env)
-        require(out == q and d_out == q, f"{out} and {d_out} must be as {q}")
+        self.check(operands, env)
+        q, k, v = operands[:3]
+        out, lse, d_out = operands[self.taken :]
+        require(out == d_out == self.wide(q), f"{out} and {d_out} must be as {self.wide(q)}")
         require(lse.dims == q.without((self.dim,)).dims, f"{lse} does not fit {q}")
-        summed = msgspec.structs.replace(k, partial=merged(self.summed(q)))
-        return (q, summed, summed)
+        among = merged(self.summed(q))
+        everywhere = merged(*(dim.axes for dim in q.dims if dim.name != self.heads))
+        extras = (msgspec.structs.replace(x, partial=everywhere) for x in operands[3 : self.taken])
+        return (q, *(msgspec.structs.replace(x, partial=among) for x in (k, v)), *extras)
 
     def summed(self, q: Type) -> tuple[str, ...]:
         """The axes over which the gradients of keys and values are open."""
@@ -145,8 +202,6 @@ class RingAttend(Attend, frozen=True, tag="ring_attend"):
 
 class RingAttendGrad(RingAttend, AttendGrad, frozen=True, tag="ring_attend_grad"):
     """The gradient of ring_attend: those of keys and values go round with them, and come home."""
-
-    arity = 6
 
     def summed(self, q: Type) -> tuple[str, ...]:
         return ()
