@@ -267,6 +267,8 @@ def _pick(attrs: ops.Pick, site: _Site, x: Value, index: Value) -> Value:
     kind, positions = site.operands
     last = _jnp.moveaxis(x, kind.names.index(attrs.dim), -1)
     at = aligned(index, positions.names, site.results[0].names)
+    more = site.results[0].names[len(kind.names) - 1 :]
+    last = last.reshape((*last.shape[:-1], *(1 for _ in more), last.shape[-1]))
     return _jnp.sum(_jnp.where(_one_hot(at, last.shape[-1], bool), last, 0), axis=-1)
 
 

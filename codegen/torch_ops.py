@@ -160,7 +160,7 @@ def pick(text: FunctionText, op: Op, at: int) -> list[str]:
     kind, index_kind = text.function.types[x], text.function.types[index]
     start = position(text, kind.dim(op.attrs.dim))
     at_dim = kind.names.index(op.attrs.dim)
-    wanted = Type("i64", tuple(d for d in kind.dims if d.name != op.attrs.dim))
+    wanted = Type("i64", text.function.types[op.results[0]].dims)
     shown = text.operand(index, wanted).text if index_kind.dims else text.tensor(index)
     return [
         f"kernels.pick({text.tensor(x)}, {shown}, {at_dim}, {start}, {text.tensor(op.results[0])})"

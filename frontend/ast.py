@@ -88,11 +88,25 @@ class RenamePair(Node, frozen=True):
     new: Name
 
 
+class SplitPair(Node, frozen=True):
+    """`old = (a, b)` in a renaming: a dim as two, the last innermost."""
+
+    old: Name
+    new: tuple[Name, ...]
+
+
+class JoinPair(Node, frozen=True):
+    """`(a, b) = new` in a renaming: two dims as one, the last innermost."""
+
+    old: tuple[Name, ...]
+    new: Name
+
+
 class Rename(Node, frozen=True):
-    """`value{old = new, ...}`: the same numbers with dims renamed."""
+    """`value{old = new, ...}`: the same numbers with dims renamed, split or joined."""
 
     value: Expr
-    pairs: tuple[RenamePair, ...]
+    pairs: tuple[RenamePair | SplitPair | JoinPair, ...]
 
 
 class Unary(Node, frozen=True):
@@ -202,12 +216,23 @@ class Sub(Node, frozen=True):
     block: Name
 
 
+class Layer(Node, frozen=True):
+    """`block` or `count * block` in the pattern of a stack."""
+
+    count: Number | None
+    block: Name
+
+
 class Stack(Node, frozen=True):
-    """`stack name: block over dim`."""
+    """`stack name: block over dim`, or `stack name: [count * block, block] over dim`.
+
+    `pattern` is empty in the first form; in the second, `block` is its first.
+    """
 
     name: Name
     block: Name
     over: Name
+    pattern: tuple[Layer, ...] = ()
 
 
 class State(Node, frozen=True):

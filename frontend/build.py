@@ -53,7 +53,7 @@ class Builder:
 
     _path_more = _more
     _names = _inputs = _parameters = _exprs = _arguments = _first
-    _pairs = _values = _items = _selectors = _options = _first
+    _pairs = _values = _items = _selectors = _options = _layers = _first
 
     def _group(self, parts: Parts, span: Span) -> Any:
         return parts[1]
@@ -83,6 +83,9 @@ class Builder:
 
     def _number_negative(self, parts: Parts, span: Span) -> Any:
         return ast.Number(span, -self._value(parts[1]), "-" + parts[1].text)
+
+    def _layer_repeated(self, parts: Parts, span: Span) -> Any:
+        return ast.Layer(span, self._number(parts[:1], parts[0].span), parts[2])
 
     def _index_segment(self, parts: Parts, span: Span) -> Any:
         return ast.Index(span, int(self._value(parts[0])))
@@ -190,6 +193,8 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "param_init": lambda s, p: ast.Param(s, p[1], p[3], p[5]),
     "sub": lambda s, p: ast.Sub(s, p[1], p[3]),
     "stack": lambda s, p: ast.Stack(s, p[1], p[3], p[5]),
+    "stack_pattern": lambda s, p: ast.Stack(s, p[1], p[4][0].block, p[7], tuple(p[4])),
+    "layer": lambda s, p: ast.Layer(s, None, p[0]),
     "state": lambda s, p: ast.State(s, p[1], p[3]),
     "equation": lambda s, p: ast.Equation(s, p[0], p[2]),
     "penalty": lambda s, p: ast.Penalty(s, p[1], p[3]),
@@ -227,6 +232,8 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "call_dims": _call_dims,
     "value_call": lambda s, p: ast.Call(s, _ref(p[0].span, p), (), tuple(p[2])),
     "pair": lambda s, p: ast.RenamePair(s, p[0], p[2]),
+    "split": lambda s, p: ast.SplitPair(s, p[0], tuple(p[3])),
+    "join": lambda s, p: ast.JoinPair(s, tuple(p[1]), p[4]),
     "rename": lambda s, p: ast.Rename(s, p[0], tuple(p[2])),
     "negative": lambda s, p: ast.Unary(s, "-", p[1]),
     "binary": _binary,

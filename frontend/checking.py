@@ -55,7 +55,8 @@ def check_library(library: Library) -> Checked:
         for section in named_sections(module.tree):
             key = Key(file, section.name.text)
             if isinstance(section, ast.Block):
-                blocks[key], mistakes = typed_block(section, module, library.modules)
+                blocks[key], mistakes, patterns = typed_block(section, module, library.modules)
+                blocks.update(patterns)
                 found.extend(mistakes)
             elif isinstance(section, ast.Optimizer | ast.Rate):
                 rules[key], mistakes = typed_rule(section)
@@ -82,7 +83,11 @@ def _mentioned(tree: ast.File) -> Iterator[str]:
     for section in tree.sections:
         match section:
             case ast.Block(items=items):
-                yield from (i.block.text for i in items if isinstance(i, ast.Sub | ast.Stack))
+                for item in items:
+                    if isinstance(item, ast.Sub | ast.Stack):
+                        yield item.block.text
+                    if isinstance(item, ast.Stack):
+                        yield from (layer.block.text for layer in item.pattern)
             case ast.Train(subject=subject, fields=fields):
                 yield subject.text
                 yield from (name for field in fields for name in _words(field.value))

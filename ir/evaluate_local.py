@@ -195,10 +195,12 @@ def pick(attrs: ops.Pick, here: Here, x: Array, index: Array) -> Array:
     kind, positions = here.operands
     last = np.moveaxis(x, kind.names.index(attrs.dim), -1)
     near = aligned(index, positions.names, here.results[0].names) - here.first(kind.dim(attrs.dim))
-    near = np.broadcast_to(near, last.shape[:-1])[..., None]
+    # Dims that the index alone has stand last, together: so many are picked for each of the others.
+    shape = here.sizes.local_shape(here.results[0])
+    near = np.broadcast_to(near, shape).reshape((*last.shape[:-1], -1))
     held = (near >= 0) & (near < last.shape[-1])
     found = np.take_along_axis(last, np.where(held, near, 0), axis=-1)
-    return np.where(held, found, np.zeros_like(found))[..., 0]
+    return np.where(held, found, np.zeros_like(found)).reshape(shape)
 
 
 def spread(attrs: ops.Spread, here: Here, value: Array, index: Array) -> Array:

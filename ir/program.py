@@ -40,6 +40,9 @@ class Parameter(msgspec.Struct, frozen=True):
     and `depth` the number of path parts before the position: layer 7 is `body.7.attn.wq`. In the
     program of a pipeline stage `layers` are the positions of those that it has; empty for all.
 
+    In a stack of a pattern of `period` layers one tensor holds every `period`-th layer, and `name`
+    is the path of the first of them: `body.2.attn.wq` with a period of 6 is of layers 2, 8, 14, ...
+
     `plain` is one that was declared as a tensor and not as a map. One of the two parts of a
     low-rank update names the parameter that it `updates`: their product, times `factor`, is added
     to that.
@@ -70,6 +73,7 @@ class Parameter(msgspec.Struct, frozen=True):
     bits: int = 0
     block: int = 0
     along: str = ""
+    period: int = 0
 
     @property
     def stretches(self) -> tuple[tuple[int, int], ...]:
@@ -89,7 +93,21 @@ class Parameter(msgspec.Struct, frozen=True):
             return whole
         parts = whole.split(".")
         number = self.layers[layer] if self.layers else layer
+        if self.period:
+            number = int(parts.pop(self.depth)) + number * self.period
         return ".".join((*parts[: self.depth], str(number), *parts[self.depth :]))
+
+    @property
+    def inner_name(self) -> str:
+        """Its name in the body of its stack; the whole name outside of stacks."""
+        return ".".join(self.name.split(".")[self.depth if self.stack else 0 :])
+
+    @property
+    def shown_name(self) -> str:
+        """The path with `*` for the layer."""
+        parts = self.name.split(".")
+        inner = parts[self.depth + bool(self.period) :]
+        return ".".join((*parts[: self.depth], "*", *inner)) if self.stack else self.name
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -195,6 +213,17 @@ class Program(msgspec.Struct, frozen=True):
         if all(dim.name != name for dim in dims):
             dims.append(DimSize(name, size))
         return msgspec.structs.replace(self, dims=tuple(dims))
+
+
+def turns_dim(over: str, period: int) -> str:
+    """The dim that counts the whole periods of a stack over a dim."""
+    return f"{over}.{period}"
+
+
+def layers_dim(stack: str) -> str:
+    """The dim of the layers of a stack, from that over which it is run."""
+    over, _, period = stack.partition(".")
+    return over if period.isdecimal() else stack
 
 
 def callees(function: Function) -> Iterator[str]:

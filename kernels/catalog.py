@@ -253,8 +253,8 @@ KERNELS: Final[tuple[Kernel, ...]] = (
     Kernel(
         "pick",
         "indexing",
-        (("x", "any dims"), ("index", "i64, broadcasts against x less dim"), ("dim", "dim of x"),
-         ("start", "position"), ("out", "as x less dim")),
+        (("x", "any dims"), ("index", "i64, broadcasts against out"), ("dim", "dim of x"),
+         ("start", "position"), ("out", "as x less dim, then the index's own dims")),
         "out",
         "x at index - start along dim, zeros outside",
         (_START, _APART),

@@ -38,9 +38,15 @@ def put_add(table: Tensor, index: Tensor, rows: Tensor, start: int) -> None:
 
 
 def pick(x: Tensor, index: Tensor, dim: int, start: int, out: Tensor) -> None:
-    """out = x at index - start along dim; index broadcasts against x less that dim."""
+    """out = x at index - start along dim; index broadcasts against out, which has the shape of x
+    less that dim, then dims of which each position picks by itself."""
     near, held = _held(index, start, x.shape[dim])
-    torch.gather(x, dim, near.expand(out.shape).unsqueeze(dim), out=out.unsqueeze(dim))
+    if out.dim() < x.dim():
+        torch.gather(x, dim, near.expand(out.shape).unsqueeze(dim), out=out.unsqueeze(dim))
+    else:
+        last = x.movedim(dim, -1)
+        several = near.expand(out.shape).reshape(*last.shape[:-1], -1)
+        torch.gather(last, -1, several, out=out.view(several.shape))
     out.masked_fill_(held.logical_not_(), 0)
 
 

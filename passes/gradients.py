@@ -209,7 +209,9 @@ def pick(s: Site, attrs: ops.Pick, position: int) -> int | None:
     """At the position that was picked, zeros elsewhere."""
     if position == 1:
         return None
-    return s.b.one(ops.Spread(Dim(attrs.dim)), s.dy_with(s.kind(1).names), s.x(1))
+    spread_out = s.b.one(ops.Spread(Dim(attrs.dim)), s.dy_with(s.kind(1).names), s.x(1))
+    more = tuple(name for name in s.kind(1).names if name not in s.kind(0).names)
+    return s.b.sum(spread_out, more)
 
 
 def spread(s: Site, attrs: ops.Spread, position: int) -> int | None:

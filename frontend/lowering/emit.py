@@ -16,8 +16,12 @@ from fllmc.frontend.semantics.typed import (
     Contract,
     Dispatch,
     ExpertDot,
+    ExpertTake,
+    Join,
     Local,
+    OneHot,
     Param,
+    Pick,
     Plain,
     Positions,
     Prim,
@@ -25,6 +29,7 @@ from fllmc.frontend.semantics.typed import (
     Renamed,
     Rope,
     Size,
+    Split,
     Tally,
     TopK,
     Typed,
@@ -120,6 +125,8 @@ class Emitter:
                 return b.one(ops.Dot(dims), *args)
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
+            case Split() | Join() | Pick() | OneHot():
+                return self._indexed(typed, args)
             case Plain(param=param):
                 b.path = param
                 return b.cast(self.values[param], self.compute)
@@ -135,17 +142,31 @@ class Emitter:
                 return b.one(ops.Rope(along, dim, theta, layout), *args)
             case Attend():
                 return self._attend(typed.op, args)
-            case TopK(over=over, to=to, indices=indices):
-                b.path = "top_k"
-                return b.emit(ops.TopK(over, to), *args)[indices]
-            case Tally(along, choices, experts):
-                b.path = "tally"
-                return b.cast(b.one(ops.Tally(along, choices, Dim(experts)), *args), self.compute)
-            case Dispatch() | Combine() | ExpertDot():
+            case TopK() | Tally() | Dispatch() | Combine() | ExpertDot() | ExpertTake():
                 return self._experts(typed.op, args)
             case Positions(dim=dim):
                 b.path = "positions"
                 return b.one(ops.Iota(Dim(dim)))
+
+    def _indexed(self, typed: Typed, args: tuple[int, ...]) -> int:
+        """A dim split in two, two joined, or what indices pick."""
+        b = self.b
+        match typed.op:
+            case Split(dim, outer, inner):
+                dealt = b.one(ops.Chunk(dim, outer, inner), *args)
+                return arranged(b, dealt, typed.kind.dims)
+            case Join(outer, inner, dim):
+                order = (inner, *(name for name in b.types[args[0]].names if name != inner))
+                return b.one(ops.Unchunk(dim, outer, inner), arranged(b, args[0], order))
+            case Pick(dim=dim):
+                b.path = "pick"
+                return b.one(ops.Pick(dim), *args)
+            case OneHot(dim=dim):
+                b.path = "one_hot"
+                ones = b.one(ops.Fill(1.0, self.compute, b.types[args[0]].dims))
+                return b.one(ops.Spread(Dim(dim)), ones, *args)
+            case _:
+                raise InternalError(f"{typed.op} is not about indices")
 
     def _prim(self, name: str, typed: Typed, args: tuple[int, ...]) -> int:
         b = self.b
@@ -193,9 +214,19 @@ class Emitter:
         attrs = ops.Attend(op.along, op.heads, op.kv_heads, op.dim, scale, op.mask)
         return b.emit(attrs, q, k, v)[0]
 
-    def _experts(self, op: Dispatch | Combine | ExpertDot, args: tuple[int, ...]) -> int:
+    def _experts(
+        self,
+        op: TopK | Tally | Dispatch | Combine | ExpertDot | ExpertTake,
+        args: tuple[int, ...],
+    ) -> int:
         b = self.b
         match op:
+            case TopK(over=over, to=to, indices=indices):
+                b.path = "top_k"
+                return b.emit(ops.TopK(over, to), *args)[indices]
+            case Tally(along, choices, experts):
+                b.path = "tally"
+                return b.cast(b.one(ops.Tally(along, choices, Dim(experts)), *args), self.compute)
             case Dispatch(along, choices, to, order):
                 b.path = "dispatch"
                 attrs = ops.Dispatch(along, choices, tuple(map(Dim, to)))
@@ -213,6 +244,16 @@ class Emitter:
                 weight = arranged(b, weight, (*kept, *own))
                 attrs = ops.GroupedDot(experts, rows, along, choices, contract)
                 return b.one(attrs, x, weight, chosen)
+            case ExpertTake(along, choices, experts, rows, lead):
+                # A row of nothing but a one, by matrices that have one row each.
+                b.path = "expert_take"
+                x, chosen = args
+                own = (name for name in b.types[x].names if name != experts)
+                tokens = b.types[chosen].dims[: len(lead) + 1]
+                ones = b.one(ops.Fill(1.0, b.types[x].dtype, tokens))
+                placed = b.one(ops.Dispatch(along, choices, (Dim(rows),)), ones, chosen)
+                attrs = ops.GroupedDot(experts, rows, along, choices, ())
+                return b.one(attrs, placed, arranged(b, x, (experts, *own)), chosen)
 
 
 def square(typed: Typed) -> Typed:

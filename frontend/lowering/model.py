@@ -10,6 +10,7 @@ takes the sum so far behind its first input: a stack carries it from layer to la
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from msgspec import Struct, structs
@@ -101,17 +102,40 @@ class _Lowering:
 
     def under(self, nested: Nested) -> tuple[Parameter, ...]:
         """The parameters of a sub-block, or those of a stack as one tensor for all layers."""
+        left = (p for layer in self.left(nested) for p in self.under(layer))
+        return (*self.repeated(nested), *left)
+
+    def repeated(self, nested: Nested) -> tuple[Parameter, ...]:
+        """The parameters of a sub-block, or those of what a stack runs again and again."""
         found: list[Parameter] = []
-        for parameter in self.parameters(nested.block):
+        for parameter in self.parameters(nested.block) if self.runs(nested) else ():
             name = f"{nested.name}.{parameter.name}"
             changed = structs.replace(parameter, name=name)
             if nested.over:
-                kind = stack_of(parameter.type, nested.over)
-                changed = structs.replace(changed, type=kind, stack=nested.over, depth=1)
+                kind = stack_of(parameter.type, nested.turns)
+                changed = structs.replace(
+                    changed, type=kind, stack=nested.turns, depth=1, period=nested.period
+                )
             elif parameter.stack:
                 changed = structs.replace(changed, depth=parameter.depth + 1)
             found.append(changed)
         return tuple(found)
+
+    def runs(self, nested: Nested) -> bool:
+        """Whether its block is run as a whole; a pattern that is longer than its stack is not."""
+        return not nested.period or nested.turns in self.sizes.dims
+
+    def left(self, nested: Nested) -> tuple[Nested, ...]:
+        """The layers of a stack behind its last whole period, each as a sub of its own."""
+        if not nested.period:
+            return ()
+        count, layers = self.sizes.size(nested.over), self.blocks[nested.block].nested
+        return tuple(
+            Nested(
+                f"{nested.name}.{number}", nested.span, layers[str(number % nested.period)].block
+            )
+            for number in range(count - count % nested.period, count)
+        )
 
     def init(self, param: Param) -> Init:
         """How a parameter begins: as stated, else normal by fan-in, or as a lookup table."""
@@ -135,7 +159,8 @@ class _Lowering:
         """The name of a block's function, lowered on first use."""
         inputs = self.blocks[key].signature.inputs
         several = stacked and (len(inputs) > 1 or self.penalty(key) is not None)
-        name, new = self.name((key, "stacked") if several else key, key.name + ".stacked" * several)
+        wish = "_".join(re.findall(r"[A-Za-z_]\w*", key.name)) + ".stacked" * several
+        name, new = self.name((key, "stacked") if several else key, wish)
         if new:
             self.functions[name] = self.function(key, name, several)
         return name
@@ -222,21 +247,31 @@ class _BlockEmitter:
         )
 
     def use(self, op: Use, builder: Builder, args: tuple[int, ...]) -> int:
-        """A call of a sub-block, or a scan over a stack."""
+        """A call of a sub-block, or a scan over a stack and what its last period leaves."""
         lowering, nested = self.lowering, self.block.nested[op.name]
+        value = args[0] if args else -1
+        if lowering.runs(nested):
+            value = self.run(nested, builder, args)
+        for layer in lowering.left(nested):
+            value = self.run(layer, builder, (value, *args[1:]))
+        return value
+
+    def run(self, nested: Nested, builder: Builder, args: tuple[int, ...]) -> int:
+        """A call of a block, or a scan over it."""
+        lowering = self.lowering
         name = lowering.block(nested.block, bool(nested.over))
         builder.functions[name] = lowering.functions[name].signature
-        builder.path = op.name
+        builder.path = nested.name
         wanted = lowering.blocks[nested.block].signature.inputs
         fitted = tuple(
             self.fitted(arg, lowering.type(given.kind))
             for arg, given in zip(args, wanted, strict=True)
         )
-        params = tuple(self.values[p.name] for p in lowering.under(nested))
+        params = tuple(self.values[p.name] for p in lowering.repeated(nested))
         kind = lowering.penalty(nested.block)
         if nested.over:
             begin = () if kind is None else (builder.one(Fill(0.0, kind.dtype, kind.dims)),)
-            scan = Scan(name, nested.over, 1 + len(begin), len(params))
+            scan = Scan(name, nested.turns, 1 + len(begin), len(params))
             result, *more = builder.emit(scan, fitted[0], *begin, *params, *fitted[1:])
         else:
             result, *more = builder.emit(Call(name), *fitted, *params)

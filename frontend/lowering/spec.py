@@ -21,8 +21,8 @@ from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
 from fllmc.frontend.sections.train import Choice, TrainSection, read_train
 from fllmc.frontend.semantics.typed import Key, Rule
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
-from fllmc.ir.program import DimSize, Function, Program
-from fllmc.ir.settings import Adapter, Data, Schedule, Spec
+from fllmc.ir.program import DimSize, Function, Program, layers_dim
+from fllmc.ir.settings import Adapter, Data, Schedule, Shard, Spec
 from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Mesh
 
@@ -208,6 +208,7 @@ class Lowering:
             known = (*dims, *self.module.dims)
             schedule, found = read_schedule(node, known, mesh if node.mesh else None, paths)
         self.found += found
+        schedule = structs.replace(schedule, shards=with_patterns(schedule.shards, program))
         return schedule, mesh or Mesh()
 
     def chosen_schedule(self, train: str) -> ast.Schedule | None:
@@ -289,6 +290,18 @@ class Lowering:
             for each in program.parameters
         )
         return structs.replace(program, parameters=parameters)
+
+
+def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, ...]:
+    """The directives on the layers of a stack, as directives on what the stack is run over."""
+    stacks = dict.fromkeys(p.stack for p in program.parameters if p.stack)
+    runs: dict[str, list[str]] = {}
+    for stack in stacks:
+        runs.setdefault(layers_dim(stack), []).append(stack)
+    return tuple(
+        structs.replace(shard, dims=tuple(d for dim in shard.dims for d in runs.get(dim, [dim])))
+        for shard in shards
+    )
 
 
 def _rules(optimizer: Choice | None, rate: Choice | None) -> tuple[Function, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 
 from fllmc.frontend import ast
+from fllmc.frontend.semantics import indexing
 from fllmc.frontend.semantics.experts import EXPERT_CALLS, Call, expert_call
 from fllmc.frontend.semantics.forms import FORMS, MAX_REDUCE, UNARY, Form, Option, Wanted
 from fllmc.frontend.semantics.infer import Body
@@ -16,7 +17,6 @@ from fllmc.frontend.semantics.typed import (
     Composite,
     Contract,
     Kind,
-    Positions,
     Prim,
     Reduce,
     Requirement,
@@ -360,11 +360,6 @@ def _heads(
     return ("", free[-1], free[-1]) if free else ("queries have no dim of heads", "", "")
 
 
-def _positions(body: Body, given: Given) -> Typed:
-    along = given.words["along"]
-    return Typed(Kind((along,), along, "index"), Positions(along), (), given.span)
-
-
 def _experts(body: Body, given: Given) -> Typed:
     name, span = given.form.name, given.span
     return expert_call(body, Call(name, span, given.tensors, given.dims, given.named))
@@ -387,7 +382,9 @@ RULES: Mapping[str, Rule] = {
     "less": _less,
     "max": _max,
     "mean": _mean,
-    "positions": _positions,
+    "one_hot": lambda body, given: indexing.one_hot(body, given.span, *given.tensors),
+    "pick": lambda body, given: indexing.pick(body, given.span, *given.tensors),
+    "positions": lambda body, given: indexing.positions(given.span, given.words["along"]),
     "rope": _rope,
     "stop": _stop,
     "sum": _reduce,

@@ -15,11 +15,16 @@ from fllmc.frontend.semantics.typed import (
     Contract,
     Dispatch,
     ExpertDot,
+    ExpertTake,
+    Join,
+    OneHot,
     Param,
+    Pick,
     Positions,
     Reduce,
     Renamed,
     Rope,
+    Split,
     TopK,
     Typed,
 )
@@ -61,7 +66,7 @@ def expressions(block: Block) -> Iterator[Typed]:
 def made(typed: Typed) -> tuple[str, ...]:
     """The dim of rows that an expression speaks of."""
     match typed.op:
-        case Dispatch(to=(rows,)) | ExpertDot(rows=rows):
+        case Dispatch(to=(rows,)) | ExpertDot(rows=rows) | ExpertTake(rows=rows):
             return (rows,)
         case _:
             return ()
@@ -74,8 +79,12 @@ def worked_along(typed: Typed) -> tuple[str, ...]:
             return dims
         case ExpertDot(contract=dims):
             return dims
-        case Positions(dim=dim) | TopK(over=dim):
+        case Positions(dim=dim) | TopK(over=dim) | Pick(dim=dim) | OneHot(dim=dim):
             return (dim,)
+        case Split(dim=dim):
+            return (dim,)
+        case Join(outer=outer, inner=inner):
+            return (outer, inner)
         case Renamed(pairs=pairs):
             return tuple(old for old, _ in pairs)
         case Rope(along=along, dim=dim):

@@ -11,6 +11,7 @@ from fllmc.frontend.semantics.typed import (
     Combine,
     Dispatch,
     ExpertDot,
+    ExpertTake,
     Kind,
     Requirement,
     Tally,
@@ -132,6 +133,23 @@ def _expert_dot(body: Body, call: Call) -> Found:
     return "", Typed(Kind((*lead, other[0], *own)), op, call.tensors, call.span)
 
 
+def _expert_take(body: Body, call: Call) -> Found:
+    x, chosen = call.tensors
+    (along,), to = call.named["along"], call.named["to"]
+    reason, choices = _choices(chosen, along)
+    if not reason and len(to) != 1:
+        reason = "`to` is the one dim of rows; beside slots, what has `experts` needs no such call"
+    reason = reason or _layout(body, call, chosen, along, to)
+    if reason:
+        return reason, None
+    lead, experts = chosen.kind.dims[:-2], chosen.kind.index
+    own = tuple(name for name in x.kind.dims if name != experts)
+    if experts not in x.kind.dims or any(name in (*lead, *to, along, choices) for name in own):
+        return f"this is {x.kind}: one value for each of `{experts}` is wanted", None
+    op = ExpertTake(along, choices, experts, to[0], lead)
+    return "", Typed(Kind((*lead, to[0], *own)), op, call.tensors, call.span)
+
+
 def _tally(body: Body, call: Call) -> Found:
     (chosen,) = call.tensors
     (along,) = call.named["along"]
@@ -146,6 +164,7 @@ _RULES = {
     "combine": _combine,
     "dispatch": _dispatch,
     "expert_dot": _expert_dot,
+    "expert_take": _expert_take,
     "tally": _tally,
     "top_k": _top_k,
     "top_k_indices": _top_k,

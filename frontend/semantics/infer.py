@@ -30,7 +30,6 @@ from fllmc.frontend.semantics.typed import (
     Param,
     Plain,
     Prim,
-    Renamed,
     Requirement,
     Signature,
     Size,
@@ -42,7 +41,6 @@ from fllmc.frontend.type_errors import (
     DimTwice,
     ExtraArgument,
     MissingArgument,
-    NoSuchDim,
     NotNumbers,
     UnknownArgument,
     WrongArgument,
@@ -133,7 +131,9 @@ class Body:
             case ast.Binary(op=op, left=left, right=right):
                 return self._elementwise(node, OPERATORS[op], f"`{op}`", left, right)
             case ast.Rename():
-                return self._rename(node)
+                from fllmc.frontend.semantics.renaming import renamed  # the two know each other
+
+                return renamed(self, node)
             case ast.Call():
                 return self._call(node)
             case ast.Attribute():
@@ -218,33 +218,6 @@ class Body:
             return None
         self.found.append(UnknownAttribute(node.name.span, node.name.text))
         return None
-
-    def _rename(self, node: ast.Rename) -> Typed:
-        value = self.expr(node.value)
-        if value.kind.broken:
-            return value
-        pairs: dict[str, str] = {}
-        for pair in node.pairs:
-            old = pair.old.text
-            if old not in value.kind.dims:
-                shown = str(value.kind)
-                found = NoSuchDim(pair.old.span, "this renaming", old, shown, value.kind.dims)
-                return self.broken(node.span, found)
-            if old in pairs:
-                return self.broken(
-                    node.span, DimTwice(pair.old.span, old, "second time", what="this renames")
-                )
-            if not self.dim(pair.new):
-                return self.broken(node.span)
-            pairs[old] = pair.new.text
-            self.requirements.append(Requirement("same", old, pair.new.text, pair.span))
-        dims = tuple(pairs.get(name, name) for name in value.kind.dims)
-        for position, name in enumerate(dims):
-            if name in dims[:position]:
-                found = DimTwice(node.span, name, f"this has `{name}` already")
-                return self.broken(node.span, found)
-        kind = Kind(dims, value.kind.index, value.kind.form)
-        return Typed(kind, Renamed(tuple(pairs.items())), (value,), node.span)
 
     # Calls.
 

@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 
 from fllmc.frontend import ast
+from fllmc.ir.program import turns_dim
 from fllmc.ir.span import NOWHERE, Span
 
 
@@ -85,6 +86,22 @@ class Renamed(Struct, frozen=True):
     pairs: tuple[tuple[str, str], ...]
 
 
+class Split(Struct, frozen=True):
+    """The argument with a dim as two; position i is at i // inner of `outer`, i mod inner."""
+
+    dim: str
+    outer: str
+    inner: str
+
+
+class Join(Struct, frozen=True):
+    """The argument with two dims as one, the inverse of a split."""
+
+    outer: str
+    inner: str
+    dim: str
+
+
 class Plain(Struct, frozen=True):
     """A plain parameter as a value."""
 
@@ -146,6 +163,18 @@ class TopK(Struct, frozen=True):
     indices: bool
 
 
+class Pick(Struct, frozen=True):
+    """The argument at indices of one of its dims."""
+
+    dim: str
+
+
+class OneHot(Struct, frozen=True):
+    """Along a new last dim, one at the index and zero elsewhere."""
+
+    dim: str
+
+
 class Dispatch(Struct, frozen=True):
     """Tokens to expert layout, from a value laid out as `order`."""
 
@@ -175,6 +204,16 @@ class ExpertDot(Struct, frozen=True):
     lead: tuple[str, ...]
 
 
+class ExpertTake(Struct, frozen=True):
+    """For each row what a tensor has for its expert; `lead` are the dims of sequences."""
+
+    along: str
+    choices: str
+    experts: str
+    rows: str
+    lead: tuple[str, ...]
+
+
 class Tally(Struct, frozen=True):
     """How often each of `experts` is chosen in each sequence."""
 
@@ -184,8 +223,9 @@ class Tally(Struct, frozen=True):
 
 
 Operation = (
-    Local | Constant | Size | Prim | Reduce | Contract | Renamed | Plain | Apply | Use | Composite
-    | Rope | Attend | Positions | TopK | Dispatch | Combine | ExpertDot | Tally
+    Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
+    | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
+    | ExpertDot | ExpertTake | Tally
 )  # fmt: skip
 
 
@@ -235,10 +275,20 @@ class Key(Struct, frozen=True, order=True):
 
 
 class Nested(Member, frozen=True):
-    """A `sub`, or a `stack` when `over` names a dim."""
+    """A `sub`, or a `stack` when `over` names a dim.
+
+    With a `period` the block is a pattern of that many layers, its subs named by their numbers; it
+    is run for each whole period, and the layers that are left follow by themselves.
+    """
 
     block: Key
     over: str = ""
+    period: int = 0
+
+    @property
+    def turns(self) -> str:
+        """The dim over which its block is run: that of the layers, or that of their periods."""
+        return turns_dim(self.over, self.period) if self.period else self.over
 
 
 class Input(Struct, frozen=True):
@@ -261,9 +311,10 @@ class Signature(Struct, frozen=True):
 
 class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
-    no larger than b) or `product` (a is the product of the dims in b, parted by blanks)."""
+    no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
+    choices) or `parts` (the same of a dim and those that it is split into)."""
 
-    rule: Literal["divides", "even", "same", "at_most", "product"]
+    rule: Literal["divides", "even", "same", "at_most", "product", "parts"]
     a: str
     b: str
     span: Span

@@ -140,9 +140,10 @@ class Reindex(Attrs, frozen=True, tag="reindex"):
 
 
 class Pick(Attrs, frozen=True, tag="pick"):
-    """x at one position along dim: (x[..., dim], index of dim [some of ...]) -> x less dim.
+    """x at positions along dim: (x[..., dim], index of dim) -> [x less dim, what index has more].
 
-    With `dim` divided, the ranks that do not hold the position give zero: a partial sum.
+    The index has some of x's other dims, and maybe dims of its own, each position of which picks by
+    itself. With `dim` divided, the ranks that do not hold the position give zero: a partial sum.
     """
 
     dim: str
@@ -156,9 +157,11 @@ class Pick(Attrs, frozen=True, tag="pick"):
         in_one_stretch(x.dim(self.dim))
         require(self.dim not in index.names, f"{index} still has {self.dim}")
         for dim in index.dims:
-            require(dim in x.dims, f"{x} lacks {dim}")
-        divided = merged(x.axes_of(self.dim))
-        return (msgspec.structs.replace(x.without((self.dim,)), partial=divided),)
+            fits = dim.name not in x.names or dim in x.dims
+            require(fits, f"{dim.name} is placed differently: {x}, {index}")
+        more = (dim for dim in index.dims if dim.name not in x.names)
+        dims = distinct((*x.without((self.dim,)).dims, *more))
+        return (Type(x.dtype, dims, merged(x.axes_of(self.dim))),)
 
 
 class Spread(Attrs, frozen=True, tag="spread"):

@@ -142,6 +142,19 @@ def linear(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
     return site.emit(attrs, number)
 
 
+def dealt(site: Site, op: Op, attrs: ops.Chunk | ops.Unchunk) -> Sequence[Value]:
+    """As it is where each rank holds whole chunks, or all of a dim; else whole along the dim."""
+    (value,) = op.operands
+    kind = site.kind(value)
+    split = isinstance(attrs, ops.Chunk)
+    held = kind.axes_of(attrs.dim if split else attrs.over)
+    extent = site.layout.mesh.extent(held) if split else 2
+    if not held or site.mover.build.sizes.size(attrs.part) % extent == 0:
+        return linear(site, op, attrs)
+    whole = {**axes_of(kind), (attrs.dim if split else attrs.over): ()}
+    return site.emit(attrs, site.take(value, whole))
+
+
 def widens_too_early(site: Site, op: Op) -> bool:
     """Whether a cast would make a sum wider before it is moved.
 
@@ -295,13 +308,11 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
             ops.Cast,
-            ops.Chunk,
             ops.Neg,
             ops.Reindex,
             ops.Rename,
             ops.Stop,
             ops.Transpose,
-            ops.Unchunk,
         ),
         linear,
     ),
@@ -324,6 +335,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     ),
     **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),
     **dict.fromkeys((ops.Dequantize, ops.Quantize), blockwise),
+    **dict.fromkeys((ops.Chunk, ops.Unchunk), dealt),
     ops.Combine: experts.combine,
     ops.Dispatch: experts.dispatch,
     ops.Fill: fill,

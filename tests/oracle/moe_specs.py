@@ -6,17 +6,26 @@ VOCAB, EMBED, FFN, EXPERTS, CHOICES, LAYERS, BATCH, SEQ = 256, 8, 12, 4, 2, 2, 8
 SLOTS = 2
 """Fewer than a balanced choice would take, so that much is dropped."""
 
-DENSE = """block dense(x: [batch, seq, embed]) -> [batch, seq, embed] {
-  param router: embed -> experts
+DENSE = """block dense_mlp(
+  x: [batch, seq, embed],
+  weights: [batch, seq, experts],
+) -> [batch, seq, embed] {
   param gate: [experts, embed, ffn] = normal(std: 1 / sqrt(embed))
   param up: [experts, embed, ffn] = normal(std: 1 / sqrt(embed))
   param down: [experts, ffn, embed] = normal(std: 1 / sqrt(ffn))
 
+  hidden = swiglu(dot[embed](x, gate), dot[embed](x, up))
+  return dot[experts](dot[ffn](hidden, down), weights)
+}
+
+block dense(x: [batch, seq, embed]) -> [batch, seq, embed] {
+  param router: embed -> experts
+  sub mlp: dense_mlp
+
   scores = softmax(router(x), over: experts)
   least = stop(-max[choices](-top_k(scores, over: experts, to: choices)))
   kept = where(less(scores, least), 0, scores)
-  hidden = swiglu(dot[embed](x, gate), dot[embed](x, up))
-  return dot[experts](dot[ffn](hidden, down), kept / sum[experts](kept))
+  return mlp(x, kept / sum[experts](kept))
 }
 """
 

@@ -107,10 +107,10 @@ def by_loop(values: Values) -> tuple[np.ndarray, int]:
                 if taken[expert] > SLOTS:
                     dropped += 1
                     continue
-                gate, up = (token @ values[name][expert] for name in ("gate", "up"))
+                gate, up = (token @ values[f"mlp.{name}"][expert] for name in ("gate", "up"))
                 hidden = gate / (1 + np.exp(-gate)) * up
                 weight = scores[expert] / scores[chosen].sum()
-                out[sample, place] += weight * (hidden @ values["down"][expert])
+                out[sample, place] += weight * (hidden @ values["mlp.down"][expert])
     return out, dropped
 
 
@@ -208,7 +208,9 @@ def reference_loss(
                 mine = mine & (place <= slots)
             sample, token, choice = mine.nonzero(as_tuple=True)
             rows = normed[sample, token]
-            gate, up, down = (own[f"body.moe.{name}"][expert] for name in ("gate", "up", "down"))
+            gate, up, down = (
+                own[f"body.moe.mlp.{name}"][expert] for name in ("gate", "up", "down")
+            )
             rows = torch.nn.functional.silu(rows @ gate) * (rows @ up) @ down
             rows = rows * weights[sample, token, choice][:, None]
             total = total.index_put((sample, token), rows, accumulate=True)
@@ -313,7 +315,7 @@ def test_processes_exchange_rows_and_take_the_step_of_plain_pytorch(block: str) 
         assert (moves in kinds) == (name != "on the tensor axis")
         assert whole or "all_to_all" not in kinds
         check_rows(outcome, len(batches()))
-        gate = next(p for p in outcome.plan.program.parameters if p.name == "body.moe.gate")
+        gate = next(p for p in outcome.plan.program.parameters if p.name == "body.moe.mlp.gate")
         assert gate.type.axes_of("experts"), name
 
 
@@ -374,7 +376,7 @@ def test_the_plan_says_what_is_moved_and_what_there_is_room_for() -> None:
     told = decisions(program, spec.schedule)
     there, back = (found for found in told if found.choice.startswith("only rows"))
     packed = BATCH // 4 * SEQ * CHOICES * EMBED * 8
-    assert (there.subject, back.subject) == ("moe.dispatch", "moe.combine")
+    assert (there.subject, back.subject) == ("moe.mlp.dispatch", "moe.mlp.combine")
     for found in (there, back):
         assert bytes_text(packed) in found.choice
         assert bytes_text(2 * packed) in found.rejected
