@@ -23,17 +23,30 @@ def rope(attrs: ops.Rope, site: Site, x: Value) -> Value:
     names = site.operands[0].names
     order = (*(n for n in names if n not in (attrs.along, attrs.dim)), attrs.along, attrs.dim)
     rows = aligned(x, names, order)
-    length, width = rows.shape[-2:]
+    length, width = rows.shape[-2], attrs.rotary or rows.shape[-1]
+    rows, rest = rows[..., :width], rows[..., width:]
     # Pairs as the last two dims: (pair, side) or (side, pair).
     halves = attrs.layout == "half"
     pairs = rows.reshape(*rows.shape[:-1], *((2, width // 2) if halves else (width // 2, 2)))
     real, imaginary = (_jnp.take(pairs, i, axis=-2 if halves else -1) for i in (0, 1))
-    speeds = _jnp.exp(-_jnp.log(attrs.theta) * _jnp.arange(0, width, 2) / width)
-    angles = _jnp.outer(_jnp.arange(length), speeds).astype(x.dtype)
+    angles = _jnp.outer(_jnp.arange(length), speeds(attrs, width)).astype(x.dtype)
     turn = _lax.complex(_jnp.cos(angles), (-1 if attrs.inverse else 1) * _jnp.sin(angles))
-    turned = _lax.complex(real, imaginary) * turn
+    turned = _lax.complex(real, imaginary) * turn * attrs.magnitude
     sides = _jnp.stack([turned.real, turned.imag], axis=-2 if halves else -1)
-    return aligned(sides.reshape(rows.shape), order, names)
+    whole = _jnp.concatenate([sides.reshape(rows.shape), rest], axis=-1)
+    return aligned(whole, order, names)
+
+
+def speeds(attrs: ops.Rope, width: int) -> Value:
+    """Radians per position of each pair: plain, slowed down, or a mixture of both."""
+    pairs = _jnp.arange(width // 2)
+    plain = _jnp.exp(-_jnp.log(attrs.theta) * pairs * 2 / width)
+    slow = plain / (_jnp.asarray(attrs.factors) if attrs.factors else attrs.factor)
+    if not attrs.ramp:
+        return slow
+    at = plain if attrs.ramp == "speed" else pairs
+    kept = _jnp.clip((at - attrs.low) / (attrs.high - attrs.low), 0, 1)
+    return (1 - kept) * slow + kept * plain
 
 
 def scored(attrs: ops.Attend, q: Value, k: Value, sinks: Value | None, bias: Value | None) -> Value:
@@ -46,9 +59,8 @@ def scored(attrs: ops.Attend, q: Value, k: Value, sinks: Value | None, bias: Val
         scores = attrs.cap * _jnp.tanh(scores / attrs.cap)
     rows, columns = scores.shape[-2:]
     if bias is not None:
-        start = attrs.origin - attrs.first
-        picked = [_lax.dynamic_slice_in_dim(bias, start - row, columns, 1) for row in range(rows)]
-        scores = scores + _jnp.stack(picked, axis=1)
+        places = _jnp.arange(columns) - _jnp.arange(rows)[:, None] + attrs.origin - attrs.first
+        scores = scores + _jnp.take(bias, places, axis=1)
     seen = _jnp.ones((rows, columns), bool)
     if attrs.mask == "causal":
         seen = _jnp.tril(seen, attrs.first)

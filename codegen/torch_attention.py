@@ -102,8 +102,12 @@ def rope(text: FunctionText, op: Op, at: int) -> list[str]:
     attrs = op.attrs
     kind = text.function.types[op.operands[0]]
     held = positions(text, kind.dim(attrs.along))
-    shape = f"{held}, {text.sizes.size(attrs.dim)}"
-    table = text.view(f"rt.rope_table({shape}, {attrs.theta!r}, {quoted(kind.dtype)})")
+    plain = Rope("", "")
+    numbers = ("theta", "factor", "ramp", "low", "high", "factors", "magnitude")
+    pairs = ((name, getattr(attrs, name)) for name in numbers)
+    told = "".join(f", {n}={v!r}" for n, v in pairs if n == "theta" or v != getattr(plain, n))
+    width = attrs.width(text.sizes)
+    table = text.view(f"rt.rope_table({held}, {width}, {quoted(kind.dtype)}{told})")
     along, dim = kind.names.index(attrs.along), kind.names.index(attrs.dim)
     source, out = text.tensor(op.operands[0]), text.tensor(op.results[0])
     given = f"{along}, {dim}, layout={quoted(attrs.layout)}, inverse={attrs.inverse}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,17 +16,16 @@ def rope(attrs: Rope, here: Here, x: Array) -> Array:
     """Each pair of `dim` turned by its position along `along`."""
     (kind,) = here.operands
     along, dim = kind.names.index(attrs.along), kind.names.index(attrs.dim)
-    half = x.shape[dim] // 2
     rows = np.moveaxis(x, (along, dim), (-2, -1))
-    speed: Array = attrs.theta ** (-2.0 * np.arange(half, dtype=np.float64) / x.shape[dim])
-    angle = here.positions(kind.dim(attrs.along))[:, None] * speed
+    width = attrs.width(here.sizes)
+    angle = here.positions(kind.dim(attrs.along))[:, None] * np.asarray(attrs.speeds(width))
     cosine, sine = np.cos(angle), np.sin(angle) * (-1.0 if attrs.inverse else 1.0)
-    a, b = slice(half), slice(half, None)
+    a, b = slice(width // 2), slice(width // 2, width)
     if attrs.layout == "interleaved":
-        a, b = slice(0, None, 2), slice(1, None, 2)
-    turned = np.empty_like(rows)
-    turned[..., a] = rows[..., a] * cosine - rows[..., b] * sine
-    turned[..., b] = rows[..., b] * cosine + rows[..., a] * sine
+        a, b = slice(0, width, 2), slice(1, width, 2)
+    turned = rows.copy()
+    turned[..., a] = attrs.magnitude * (rows[..., a] * cosine - rows[..., b] * sine)
+    turned[..., b] = attrs.magnitude * (rows[..., b] * cosine + rows[..., a] * sine)
     return np.moveaxis(turned, (-2, -1), (along, dim))
 
 
@@ -149,7 +149,8 @@ def attend_grad(attrs: AttendGrad, here: Here, *arrays: Array) -> tuple[Array, .
         kind = kinds[attrs.taken - 1]
         d_bias = np.zeros_like(ordered(extras[-1], kind.names, (attrs.heads, attrs.bias)))
         places = layout.distances(capped.shape[-1]) + attrs.origin
-        np.add.at(d_bias, (slice(None), places), per_head(flat_heads(d_biased, 2)))
+        where: Any = (slice(None), places)
+        np.add.at(d_bias, where, per_head(flat_heads(d_biased, 2)))
         found.append(ordered(d_bias, (attrs.heads, attrs.bias), kind.names))
     return tuple(found)
 

@@ -129,24 +129,44 @@ class Composite(Struct, frozen=True):
     options: tuple[tuple[str, float | str], ...] = ()
 
 
+class Scaling(Struct, frozen=True):
+    """A named way to stretch rotary positions, with its numbers, lists of numbers and words."""
+
+    name: str
+    amounts: tuple[tuple[str, ast.Expr], ...]
+    lists: tuple[tuple[str, tuple[ast.Expr, ...]], ...]
+    words: tuple[tuple[str, str], ...]
+
+
 class Rope(Struct, frozen=True):
-    """Rotary positions."""
+    """Rotary positions; `rotary` None stands for all of the dim."""
 
     along: str
     dim: str
-    theta: float
+    theta: ast.Expr | None
     layout: str
+    rotary: ast.Expr | None = None
+    scaling: Scaling | None = None
 
 
 class Attend(Struct, frozen=True):
-    """Attention; `scale` None stands for 1/sqrt(size of dim)."""
+    """Attention. `scale` None stands for 1/sqrt(size of dim).
+
+    `value` is the dim of values where it is another than `dim`, `bias` the dim of distances.
+    """
 
     along: str
     heads: str
     kv_heads: str
     dim: str
     mask: str
-    scale: float | None
+    scale: ast.Expr | None
+    keys: str
+    value: str
+    sinks: bool
+    bias: str
+    window: ast.Expr | None
+    cap: ast.Expr | None
 
 
 class Positions(Struct, frozen=True):
@@ -312,9 +332,12 @@ class Signature(Struct, frozen=True):
 class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
     no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
-    choices) or `parts` (the same of a dim and those that it is split into)."""
+    choices), `parts` (the same of a dim and those that it is split into), `distances` (a is the sum
+    of the dims in b, less one) or `at_most_of` (a is no larger than b: queries among keys)."""
 
-    rule: Literal["divides", "even", "same", "at_most", "product", "parts"]
+    rule: Literal[
+        "divides", "even", "same", "at_most", "product", "parts", "distances", "at_most_of"
+    ]
     a: str
     b: str
     span: Span

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import msgspec
 
 from fllmc.ir.ops.base import Attrs, Env, linear_in_one, merged, require
-from fllmc.ir.types import Dim, Type
+from fllmc.ir.rotary import Ramp, turning_speeds
+from fllmc.ir.types import Dim, Sizes, Type
 
 
 class Rope(Attrs, frozen=True, tag="rope"):
     """Rotary positions (Su et al. 2021): turn pairs of `dim` by position along `along`.
 
-    Pair i of n/2 turns by position * theta^(-2i/n). `layout` says which elements make a pair:
-    `half` (i, i + n/2) as in the released Llama checkpoints' transformers layout, or `interleaved`
-    (2i, 2i + 1). `inverse` turns back, which is also the transpose.
+    Pair i of n/2 turns by position times its speed, which `ir/rotary.py` defines. Plain speeds are
+    theta^(-2i/n). `layout` says which elements make a pair: `half` (i, i + n/2) as in the released
+    Llama checkpoints' transformers layout, or `interleaved` (2i, 2i + 1). Where `rotary` is not 0,
+    n is that, and elements behind the first n are as they were. What is turned is multiplied by
+    `magnitude`. `inverse` is the transpose: it turns back.
     """
 
     along: str
@@ -23,16 +26,36 @@ class Rope(Attrs, frozen=True, tag="rope"):
     theta: float = 10000.0
     layout: str = "half"
     inverse: bool = False
+    rotary: int = 0
+    factor: float = 1.0
+    ramp: str = ""
+    low: float = 0.0
+    high: float = 0.0
+    factors: tuple[float, ...] = ()
+    magnitude: float = 1.0
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         (kind,) = operands
         require(self.along in kind.names, f"{kind} has no dim {self.along}")
         require(self.dim in kind.names, f"{kind} has no dim {self.dim}")
         require(self.along != self.dim, f"{self.dim} can't be turned along itself")
-        require(env.sizes.size(self.dim) % 2 == 0, f"{self.dim} must be even")
+        width = self.width(env.sizes)
+        require(width % 2 == 0, f"{self.dim} must be even")
+        require(0 < width <= env.sizes.size(self.dim), f"{self.dim} has no {width} elements")
         require(self.layout in ("half", "interleaved"), f"no layout {self.layout}")
+        require(self.ramp in ("", "speed", "pair"), f"no ramp {self.ramp}")
+        require(len(self.factors) in (0, width // 2), f"{len(self.factors)} factors for {width}")
         linear_in_one(operands, (0,))
         return (kind,)
+
+    def width(self, sizes: Sizes) -> int:
+        """How many elements of `dim` are turned."""
+        return self.rotary or sizes.size(self.dim)
+
+    def speeds(self, width: int) -> tuple[float, ...]:
+        """The angle by which each pair turns from one position to the next."""
+        ramp = Ramp(self.ramp, self.low, self.high)
+        return turning_speeds(width, self.theta, self.factor, ramp, self.factors)
 
     def whole(self, operands: Sequence[Type]) -> tuple[str, ...]:
         return (self.dim,)
@@ -161,7 +184,7 @@ class AttendGrad(Attend, frozen=True, tag="attend_grad"):
     """The gradients of attend's operands, of these and (out, lse, d_out), in their order.
 
     FlashAttention-2 (Dao 2023), section 3.1: P = exp(S - lse), D = sum(d_out * out),
-    dS = P * (d_out v^T - D), which also holds with a sink in lse, whose own score has d_out v^T = 0.
+    dS = P * (d_out v^T - D). It also holds with a sink in lse, whose own score has d_out v^T = 0.
     With divided queries, those of keys and values are partial sums; those of sinks and bias are
     over all axes that divide queries and their batch.
     """
