@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,10 +48,17 @@ def speeds(attrs: ops.Rope, width: int) -> Value:
     return (1 - kept) * slow + kept * plain
 
 
-def scored(attrs: ops.Attend, q: Value, k: Value, sinks: Value | None, bias: Value | None) -> Value:
+def scored(
+    attrs: ops.Attend,
+    q: Value,
+    k: Value,
+    sinks: Value | None,
+    bias: Value | None,
+    starts: Value | None,
+) -> Value:
     """Masked scores [rest, heads, queries, keys] of q and k in [rest, heads, along, dim].
 
-    With sinks one more key stands last, which all queries see.
+    With sinks one more key stands last, which all queries see. `starts` are [rest, along].
     """
     scores = _jnp.einsum("...qd,...kd->...qk", q, k, precision="highest") * attrs.scale
     if attrs.cap:
@@ -68,6 +74,9 @@ def scored(attrs: ops.Attend, q: Value, k: Value, sinks: Value | None, bias: Val
         seen &= _jnp.triu(seen, attrs.first - attrs.window + 1)
         seen &= _jnp.tril(_jnp.ones_like(seen), attrs.first + attrs.window - 1)
     scores = _jnp.where(seen, scores, -_jnp.inf)
+    if starts is not None:
+        before = _jnp.arange(columns) < starts[..., None, :, None]
+        scores = _jnp.where(before, -_jnp.inf, scores)
     if sinks is not None:
         last = _jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:-1], 1))
         scores = _jnp.concatenate([scores, last], axis=-1)
@@ -89,8 +98,9 @@ def attend(attrs: ops.Attend, site: Site, *arrays: Value) -> tuple[Value, Value]
     sinks = extras[0] if attrs.sinks else None
     bias = None
     if attrs.bias:
-        bias = aligned(extras[-1], names[attrs.taken - 1], (attrs.heads, attrs.bias))
-    scores = scored(attrs, aligned(q, names[0], q_order), k, sinks, bias)
+        bias = aligned(arrays[attrs.taken - 1], names[attrs.taken - 1], (attrs.heads, attrs.bias))
+    starts = aligned(arrays[-1], names[-1], (*rest, attrs.along)) if attrs.documents else None
+    scores = scored(attrs, aligned(q, names[0], q_order), k, sinks, bias, starts)
     lse = _jax.nn.logsumexp(scores, axis=-1)
     weights = _jax.nn.softmax(scores, axis=-1)[..., : v.shape[-2]]
     out = _jnp.einsum("...qk,...kd->...qd", weights, v, precision="highest")
@@ -102,6 +112,10 @@ def attend(attrs: ops.Attend, site: Site, *arrays: Value) -> tuple[Value, Value]
 
 def attend_grad(attrs: ops.AttendGrad, site: Site, *arrays: Value) -> tuple[Value, ...]:
     """By JAX's own reverse mode over attend; the saved output and log-sum-exp are not used."""
-    forward: Callable[..., Value] = lambda *args: attend(attrs, site, *args)[0]  # noqa: E731
+    starts = arrays[attrs.taken + 3 :]
+
+    def forward(*args: Value) -> Value:
+        return attend(attrs, site, *args, *starts)[0]
+
     _, pull = _jax.vjp(forward, *arrays[: attrs.taken])
-    return tuple(pull(arrays[-1]))
+    return tuple(pull(arrays[attrs.taken + 2]))

@@ -30,18 +30,28 @@ def heads_first(text: FunctionText, value: int, order: tuple[str, ...]) -> str:
 
 
 def views(text: FunctionText, op: Op, attrs: Attend) -> tuple[list[str], list[str], list[str]]:
-    """Views of the operands, of the results, and of sinks and bias."""
+    """Views of the operands, of the results, and of sinks, bias and where documents start."""
     q, o = ((attrs.heads, attrs.along, width) for width in (attrs.dim, attrs.width))
     k, v = ((attrs.kv_heads, attrs.over, width) for width in (attrs.dim, attrs.width))
     extras = [text.tensor(value) for value in op.operands[3 : attrs.taken]]
     backward = isinstance(attrs, AttendGrad)
     orders: Sequence[tuple[str, ...]] = [q, k, v, o, o, o] if backward else [q, k, v]
-    values = (*op.operands[:3], *op.operands[attrs.taken :])
+    if attrs.documents:
+        extras.append(starts_view(text, op.operands[-1], attrs))
+    behind = op.operands[attrs.taken : attrs.taken + 3] if backward else ()
+    values = (*op.operands[:3], *behind)
     given = [heads_first(text, value, order) for value, order in zip(values, orders, strict=True)]
     results = zip(op.results, [q, k, v] if backward else [o, o], strict=False)
     out = [heads_first(text, value, order) for value, order in results]
     out += [text.tensor(value) for value in op.results[len(out) :]]
     return given, out, extras
+
+
+def starts_view(text: FunctionText, value: int, attrs: Attend) -> str:
+    """Where documents start, [batch, along]."""
+    kind = text.function.types[value]
+    batch = [name for name in kind.names if name != attrs.along]
+    return text.view(matrix(text.tensor(value), kind, text.sizes, [batch, [attrs.along]]))
 
 
 def options(attrs: Attend, out: Sequence[str], extras: Sequence[str]) -> str:
@@ -52,7 +62,9 @@ def options(attrs: Attend, out: Sequence[str], extras: Sequence[str]) -> str:
     if attrs.sinks:
         found.append(f"sinks={extras[0]}")
     if attrs.bias:
-        found.append(f"bias={extras[-1]}, origin={attrs.origin}")
+        found.append(f"bias={extras[attrs.taken - 4]}, origin={attrs.origin}")
+    if attrs.documents:
+        found.append(f"starts={extras[-1]}")
     return ", ".join((*found, f"out=({', '.join(out)})"))
 
 

@@ -76,15 +76,20 @@ class Layout:
         found: Array = np.arange(keys, dtype=np.int64) - self.rows[:, None]
         return found
 
-    def scores(self, capped: Array, extras: Sequence[Array], kinds: Sequence[Type]) -> Array:
-        """With bias and mask."""
+    def scores(self, capped: Array, arrays: Sequence[Array], kinds: Sequence[Type]) -> Array:
+        """With bias and mask, from all operands."""
         attrs, distances, scores = self.attrs, self.distances(capped.shape[-1]), capped
         if attrs.bias:
-            bias = ordered(extras[-1], kinds[-1].names, (attrs.heads, attrs.bias))
+            at = attrs.taken - 1
+            bias = ordered(arrays[at], kinds[at].names, (attrs.heads, attrs.bias))
             scores = scores + self.grouped(bias[:, distances + attrs.origin], 2)
         seen = distances <= 0 if attrs.mask == "causal" else np.ones(distances.shape, np.bool_)
         if attrs.window:
             seen &= np.abs(distances) < attrs.window
+        if attrs.documents:
+            begins = ordered(arrays[-1], kinds[-1].names, (*self.rest, attrs.along))
+            keys = np.arange(capped.shape[-1], dtype=np.int64)
+            seen = seen & (keys >= begins[..., None, None, :, None])
         return np.where(seen, scores, -np.inf)
 
     def sinks(self, extras: Sequence[Array]) -> Array:
@@ -104,7 +109,7 @@ def attend(attrs: Attend, here: Here, *arrays: Array) -> tuple[Array, Array]:
     """softmax(scores) v and the log-sum-exp of the scores."""
     q, k, v, *extras = arrays
     layout = Layout(attrs, here)
-    scores = layout.scores(layout.capped(q, k), extras, here.operands[3:])
+    scores = layout.scores(layout.capped(q, k), arrays, here.operands)
     sinks = layout.sinks(extras)
     top = np.maximum(scores.max(axis=-1, keepdims=True), sinks)
     weights = np.exp(scores - top)
@@ -121,12 +126,12 @@ def attend(attrs: Attend, here: Here, *arrays: Array) -> tuple[Array, Array]:
 def attend_grad(attrs: AttendGrad, here: Here, *arrays: Array) -> tuple[Array, ...]:
     """The gradients of all that attend takes, from its saved output and log-sum-exp."""
     q, k, v, *extras = arrays[: attrs.taken]
-    out, lse, d_out = arrays[attrs.taken :]
+    out, lse, d_out = arrays[attrs.taken : attrs.taken + 3]
     kinds = here.operands
     layout = Layout(attrs, here)
     capped = layout.capped(q, k)
     sums = layout.grouped(layout.arrange(lse, kinds[attrs.taken + 1]), 1)[..., None]
-    weights = np.exp(layout.scores(capped, extras, kinds[3 : attrs.taken]) - sums)
+    weights = np.exp(layout.scores(capped, arrays, kinds) - sums)
     queries = layout.grouped(layout.arrange(q, layout.q), 2)
     outs, d_outs = (
         layout.grouped(layout.arrange(array, kinds[attrs.taken]), 2) for array in (out, d_out)

@@ -3,11 +3,12 @@
 Shapes: q and its gradient [batch, heads, queries, dim]; k and its [batch, groups, keys, dim]; v and
 its [batch, groups, keys, value]; o and its [batch, heads, queries, value]; lse [batch, heads,
 queries], the natural log-sum-exp of the scores, float32 (float64 for float64); sinks [heads]; bias
-[heads, distances]. Head h uses group h // (heads / groups). What a score is, and which keys a query
-sees, `ir/ops/attention.py` defines; the first query stands at position `first` of the keys, by
-default so that the last query stands at the last key. On the CPU PyTorch's blocked kernel does the
-work where it can; else it goes through the scores of some queries and the keys that they see at a
-time, which bounds memory. Sums are in float32 at least.
+[heads, distances]; starts [batch, queries], the first key that each query sees. Head h uses group
+h // (heads / groups). What a score is, and which keys a query sees, `ir/ops/attention.py` defines;
+the first query stands at position `first` of the keys, by default so that the last query stands at
+the last key. On the CPU PyTorch's blocked kernel does the work where it can; else it goes through
+the scores of some queries and the keys that they see at a time, which bounds memory. Sums are in
+float32 at least.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def attend(
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
     origin: int = 0,
+    starts: Tensor | None = None,
     out: tuple[Tensor, Tensor],
 ) -> None:
     """(o, lse) = softmax(scores) v and the log-sum-exp of the scores.
 
     Where queries see no key, o is 0 and lse minus infinity, or the sink.
     """
-    rules = Rules(scale, causal, window, cap, bias, origin).at(first, q, k)
+    rules = Rules(scale, causal, window, cap, bias, origin, starts).at(first, q, k)
     if _blocked(q, k, v, rules):
         o, lse = _FLASH(_packed(q), _packed(k), _packed(v), 0.0, causal, scale=scale)
         if sinks is not None:
@@ -72,6 +74,7 @@ def attend_grad(
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
     origin: int = 0,
+    starts: Tensor | None = None,
     out: tuple[Tensor, ...],
 ) -> None:
     """(dq, dk, dv, and those of sinks and bias where given) of attend, from its results.
@@ -79,7 +82,7 @@ def attend_grad(
     FlashAttention-2 (Dao 2023), section 3.1: P = exp(scores - lse), D = sum(d_out * o),
     dS = P * (d_out v^T - D). A sink's weight is exp(sink - lse), so its gradient is -D times that.
     """
-    rules = Rules(scale, causal, window, cap, bias, origin).at(first, q, k)
+    rules = Rules(scale, causal, window, cap, bias, origin, starts).at(first, q, k)
     if sinks is not None:
         out[3].copy_(sink_gradient(sinks, o, lse, d_out))
     if not _blocked(q, k, v, rules):
@@ -110,7 +113,8 @@ def sink_gradient(sinks: Tensor, o: Tensor, lse: Tensor, d_out: Tensor) -> Tenso
 
 def _blocked(q: Tensor, k: Tensor, v: Tensor, rules: Rules) -> bool:
     """Whether PyTorch's CPU kernel takes the operands; it aligns its causal mask at the top."""
-    plain = not (rules.window or rules.cap or rules.bias is not None)
+    given = rules.bias is not None or rules.starts is not None
+    plain = not (rules.window or rules.cap or given)
     aligned = not rules.causal or (rules.first == 0 and q.shape[2] == k.shape[2])
     fits = q.device.type == "cpu" and q.shape[3] == v.shape[3] and k.shape[2] > 0
     return fits and plain and aligned and q.numel() > 0

@@ -20,14 +20,15 @@ from fllmc.kernels.attention_scores import Rules, wide
 class Sight(NamedTuple):
     """Local queries `rows` see local keys `columns`; `causal` where both are the same positions.
 
-    Where `first` is given, it is the position of the first row among the columns, and the mask, the
-    window and the bias follow from it.
+    `first` is the position of the first of these keys. Where `row` is given, it is the position of
+    the first query among them, and the mask, the window and the bias follow from it.
     """
 
     rows: slice
     columns: slice
     causal: bool
-    first: int | None = None
+    first: int = 0
+    row: int | None = None
 
 
 def sights(
@@ -67,7 +68,7 @@ def _near(
     if window and max(ahead, behind) >= window:
         return
     rows, columns = slice(row, row + len(queries)), slice(column, column + len(keys))
-    yield Sight(rows, columns, causal, queries.start - keys.start)
+    yield Sight(rows, columns, causal, keys.start, queries.start - keys.start)
 
 
 def _total(stretches: Sequence[range]) -> int:
@@ -81,7 +82,7 @@ def _seen(queries: range, keys: range, row: int, column: int) -> Iterator[Sight]
     def sight(rows: tuple[int, int], columns: tuple[int, int], causal: bool) -> Iterator[Sight]:
         if rows[0] < rows[1] and columns[0] < columns[1]:
             at, to = (rows[0] + row, rows[1] + row), (columns[0] + column, columns[1] + column)
-            yield Sight(slice(*at), slice(*to), causal)
+            yield Sight(slice(*at), slice(*to), causal, columns[0])
 
     yield from sight((first, last), (keys.start, first), False)
     yield from sight((first, last), (first, last), True)
@@ -95,7 +96,8 @@ def looks(rules: Rules, queries: Sequence[range], keys: Sequence[range]) -> list
 
 def given(rules: Rules, sight: Sight) -> dict[str, Any]:
     """The rules as attention takes them for one sight."""
-    return {**rules._asdict(), "causal": sight.causal, "first": sight.first}
+    starts = None if rules.starts is None else rules.starts[:, sight.rows] - sight.first
+    return {**rules._asdict(), "causal": sight.causal, "first": sight.row, "starts": starts}
 
 
 class Combined:
@@ -169,10 +171,11 @@ def attend_part(
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
     origin: int = 0,
+    starts: Tensor | None = None,
     out: tuple[Tensor, Tensor],
 ) -> None:
     """attend, with the queries at these positions of the keys."""
-    rules = Rules(scale, causal, window, cap, bias, origin)
+    rules = Rules(scale, causal, window, cap, bias, origin, starts)
     found = Combined(q, v.shape[3], rules)
     found.add(k, v, looks(rules, positions, [range(k.shape[2])]))
     found.store(out, sinks)
@@ -194,10 +197,11 @@ def attend_part_grad(
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
     origin: int = 0,
+    starts: Tensor | None = None,
     out: tuple[Tensor, ...],
 ) -> None:
     """attend_grad, with the queries at these positions of the keys, so dk and dv of them all."""
-    rules = Rules(scale, causal, window, cap, bias, origin)
+    rules = Rules(scale, causal, window, cap, bias, origin, starts)
     found = Backward((q, o, lse, d_out), rules)
     kind = {"dtype": wide(k.dtype), "device": k.device}
     dk, dv = (torch.zeros(x.shape, **kind) for x in (k, v))

@@ -11,7 +11,8 @@ from torch import Tensor
 class Rules(NamedTuple):
     """What a score is and which keys a query sees, as `ir/ops/attention.py` defines it.
 
-    `bias` is [heads, distances]; `first` is the position of the first query among the keys.
+    `bias` is [heads, distances], `starts` [batch, queries] the first keys that are seen; `first` is
+    the position of the first query among the keys.
     """
 
     scale: float
@@ -20,6 +21,7 @@ class Rules(NamedTuple):
     cap: float = 0.0
     bias: Tensor | None = None
     origin: int = 0
+    starts: Tensor | None = None
     first: int = 0
 
     def at(self, first: int | None, q: Tensor, k: Tensor) -> Rules:
@@ -78,6 +80,10 @@ class Chunk:
         hidden = self.hidden()
         if hidden is not None:
             by_head.masked_fill_(hidden, -torch.inf)
+        if rules.starts is not None:
+            columns = torch.arange(self.keys.start, self.keys.stop, device=self.device)
+            before = columns < rules.starts[:, self.queries, None]
+            by_head.masked_fill_(before[:, None, None], -torch.inf)
         return scores, slope
 
     def hidden(self) -> Tensor | None:

@@ -156,7 +156,7 @@ _FIRST: Final = ("first", "the first query's position among the keys, or so that
 _SCORES: Final = (("causal", "bool"), ("window", "keys, or 0"), ("cap", "number, or 0"))
 _EXTRAS: Final = (
     ("sinks", "[heads], or none"), ("bias", "[heads, distances], or none"),
-    ("origin", "place of distance 0 in the bias"),
+    ("origin", "place of distance 0 in the bias"), ("starts", "[batch, queries], or none"),
 )  # fmt: skip
 _APART = "out overlaps no operand"
 _POSITIONS = "stretches of positions"

@@ -43,13 +43,14 @@ def ring_attend(
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
     origin: int = 0,
+    starts: Tensor | None = None,
     out: tuple[Tensor, Tensor],
 ) -> None:
     """attend to the keys of all ranks, rank i holding the positions held[i].
 
     `blocks` [2, elements of k and of v] is scratch: those at hand, and those on their way.
     """
-    rules = Rules(scale, causal, window, cap, bias, origin)
+    rules = Rules(scale, causal, window, cap, bias, origin, starts)
     found = Combined(q, v.shape[3], rules)
     here, there = _packed(blocks, k, v)
     for step in range(ring.size):
@@ -82,6 +83,7 @@ def ring_attend_grad(
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
     origin: int = 0,
+    starts: Tensor | None = None,
     out: tuple[Tensor, ...],
 ) -> None:
     """(dq, dk, dv) of ring_attend, and this rank's shares of those of sinks and bias where given.
@@ -89,7 +91,7 @@ def ring_attend_grad(
     `grads` [3, elements of k and of v] is scratch in the dtype of sums: this rank's share of the
     gradients of the block at hand, the sums that it passes on, and those on their way.
     """
-    rules = Rules(scale, causal, window, cap, bias, origin)
+    rules = Rules(scale, causal, window, cap, bias, origin, starts)
     found = Backward((q, o, lse, d_out), rules)
     here, there = _packed(blocks, k, v)
     share, sums, coming = grads.unbind(0)

@@ -19,7 +19,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Attend, Dot, DotAdd, Put, Take, Transpose
+from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, Put, Take, Transpose
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
@@ -87,7 +87,9 @@ def attend_orders(attrs: Attend, kinds: Sequence[Type]) -> list[tuple[str, ...]]
     o, v = (tuple(attrs.width if n == attrs.dim else n for n in order) for order in (q, k))
     lse = tuple(name for name in q if name != attrs.dim)
     extras = [(attrs.heads,)] * attrs.sinks + [(attrs.heads, attrs.bias)] * bool(attrs.bias)
-    return [q, k, v, *extras, o, lse, o][: len(kinds)]
+    grads = [o, lse, o] * isinstance(attrs, AttendGrad)
+    starts = tuple(name for name in q if name not in (attrs.heads, attrs.dim))
+    return [q, k, v, *extras, *grads, *[starts] * attrs.documents]
 
 
 def wanted_orders(op: Op, kinds: Sequence[Type]) -> list[tuple[str, ...]]:

@@ -76,7 +76,9 @@ class Attend(Attrs, frozen=True, tag="attend"):
 
     Query i stands at position first + i of the dim `keys`, which is `along` unless it is named.
     Under a `causal` mask it sees the keys up to there, and under `none` all. A `window` hides keys
-    that are so far away or further. Queries may be divided; keys are whole.
+    that are so far away or further. With `documents` a further operand, the last, gives each query
+    the first key that it sees, as an index of the dim `keys`: [dims of q less heads and dim]. That
+    takes a causal mask. Queries may be divided; keys are whole.
     """
 
     along: str
@@ -87,6 +89,7 @@ class Attend(Attrs, frozen=True, tag="attend"):
     mask: str = "causal"
     keys: str = ""
     first: int = 0
+    documents: bool = False
     window: int = 0
     cap: float = 0.0
     value: str = ""
@@ -107,7 +110,7 @@ class Attend(Attrs, frozen=True, tag="attend"):
 
     @property
     def taken(self) -> int:
-        """How many operands attention takes; its gradient takes three more."""
+        """How many operands have a gradient; that takes three more, and documents one."""
         return 3 + self.sinks + bool(self.bias)
 
     @property
@@ -143,6 +146,7 @@ class Attend(Attrs, frozen=True, tag="attend"):
         require(inside or not bound, f"queries stand at {self.first} to {last}")
         self.check_keys(q, k)
         self.check_extras(operands, env)
+        self.check_starts(q, operands[-1])
 
     def check_keys(self, q: Type, k: Type) -> None:
         """Where queries and keys may be."""
@@ -164,12 +168,21 @@ class Attend(Attrs, frozen=True, tag="attend"):
             fits = low >= 0 and high <= env.sizes.size(self.bias)
             require(fits, f"{bias} has no distances {low} to {high}")
 
+    def check_starts(self, q: Type, starts: Type) -> None:
+        """Where documents start, for each query."""
+        if self.documents:
+            require(self.mask == "causal", "documents take a causal mask")
+            require(starts.index == self.over, f"{starts} are no indices of {self.over}")
+            rest = q.without((self.heads, self.dim))
+            require(set(starts.dims) == set(rest.dims), f"{starts} does not fit {q}")
+
     def wide(self, kind: Type) -> Type:
         """A type with `dim`, as it is with the dim of values instead."""
         return kind.placed(Dim(self.width) if d.name == self.dim else d for d in kind.dims)
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        require(len(operands) == self.taken, f"{len(operands)} operands for {self.taken}")
+        count = self.taken + self.documents
+        require(len(operands) == count, f"{len(operands)} operands for {count}")
         linear_in_one(operands, ())
         self.check(operands, env)
         q = operands[0]
@@ -181,7 +194,7 @@ class Attend(Attrs, frozen=True, tag="attend"):
 
 
 class AttendGrad(Attend, frozen=True, tag="attend_grad"):
-    """The gradients of attend's operands, of these and (out, lse, d_out), in their order.
+    """The gradients of attend's operands, of these and (out, lse, d_out, starts?), in their order.
 
     FlashAttention-2 (Dao 2023), section 3.1: P = exp(S - lse), D = sum(d_out * out),
     dS = P * (d_out v^T - D). It also holds with a sink in lse, whose own score has d_out v^T = 0.
@@ -190,11 +203,12 @@ class AttendGrad(Attend, frozen=True, tag="attend_grad"):
     """
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        require(len(operands) == self.taken + 3, f"{len(operands)} operands for {self.taken + 3}")
+        count = self.taken + 3 + self.documents
+        require(len(operands) == count, f"{len(operands)} operands for {count}")
         linear_in_one(operands, ())
         self.check(operands, env)
         q, k, v = operands[:3]
-        out, lse, d_out = operands[self.taken :]
+        out, lse, d_out = operands[self.taken : self.taken + 3]
         require(out == d_out == self.wide(q), f"{out} and {d_out} must be as {self.wide(q)}")
         require(lse.dims == q.without((self.dim,)).dims, f"{lse} does not fit {q}")
         among = merged(self.summed(q))
