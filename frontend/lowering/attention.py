@@ -7,7 +7,7 @@ import math
 from fllmc.frontend import ast
 from fllmc.frontend.errors import BadSize
 from fllmc.frontend.semantics.sizes import evaluate
-from fllmc.frontend.semantics.typed import Attend, Rope, Scaling
+from fllmc.frontend.semantics.typed_attention import Attend, Rope, Scaling
 from fllmc.ir import ops
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.types import Sizes

@@ -9,7 +9,6 @@ from msgspec import structs
 from fllmc.frontend.lowering.attention import attend_attrs, rope_attrs
 from fllmc.frontend.semantics.typed import (
     Apply,
-    Attend,
     Combine,
     Composite,
     Constant,
@@ -27,7 +26,6 @@ from fllmc.frontend.semantics.typed import (
     Prim,
     Reduce,
     Renamed,
-    Rope,
     Size,
     Split,
     Tally,
@@ -36,6 +34,7 @@ from fllmc.frontend.semantics.typed import (
     Use,
     primed,
 )
+from fllmc.frontend.semantics.typed_attention import Attend, Rope
 from fllmc.ir import ops
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from fllmc.frontend.semantics.infer import Body
 from fllmc.frontend.semantics.matching import Given
-from fllmc.frontend.semantics.typed import Attend, Kind, Requirement, Rope, Scaling, Typed
+from fllmc.frontend.semantics.typed import Kind, Requirement, Typed
+from fllmc.frontend.semantics.typed_attention import Attend, Rope, Scaling
 from fllmc.frontend.type_errors import BadAttention
 
 
