@@ -27,9 +27,9 @@ def rope(theta: float) -> dict[str, Any]:
 
 
 class Entry(Struct, frozen=True):
-    """A model: its shipped spec, its configuration's class in `transformers`, and what to set there.
+    """A model: its shipped spec, its configuration's class in `transformers`, what is set there.
 
-    `modeling` is the folder of the reference implementation, `reach` the sequence's length.
+    `modeling` is the folder of the reference implementation, `seq` the sequence's length.
     """
 
     spec: str
