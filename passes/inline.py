@@ -14,6 +14,7 @@ from graphlib import TopologicalSorter
 from typing import ClassVar
 
 from fllmc.ir.build import Builder
+from fllmc.ir.matrices import GROUPS
 from fllmc.ir.ops import Call
 from fllmc.ir.program import Function, Level, Program, callees
 from fllmc.passes.base import Context, Pass
@@ -40,6 +41,12 @@ def reachable(program: Program, roots: tuple[str, ...]) -> set[str]:
                 found.add(name)
                 todo.append(name)
     return found
+
+
+def equations(program: Program) -> tuple[str, ...]:
+    """The names of all functions that the optimizer's step is made of."""
+    groups = (f.name for f in program.functions if f.name.startswith(GROUPS))
+    return (*EQUATIONS, *groups)
 
 
 def flattened(function: Function, flat: dict[str, Function], program: Program) -> Function:
@@ -78,5 +85,5 @@ class Inline(Pass, frozen=True):
         for function in callees_first(program):
             flat[function.name] = flattened(function, flat, program)
         whole = program.with_functions(*flat.values())
-        used = reachable(whole, (*program.entries, *EQUATIONS))
+        used = reachable(whole, (*program.entries, *equations(program)))
         return whole.with_functions(drop=tuple(n for n in flat if n not in used))

@@ -97,7 +97,14 @@ class _Lowering:
     def own(self, param: Param) -> Parameter:
         """A block's own parameter."""
         kind = tensor(self.precision.params, *param.stored)
-        return Parameter(param.name, kind, self.init(param), span=param.span, plain=not param.arrow)
+        return Parameter(
+            param.name,
+            kind,
+            self.init(param),
+            span=param.span,
+            plain=not param.arrow,
+            takes=len(param.source),
+        )
 
     def under(self, nested: Nested) -> tuple[Parameter, ...]:
         """The parameters of a sub-block, or those of a stack as one tensor for all layers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import structs
 
@@ -21,6 +21,7 @@ from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
 from fllmc.frontend.sections.train import Choice, TrainSection, read_train
 from fllmc.frontend.semantics.typed import Key, Rule
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
+from fllmc.ir.matrices import SIDES, equations_of
 from fllmc.ir.program import DimSize, Function, Program
 from fllmc.ir.settings import Adapter, Data, Schedule, Spec
 from fllmc.ir.span import NOWHERE
@@ -85,7 +86,7 @@ class Lowering:
         )
         program = self.program(model, table, train)
         paths = paths_of(program)
-        program = self.decayed(program, paths, train)
+        program = self.grouped(self.decayed(program, paths, train), paths, train)
         schedule, mesh = self.schedule(train, program, paths)
         adapter = self.adapter(adapter_node, paths)
         self.stop()
@@ -274,9 +275,34 @@ class Lowering:
     def program(self, model: Model, table: Sized, train: TrainSection) -> Program:
         """The program of the model level, with the rules' functions."""
         dims = tuple(DimSize(name, size) for name, size in table.sizes.dims.items())
-        rules = _rules(train.optimizer, train.rate)
-        functions = (*model.functions, *rules)
-        return Program("model", dims, functions, ("model",), model.parameters)
+        return Program("model", dims, model.functions, ("model",), model.parameters)
+
+    def grouped(self, program: Program, paths: Paths, train: TrainSection) -> Program:
+        """The program with the equations of its optimizers, and each parameter in its group.
+
+        A group is an optimizer with a rate; of several that select a parameter the last holds.
+        """
+        if train.optimizer is None or train.rate is None:
+            return program
+        chosen = {each.name: (train.optimizer, train.rate) for each in program.parameters}
+        for part in train.parts:
+            for selector in part.selectors:
+                self.found += paths.parameters(selector)
+                for name in paths.selected(selector_text(selector)):
+                    optimizer, rate = chosen[name]
+                    chosen[name] = (part.optimizer or optimizer, part.rate or rate)
+        groups = [(train.optimizer, train.rate)]
+        groups += [pair for pair in chosen.values() if pair not in groups]
+        groups = [pair for at, pair in enumerate(groups) if pair not in groups[:at]]
+        parameters = tuple(
+            structs.replace(each, group=groups.index(chosen[each.name]))
+            for each in program.parameters
+        )
+        program = structs.replace(program, parameters=parameters)
+        rules = _rules(groups)
+        for side in SIDES if any(kind.names for rule in rules for kind in rule.types) else ():
+            program = program.with_dim(side, 1)
+        return program.with_functions(*rules)
 
     def decayed(self, program: Program, paths: Paths, train: TrainSection) -> Program:
         """The program with `decays` off for what `no_decay` selects."""
@@ -291,18 +317,21 @@ class Lowering:
         return structs.replace(program, parameters=parameters)
 
 
-def _rules(optimizer: Choice | None, rate: Choice | None) -> tuple[Function, ...]:
-    if optimizer is None or rate is None:
-        return ()
-    plain = {**optimizer.arguments}
-    if "weight_decay" in plain:
-        plain["weight_decay"] = 0.0
-    return (
-        lower_optimizer(optimizer.rule, optimizer.arguments, "optimizer"),
-        lower_optimizer(optimizer.rule, plain, "optimizer.no_decay"),
-        lower_states(optimizer.rule),
-        lower_rate(rate.rule, rate.arguments),
-    )
+def _rules(groups: Sequence[tuple[Choice, Choice]]) -> list[Function]:
+    """The equations of all groups; those of the first have plain names."""
+    found: list[Function] = []
+    for group, (optimizer, rate) in enumerate(groups):
+        plain = {**optimizer.arguments}
+        if "weight_decay" in plain:
+            plain["weight_decay"] = 0.0
+        rule = optimizer.rule
+        found += (
+            lower_optimizer(rule, optimizer.arguments, equations_of(group)),
+            lower_optimizer(rule, plain, equations_of(group, "no_decay")),
+            lower_rate(rate.rule, rate.arguments, equations_of(group, "rate")),
+        )
+    rules = [optimizer.rule for optimizer, _ in groups]
+    return [*found, lower_states(rules)]
 
 
 def _ambiguous(what: str, sections: list[ast.Train] | list[ast.Schedule]) -> Diagnostic:
