@@ -142,8 +142,11 @@ def gradient_bytes(plan: Plan, name: str) -> int:
     """
     program = plan.program
     parameter = program.parameter(name)
-    inner = ".".join(name.split(".")[parameter.depth if parameter.stack else 0 :])
-    wanted = {f"{mark}{n}" for n in (name, inner) for mark in ("grad.", "sum.", "sum.grad.")}
+    wanted = {
+        f"{mark}{n}"
+        for n in (name, parameter.inner_name)
+        for mark in ("grad.", "sum.", "sum.grad.")
+    }
     own = [
         kind
         for function in program.functions

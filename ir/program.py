@@ -40,6 +40,9 @@ class Parameter(msgspec.Struct, frozen=True):
     and `depth` the number of path parts before the position: layer 7 is `body.7.attn.wq`. In the
     program of a pipeline stage `layers` are the positions of those that it has; empty for all.
 
+    In a stack of a pattern of `period` layers one tensor holds every `period`-th layer, and `name`
+    is the path of the first of them: `body.2.attn.wq` with a period of 6 is of layers 2, 8, 14, ...
+
     `plain` is one that was declared as a tensor and not as a map. One of the two parts of a
     low-rank update names the parameter that it `updates`: their product, times `factor`, is added
     to that.
@@ -47,6 +50,9 @@ class Parameter(msgspec.Struct, frozen=True):
     One whose rows train in part is stored in parts: `rows` are the ends of the stretches of the
     whole that a part has, along its first dim. The part that bears the whole's name is frozen, as
     large as the whole, and zero in all other rows; the others name it as what they are `part_of`.
+
+    One that is `stepped_by` a function is the state of a block: its gradient is what a step records
+    for it, and the function gives what comes of both. It is in no norm and no optimizer.
 
     One that `holds` the codes or the scales of a parameter in few `bits` says how blocks lie: each
     of `block` positions, `along` a dim of that. See `ir/coded.py`.
@@ -75,6 +81,8 @@ class Parameter(msgspec.Struct, frozen=True):
     along: str = ""
     takes: int = 0
     group: int = 0
+    stepped_by: str = ""
+    period: int = 0
 
     @property
     def stretches(self) -> tuple[tuple[int, int], ...]:
@@ -94,7 +102,21 @@ class Parameter(msgspec.Struct, frozen=True):
             return whole
         parts = whole.split(".")
         number = self.layers[layer] if self.layers else layer
+        if self.period:
+            number = int(parts.pop(self.depth)) + number * self.period
         return ".".join((*parts[: self.depth], str(number), *parts[self.depth :]))
+
+    @property
+    def inner_name(self) -> str:
+        """Its name in the body of its stack; the whole name outside of stacks."""
+        return ".".join(self.name.split(".")[self.depth if self.stack else 0 :])
+
+    @property
+    def shown_name(self) -> str:
+        """The path with `*` for the layer."""
+        parts = self.name.split(".")
+        inner = parts[self.depth + bool(self.period) :]
+        return ".".join((*parts[: self.depth], "*", *inner)) if self.stack else self.name
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -200,6 +222,17 @@ class Program(msgspec.Struct, frozen=True):
         if all(dim.name != name for dim in dims):
             dims.append(DimSize(name, size))
         return msgspec.structs.replace(self, dims=tuple(dims))
+
+
+def turns_dim(over: str, period: int) -> str:
+    """The dim that counts the whole periods of a stack over a dim."""
+    return f"{over}.{period}"
+
+
+def layers_dim(stack: str) -> str:
+    """The dim of the layers of a stack, from that over which it is run."""
+    over, _, period = stack.partition(".")
+    return over if period.isdecimal() else stack
 
 
 def callees(function: Function) -> Iterator[str]:

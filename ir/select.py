@@ -26,6 +26,15 @@ def pattern(selector: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
+def within(stack: str, layer: str, inner: str) -> str:
+    """The path of what has the path `inner` in that layer of a stack.
+
+    In a pattern the inner path begins with the number of one of its layers, and that stands for it.
+    """
+    numbered = inner.split(".", 1)[0].isdecimal()
+    return ".".join(part for part in (stack, "" if numbered else layer, inner) if part)
+
+
 def selects(selector: str, path: str) -> bool:
     """Whether the path, or a path that it lies under, is selected."""
     parts = path.split(".")

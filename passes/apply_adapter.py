@@ -33,9 +33,7 @@ from fllmc.passes.lora_uses import arrows, own_bodies
 
 def shown_path(parameter: Parameter) -> str:
     """The parameter's path as a selector of all layers."""
-    parts = parameter.name.split(".")
-    stars = ("*",) if parameter.stack else ()
-    return ".".join((*parts[: parameter.depth], *stars, *parts[parameter.depth :]))
+    return parameter.shown_name
 
 
 def nothing(verb: str, selector: str, span: Span, program: Program) -> Diagnostic:

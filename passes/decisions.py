@@ -8,7 +8,7 @@ from fllmc.ir.ops import Quantize, Scan, ToHost
 from fllmc.ir.plan import Decision
 from fllmc.ir.program import Function, Op, Program
 from fllmc.ir.quantities import bytes_text
-from fllmc.ir.select import selects
+from fllmc.ir.select import selects, within
 from fllmc.ir.settings import Schedule
 from fllmc.passes.context_decisions import attentions
 from fllmc.passes.expert_decisions import exchanges
@@ -101,11 +101,11 @@ def kept_by(program: Program, op: Op, attrs: Scan, schedule: Schedule) -> Iterat
         if (found := coded.get(hosted.get(value, value))) is not None:
             count = sizes.size(found.blocks)
             where += f" in 8 bits, {sizes.size(found.dim) // count} of {found.dim} to a scale"
-        full = f"{op.path}.*.{path}" if path else f"{op.path}.* ({own(body, value)})"
+        full = within(op.path, "*", path) if path else f"{op.path}.* ({own(body, value)})"
         yield Decision(
             full,
             f"kept for the backward pass{where}: `{kind}` for each of {turns} {attrs.over}",
-            kept_reason(f"{op.path}.0.{path}", path, schedule),
+            kept_reason(within(op.path, "0", path), path, schedule),
             f"computing it again: {bytes_text(size)} less",
         )
 

@@ -20,7 +20,7 @@ from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Op
 from fllmc.ir.types import Dim, Type
 from fllmc.passes import gradient_experts as experts
-from fllmc.passes.gradient_site import Site, widened, written_out
+from fllmc.passes.gradient_site import Site, ordered, widened, written_out
 
 Rule: TypeAlias = Callable[[Site, Any, int], "int | None"]
 """Takes the site, the op's attributes and an operand's position; gives the cotangent, if any."""
@@ -222,6 +222,11 @@ def spread(s: Site, attrs: ops.Spread, position: int) -> int | None:
     return s.b.one(ops.Pick(attrs.dim.name), s.dy_with(names), s.x(1))
 
 
+def record(s: Site, attrs: ops.Record, position: int) -> int | None:
+    """What is recorded, whatever the cotangent."""
+    return None if position else ordered(s.b, s.x(1), s.kind(0))
+
+
 def chunk(s: Site, attrs: ops.Chunk, position: int) -> int | None:
     """Taken up again."""
     back = ops.Unchunk(attrs.dim, attrs.part, attrs.over)
@@ -242,12 +247,15 @@ def rope(s: Site, attrs: ops.Rope, position: int) -> int | None:
 
 def attend(s: Site, attrs: ops.Attend, position: int) -> int | None:
     """One op gives all three; the log-sum-exp is for the backward pass and has no gradient."""
+    if position == 3:
+        return None  # where documents start
     if s.cotangents[1] is not None:
         raise InternalError(f"{s.op.path}: no gradient flows through the log-sum-exp of attend")
     if not s.shared:
         back = ops.AttendGrad(*msgspec.structs.astuple(attrs))
         values = (s.x(0), s.x(1), s.x(2), s.y(0), s.y(1))
-        s.shared = s.b.emit(back, *values, written_out(s.b, s.dy, s.result()))
+        starts = (s.x(3),) if attrs.documents else ()
+        s.shared = s.b.emit(back, *values, written_out(s.b, s.dy, s.result()), *starts)
     return s.shared[position]
 
 
@@ -278,6 +286,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Pick: pick,
     ops.Pow: elementwise(power),
     ops.Put: put,
+    ops.Record: record,
     ops.ReduceMax: greatest,
     ops.ReduceSum: as_it_is,
     ops.Rename: rename,

@@ -23,6 +23,13 @@ EQUATIONS = ("optimizer", "optimizer.no_decay", "optimizer.states", "rate")
 """Functions that no op names, but that later passes take the optimizer from."""
 
 
+def equations(program: Program) -> tuple[str, ...]:
+    """Functions that no op names, but that the step of parameters and states is made of."""
+    groups = (f.name for f in program.functions if f.name.startswith(GROUPS))
+    updates = dict.fromkeys(p.stepped_by for p in program.parameters if p.stepped_by)
+    return (*EQUATIONS, *groups, *updates)
+
+
 def callees_first(program: Program) -> tuple[Function, ...]:
     """All functions, each behind those that it runs."""
     by_name = {function.name: function for function in program.functions}
@@ -41,12 +48,6 @@ def reachable(program: Program, roots: tuple[str, ...]) -> set[str]:
                 found.add(name)
                 todo.append(name)
     return found
-
-
-def equations(program: Program) -> tuple[str, ...]:
-    """The names of all functions that the optimizer's step is made of."""
-    groups = (f.name for f in program.functions if f.name.startswith(GROUPS))
-    return (*EQUATIONS, *groups)
 
 
 def flattened(function: Function, flat: dict[str, Function], program: Program) -> Function:
@@ -85,5 +86,5 @@ class Inline(Pass, frozen=True):
         for function in callees_first(program):
             flat[function.name] = flattened(function, flat, program)
         whole = program.with_functions(*flat.values())
-        used = reachable(whole, (*program.entries, *equations(program)))
+        used = reachable(whole, (*program.entries, *equations(whole)))
         return whole.with_functions(drop=tuple(n for n in flat if n not in used))

@@ -36,7 +36,7 @@ from fllmc.passes.gradient_site import written_out
 from fllmc.passes.inline import reachable
 from fllmc.passes.step_equations import (
     STATES,
-    equations,
+    equations_for,
     state_types,
     with_twins,
 )
@@ -74,11 +74,13 @@ class OptimizerStep(Pass, frozen=True):
         """The whole step."""
         b = Builder(TRAIN, program.sizes, program.signatures)
         gradients = program.function(GRADIENTS)
-        trained = [parameter for parameter in program.parameters if parameter.trainable]
+        changed = [parameter for parameter in program.parameters if parameter.trainable]
+        trained = [parameter for parameter in changed if not parameter.stepped_by]
         operands, states = train_inputs(b, gradients, trained, program)
         step = b.input("step", HOST_SCALAR, "host")
         found = dict(zip(gradients.outputs, b.copy(gradients, operands), strict=True))
         outputs = {"loss": found.pop("loss")}
+        totals = {f"grad.{p.name}": found.pop(f"grad.{p.name}") for p in changed if p.stepped_by}
         b.path, b.span = "clip", NOWHERE
         if trained:
             outputs["grad_norm"] = norm(b, list(found.values()))
@@ -97,6 +99,10 @@ class OptimizerStep(Pass, frozen=True):
                 slope = b.mul(b.cast(slope, b.types[scale].dtype), scale)
             given = {"param": inputs[name], "grad": slope, "rate": rates[parameter.group]}
             updated |= update(b, program, parameter, {**given, "step": step, **states[name]})
+        for parameter in changed:
+            if parameter.stepped_by:
+                total = totals[f"grad.{parameter.name}"]
+                updated |= stepped(b, program, parameter, inputs[parameter.name], total)
         weights = {name: value for name, value in updated.items() if "#" not in name}
         results = weights | updated | outputs
         return b.finish(list(results.values()), list(results), gradients.span)
@@ -145,6 +151,19 @@ def norm(b: Builder, gradients: list[int]) -> int:
     return b.one(Sqrt(), b.one(AddN(), *squares) if len(squares) > 1 else squares[0])
 
 
+def equations(b: Builder, function: Function, operands: list[int], dtype: str) -> tuple[int, ...]:
+    """The results of equations over scalars, on tensors of a dtype."""
+    mapping = dict(enumerate(operands))
+    for op in function.ops:
+        b.path, b.span = ".".join(filter(None, ("optimizer", op.path))), op.span
+        results = b.emit(op.attrs, *(mapping[value] for value in op.operands))
+        for value, made in zip(op.results, results, strict=True):
+            kind = b.types[made]
+            mapping[value] = b.cast(made, dtype) if kind.is_float and kind.dims else made
+    b.path, b.span = "optimizer", NOWHERE
+    return tuple(mapping[value] for value in function.results)
+
+
 def update(
     b: Builder, program: Program, parameter: Parameter, given: Mapping[str, int]
 ) -> dict[str, int]:
@@ -152,10 +171,21 @@ def update(
     kind = b.types[given["param"]]
     b.path, b.span = "optimizer", NOWHERE
     values = {**given, "grad": b.cast(given["grad"], kind.dtype)}
-    made = equations(program, parameter).written(b, values, kind.dtype)
+    made = equations_for(program, parameter).written(b, values, kind.dtype)
     found: dict[str, int] = {}
     for output, value in made.items():
         name = parameter.name if output == "param" else f"{parameter.name}#{output}"
         own = kind if output == "param" else b.types[given[output]]
         found[name] = written_out(b, b.cast(value, own.dtype), own)
     return found
+
+
+def stepped(
+    b: Builder, program: Program, parameter: Parameter, state: int, total: int
+) -> dict[str, int]:
+    """The state of a block after the step, by its equation of itself and its total."""
+    kind = b.types[state]
+    b.path, b.span = "optimizer", NOWHERE
+    given = [state, b.cast(total, kind.dtype)]
+    (value,) = equations(b, program.function(parameter.stepped_by), given, kind.dtype)
+    return {parameter.name: written_out(b, b.cast(value, kind.dtype), kind)}

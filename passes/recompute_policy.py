@@ -28,7 +28,7 @@ from fllmc.ir.ops import (
     Transpose,
 )
 from fllmc.ir.program import Function, Op, Program
-from fllmc.ir.select import selects
+from fllmc.ir.select import selects, within
 from fllmc.ir.settings import Recompute
 from fllmc.passes.errors import RecomputesNothing
 
@@ -44,23 +44,33 @@ FORMS = (Cast, LocalSlice, Rename, Transpose)
 LAYERS = ("0", "1")
 """Two layers that stand for all: a selector of both is taken for one of every layer."""
 
-
-def joined(*parts: str) -> str:
-    """A dotted path of the parts that are not empty."""
-    return ".".join(part for part in parts if part)
+OTHER = "later"
+"""Stands for the later layers that a number in a pattern speaks of."""
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a function runs: the path of its stack in each of LAYERS, or empty paths."""
+    """Where a function runs: in which stack, or an empty path."""
 
-    prefixes: tuple[str, ...] = ("", "")
+    stack: str = ""
 
     def inside(self, op: Op) -> Place:
         """The place of the function that a scan op here runs."""
-        if not op.path:
-            return self
-        pairs = zip(self.prefixes, LAYERS, strict=True)
-        return Place(tuple(joined(prefix, op.path, layer) for prefix, layer in pairs))
+        return Place(self.shown(op)) if op.path else self
+
+    def paths(self, op: Op) -> tuple[str, ...]:
+        """The path of an op here in two layers that stand for all."""
+        if not self.stack:
+            return (op.path,)
+        first, *rest = op.path.split(".")
+        if first.isdecimal():
+            return tuple(within(self.stack, "", ".".join((n, *rest))) for n in (first, OTHER))
+        return tuple(within(self.stack, layer, op.path) for layer in LAYERS)
+
+    def shown(self, op: Op) -> str:
+        """The path of an op here with `*` for the layer."""
+        if not self.stack:
+            return op.path
+        return within(self.stack, "*", re.sub(r"^\d+(?=\.|$)", "*", op.path))
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -107,7 +117,7 @@ def never_kept(body: Function) -> set[int]:
 
 def matches(selector: str, op: Op, place: Place) -> bool:
     """Whether the selector matches the op in every layer."""
-    return all(selects(selector, joined(prefix, op.path)) for prefix in place.prefixes)
+    return all(selects(selector, path) for path in place.paths(op))
 
 
 def kept(rule: Recompute, op: Op, place: Place) -> bool:
@@ -144,7 +154,7 @@ def all_ops(program: Program) -> Iterator[tuple[Op, Place]]:
 
 def mistakes(policy: Policy, program: Program) -> list[Diagnostic]:
     """Selectors and paths to keep that match no op."""
-    ops = [(op, place) for op, place in all_ops(program) if op.path or place.prefixes[0]]
+    ops = [(op, place) for op, place in all_ops(program) if op.path or place.stack]
     found: list[Diagnostic] = []
     for rule in policy.selectors:
         under = [(op, place) for op, place in ops if matches(rule.selector, op, place)]
@@ -160,5 +170,4 @@ def mistakes(policy: Policy, program: Program) -> list[Diagnostic]:
 
 def shown_paths(ops: list[tuple[Op, Place]]) -> tuple[str, ...]:
     """The paths of these ops, with `*` for the layer of a stack."""
-    paths = {joined(place.prefixes[0], op.path) for op, place in ops}
-    return tuple(sorted({re.sub(r"\.0(?=\.|$)", ".*", path) for path in paths}))
+    return tuple(sorted({place.shown(op) for op, place in ops}))

@@ -157,7 +157,7 @@ class Equations(Struct, frozen=True):
         return {name: mapping[value] for name, value in outputs.items()}
 
 
-def equations(program: Program, parameter: Parameter) -> Equations:
+def equations_for(program: Program, parameter: Parameter) -> Equations:
     """The equations that step a parameter."""
     what = "" if parameter.decays else "no_decay"
     function = program.function(equations_of(parameter.group, what))
@@ -167,7 +167,7 @@ def equations(program: Program, parameter: Parameter) -> Equations:
 
 def state_types(program: Program, parameter: Parameter, kind: Type) -> dict[str, Type]:
     """The states that are kept for a parameter of a type, with theirs."""
-    made = equations(program, parameter)
+    made = equations_for(program, parameter)
     whole = {dim for name in made.matrix.sides.values() for dim in name}
     found: dict[str, Type] = {}
     for name in made.outputs:
@@ -188,7 +188,7 @@ def is_matrix(function: Function) -> bool:
 def with_twins(program: Program) -> Program:
     """The program with the second names of dims that its optimizers' equations use."""
     for parameter in program.parameters:
-        kinds = equations(program, parameter).function.types if parameter.trainable else ()
+        kinds = equations_for(program, parameter).function.types if parameter.trainable else ()
         if any(side("twin") in kind.names for kind in kinds):
             sides = matrix_of(parameter, program.sizes).sides
             short, _, twin = sides.values()

@@ -10,6 +10,7 @@ takes the sum so far behind its first input: a stack carries it from layer to la
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from msgspec import Struct, structs
@@ -19,9 +20,23 @@ from fllmc.frontend.lowering.composites import composite
 from fllmc.frontend.lowering.emit import Emitter, arranged
 from fllmc.frontend.semantics.penalties import penalty_dims
 from fllmc.frontend.semantics.sizes import SizeTable
-from fllmc.frontend.semantics.typed import Block, Composite, Key, Kind, Nested, Param, Use
+from fllmc.frontend.semantics.states import SAMPLES
+from fllmc.frontend.semantics.typed import (
+    Block,
+    Composite,
+    Key,
+    Kind,
+    Local,
+    Nested,
+    Param,
+    Plain,
+    Typed,
+    Update,
+    Use,
+)
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Call, Fill, Scan, Signature
+from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.ops import Call, Fill, Record, Scan, Signature
 from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Init, Parameter, Role
 from fllmc.ir.settings import Precision
@@ -88,15 +103,16 @@ class _Lowering:
             found: list[Parameter] = []
             for member in self.blocks[key].members:
                 if isinstance(member, Param):
-                    found.append(self.own(member))
+                    found.append(self.own(self.blocks[key], member))
                 else:
                     found.extend(self.under(member))
             self.known[key] = tuple(found)
         return self.known[key]
 
-    def own(self, param: Param) -> Parameter:
-        """A block's own parameter."""
-        kind = tensor(self.precision.params, *param.stored)
+    def own(self, block: Block, param: Param) -> Parameter:
+        """A block's own parameter, or its state, which is stored in the dtype of losses."""
+        kind = tensor(self.wide if param.state else self.precision.params, *param.stored)
+        step = self.update(block, param) if param.state else ""
         return Parameter(
             param.name,
             kind,
@@ -104,21 +120,53 @@ class _Lowering:
             span=param.span,
             plain=not param.arrow,
             takes=len(param.source),
+            stepped_by=step,
         )
+
+    def update(self, block: Block, state: Param) -> str:
+        """The name of the function (state, total) -> state after a step."""
+        name, new = self.name((block.signature.key, state.name), f"{state.name}.update")
+        if new:
+            found = next(each for each in block.updates if each.state == state.name)
+            self.functions[name] = updating(found, name, tensor(self.wide, *state.target), self)
+        return name
 
     def under(self, nested: Nested) -> tuple[Parameter, ...]:
         """The parameters of a sub-block, or those of a stack as one tensor for all layers."""
+        left = (p for layer in self.left(nested) for p in self.under(layer))
+        return (*self.repeated(nested), *left)
+
+    def repeated(self, nested: Nested) -> tuple[Parameter, ...]:
+        """The parameters of a sub-block, or those of what a stack runs again and again."""
         found: list[Parameter] = []
-        for parameter in self.parameters(nested.block):
+        for parameter in self.parameters(nested.block) if self.runs(nested) else ():
             name = f"{nested.name}.{parameter.name}"
             changed = structs.replace(parameter, name=name)
             if nested.over:
-                kind = stack_of(parameter.type, nested.over)
-                changed = structs.replace(changed, type=kind, stack=nested.over, depth=1)
+                kind = stack_of(parameter.type, nested.turns)
+                changed = structs.replace(
+                    changed, type=kind, stack=nested.turns, depth=1, period=nested.period
+                )
             elif parameter.stack:
                 changed = structs.replace(changed, depth=parameter.depth + 1)
             found.append(changed)
         return tuple(found)
+
+    def runs(self, nested: Nested) -> bool:
+        """Whether its block is run as a whole; a pattern that is longer than its stack is not."""
+        return not nested.period or nested.turns in self.sizes.dims
+
+    def left(self, nested: Nested) -> tuple[Nested, ...]:
+        """The layers of a stack behind its last whole period, each as a sub of its own."""
+        if not nested.period:
+            return ()
+        count, layers = self.sizes.size(nested.over), self.blocks[nested.block].nested
+        return tuple(
+            Nested(
+                f"{nested.name}.{number}", nested.span, layers[str(number % nested.period)].block
+            )
+            for number in range(count - count % nested.period, count)
+        )
 
     def init(self, param: Param) -> Init:
         """How a parameter begins: as stated, else normal by fan-in, or as a lookup table."""
@@ -142,7 +190,8 @@ class _Lowering:
         """The name of a block's function, lowered on first use."""
         inputs = self.blocks[key].signature.inputs
         several = stacked and (len(inputs) > 1 or self.penalty(key) is not None)
-        name, new = self.name((key, "stacked") if several else key, key.name + ".stacked" * several)
+        wish = "_".join(re.findall(r"[A-Za-z_]\w*", key.name)) + ".stacked" * several
+        name, new = self.name((key, "stacked") if several else key, wish)
         if new:
             self.functions[name] = self.function(key, name, several)
         return name
@@ -165,9 +214,12 @@ class _Lowering:
             values[given.name] = builder.input(given.name, self.type(given.kind), role)
         within = _BlockEmitter(self, block, builder, values)
         emitter = within.emitter()
+        recorded = {update.total: update.state for update in block.updates}
         for step in block.steps:
             values[step.name] = emitter.expr(step.value)
             within.penalties += [values[step.name]] if step.penalty else []
+            if step.name in recorded:
+                within.record(recorded[step.name], values[step.name])
         result = emitter.expr(block.returned)
         builder.span = block.returned.span
         wanted = self.type(block.signature.result)
@@ -180,8 +232,12 @@ class _Lowering:
     def penalty(self, key: Key) -> Type | None:
         """The type of the sum of a block's penalties, in the dtype of losses; None without any."""
         dims = penalty_dims(key, self.blocks)
-        wide = "f64" if self.precision.compute == "f64" else "f32"
-        return None if dims is None else tensor(wide, *dims)
+        return None if dims is None else tensor(self.wide, *dims)
+
+    @property
+    def wide(self) -> str:
+        """The dtype of losses and states."""
+        return "f64" if self.precision.compute == "f64" else "f32"
 
     def type(self, kind: Kind) -> Type:
         """The type of a tensor at a block's border: indices, or numbers in the compute dtype."""
@@ -229,31 +285,74 @@ class _BlockEmitter:
         )
 
     def use(self, op: Use, builder: Builder, args: tuple[int, ...]) -> int:
-        """A call of a sub-block, or a scan over a stack."""
+        """A call of a sub-block, or a scan over a stack and what its last period leaves."""
         lowering, nested = self.lowering, self.block.nested[op.name]
+        value = args[0] if args else -1
+        if lowering.runs(nested):
+            value = self.run(nested, builder, args)
+        for layer in lowering.left(nested):
+            value = self.run(layer, builder, (value, *args[1:]))
+        return value
+
+    def run(self, nested: Nested, builder: Builder, args: tuple[int, ...]) -> int:
+        """A call of a block, or a scan over it."""
+        lowering = self.lowering
         name = lowering.block(nested.block, bool(nested.over))
         builder.functions[name] = lowering.functions[name].signature
-        builder.path = op.name
+        builder.path = nested.name
         wanted = lowering.blocks[nested.block].signature.inputs
         fitted = tuple(
             self.fitted(arg, lowering.type(given.kind))
             for arg, given in zip(args, wanted, strict=True)
         )
-        params = tuple(self.values[p.name] for p in lowering.under(nested))
+        params = tuple(self.values[p.name] for p in lowering.repeated(nested))
         kind = lowering.penalty(nested.block)
         if nested.over:
             begin = () if kind is None else (builder.one(Fill(0.0, kind.dtype, kind.dims)),)
-            scan = Scan(name, nested.over, 1 + len(begin), len(params))
+            scan = Scan(name, nested.turns, 1 + len(begin), len(params))
             result, *more = builder.emit(scan, fitted[0], *begin, *params, *fitted[1:])
         else:
             result, *more = builder.emit(Call(name), *fitted, *params)
         self.penalties += more
         return result
 
+    def record(self, state: str, total: int) -> None:
+        """Note a total for the update of a state: a zero among the penalties, with a gradient."""
+        b, param = self.builder, self.block.params[state]
+        b.path = state
+        value = b.sum(b.cast(total, self.lowering.wide), (SAMPLES,))
+        self.penalties.append(b.one(Record(), self.values[state], arranged(b, value, param.stored)))
+
     def fitted(self, value: int, wanted: Type) -> int:
         """The value as a block takes it: its dims in order, numbers in the compute dtype."""
         value = self.builder.cast(value, wanted.dtype)
         return arranged(self.builder, value, wanted.names)
+
+
+def updating(update: Update, name: str, kind: Type, lowering: _Lowering) -> Function:
+    """The equation of an update, composites written out."""
+    builder = Builder(name, lowering.sizes)
+    values = {update.state: builder.input(update.state, kind)}
+    values[update.total] = builder.input(update.total, kind)
+
+    def composed(op: Composite, b: Builder, args: tuple[int, ...]) -> int:
+        kinds = tuple(b.types[arg] for arg in args)
+        made = composite(op.name, op.name, kinds, op.over, dict(op.options), lowering.sizes)
+        (result,) = b.copy(made, args)
+        return result
+
+    def unused(op: Use, b: Builder, args: tuple[int, ...]) -> int:
+        raise InternalError(f"{op.name} in an update")
+
+    emitter = Emitter(builder, values, {}, lowering.wide, composed, unused)
+    result = emitter.expr(of_state(update.value))
+    return builder.finish((arranged(builder, result, kind.names),), ("out",), update.value.span)
+
+
+def of_state(value: Typed) -> Typed:
+    """An update's expression, in which the state is a value like others."""
+    op = Local(value.op.param) if isinstance(value.op, Plain) else value.op
+    return structs.replace(value, op=op, args=tuple(map(of_state, value.args)))
 
 
 def summed(b: Builder, values: list[int], kind: Type) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from msgspec import Struct
@@ -80,6 +80,7 @@ def sized(
             found += _checked(block.requirements, known)
         found += along_rows(blocks)
         found += _vocab(table, vocab, known.get(vocab, 0), data)
+    known.update(_turns(blocks, known))
     return Sized(table, Sizes(known), tokens or known.get(vocab, 0), tuple(found))
 
 
@@ -90,6 +91,13 @@ def _under(key: Key, blocks: Mapping[Key, Block], seen: set[Key]) -> Iterator[Bl
         yield blocks[key]
         for nested in blocks[key].nested.values():
             yield from _under(nested.block, blocks, seen)
+
+
+def _turns(blocks: Sequence[Block], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The dims over which patterns of layers are run, with the number of whole periods."""
+    nested = (each for block in blocks for each in block.nested.values() if each.period)
+    counts = {each.turns: sizes.get(each.over, 0) // each.period for each in nested}
+    return {turns: count for turns, count in counts.items() if count}
 
 
 def _given(data: DataSection) -> dict[str, int]:

@@ -8,8 +8,9 @@ from msgspec import structs
 
 from fllmc.frontend import ast
 from fllmc.frontend.checking import Checked
-from fllmc.frontend.errors import UnknownBlock
-from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, extended
+from fllmc.frontend.errors import NoSize, UnknownBlock
+from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, NamedSection, extended
+from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.model import Model, lower_model
 from fllmc.frontend.lowering.rules import lower_optimizer, lower_rate, lower_states
 from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
@@ -21,15 +22,17 @@ from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
 from fllmc.frontend.sections.train import Choice, TrainSection, read_train
 from fllmc.frontend.semantics.typed import Key, Rule
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
+from fllmc.ir.foreign import Foreign
 from fllmc.ir.matrices import SIDES, equations_of
-from fllmc.ir.program import DimSize, Function, Program
-from fllmc.ir.settings import Adapter, Data, Schedule, Spec
+from fllmc.ir.program import DimSize, Function, Program, layers_dim
+from fllmc.ir.settings import Adapter, Data, Schedule, Shard, Spec
 from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Mesh
 
 OPTIMIZERS = f"{SHIPPED}library/optimizers.fllm"
 RATES = f"{SHIPPED}library/rates.fllm"
 SCHEDULES = f"{SHIPPED}library/schedules.fllm"
+REASON = "the checkpoint's names need one"
 
 
 def lower(
@@ -89,12 +92,13 @@ class Lowering:
         program = self.grouped(self.decayed(program, paths, train), paths, train)
         schedule, mesh = self.schedule(train, program, paths)
         adapter = self.adapter(adapter_node, paths)
+        foreign = self.foreign(model_key, table)
         self.stop()
         settings = structs.replace(train.train, model=model_key.name)
         sources = self.sources()
         name = self.module.file.rsplit("/", 1)[-1].removesuffix(".fllm")
         whole = self.whole_data(data.data, table)
-        return Spec(name, program, whole, settings, schedule, mesh, adapter, sources)
+        return Spec(name, program, whole, settings, schedule, mesh, adapter, sources, foreign)
 
     def stop(self) -> None:
         """Give up if an error was found."""
@@ -181,9 +185,18 @@ class Lowering:
         section = self.overrides.applied("data", bound.section)
         # A source from the command line is where the command runs, not where the spec is.
         beside = "" if self.overrides.sets("data", "source") else bound.file
-        data, found = read_data(section, beside)
+        data, found = read_data(section, beside, self.data_sections())
         self.found += found
         return data
+
+    def data_sections(self) -> dict[str, tuple[ast.Data, str]]:
+        """The data sections of the file and those that it imports, with their files."""
+        found: dict[str, tuple[ast.Data, str]] = {}
+        for name in self.module.known("data"):
+            bound = self.module.find("data", name)
+            if bound and isinstance(bound.section, ast.Data):
+                found[name] = bound.section, bound.file
+        return found
 
     def whole_data(self, data: Data, table: Sized) -> Data:
         """The data settings with what the dims say."""
@@ -209,6 +222,7 @@ class Lowering:
             known = (*dims, *self.module.dims)
             schedule, found = read_schedule(node, known, mesh if node.mesh else None, paths)
         self.found += found
+        schedule = structs.replace(schedule, shards=with_patterns(schedule.shards, program))
         return schedule, mesh or Mesh()
 
     def chosen_schedule(self, train: str) -> ast.Schedule | None:
@@ -270,6 +284,25 @@ class Lowering:
         self.found += found
         return adapter
 
+    def foreign(self, model: Key, table: Sized) -> Foreign | None:
+        """The names in a foreign format: the section asked for, else the only one of the model."""
+        name = chosen_names(self.checked, model, self.overrides)
+        if name is None:
+            return None
+
+        def size(dim: str) -> int:
+            known = table.sizes.dims.get(dim) or table.table.size(dim)
+            if known is None:
+                place = self.checked.names[name].name.span
+                raise DiagnosticError(
+                    *table.table.found, NoSize(place, dim, REASON, f"{dim} = SIZE")
+                )
+            return known
+
+        foreign, found = lower_names(self.checked.names[name], size)
+        self.found += found
+        return foreign
+
     # The program.
 
     def program(self, model: Model, table: Sized, train: TrainSection) -> Program:
@@ -317,6 +350,42 @@ class Lowering:
         return structs.replace(program, parameters=parameters)
 
 
+def chosen_names(checked: Checked, model: Key, overrides: Overrides) -> Key | None:
+    """The checkpoint section of a model: that asked for, else the only one; None if there is none.
+
+    DiagnosticError where there are several, or none of the name that is asked for.
+    """
+    module = checked.module
+    fitting: dict[str, Key] = {}
+    for each in module.known("checkpoint"):
+        bound = module.find("checkpoint", each)
+        key = Key(bound.file, bound.section.name.text) if bound else model
+        if key in checked.names and checked.names[key].subject == model:
+            fitting[each] = key
+    wish = overrides.choice("checkpoint")
+    if wish is not None and wish.text not in fitting:
+        known = tuple(fitting)
+        raise DiagnosticError(UnknownSection(wish.span, wish.text, known, "checkpoint section"))
+    if wish is not None:
+        return fitting[wish.text]
+    if len(fitting) > 1:
+        sections = [b.section for n in fitting if (b := module.find("checkpoint", n))]
+        raise DiagnosticError(_ambiguous("checkpoint", sections))
+    return next(iter(fitting.values()), None)
+
+
+def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, ...]:
+    """The directives on the layers of a stack, as directives on what the stack is run over."""
+    stacks = dict.fromkeys(p.stack for p in program.parameters if p.stack)
+    runs: dict[str, list[str]] = {}
+    for stack in stacks:
+        runs.setdefault(layers_dim(stack), []).append(stack)
+    return tuple(
+        structs.replace(shard, dims=tuple(d for dim in shard.dims for d in runs.get(dim, [dim])))
+        for shard in shards
+    )
+
+
 def _rules(groups: Sequence[tuple[Choice, Choice]]) -> list[Function]:
     """The equations of all groups; those of the first have plain names."""
     found: list[Function] = []
@@ -334,7 +403,7 @@ def _rules(groups: Sequence[tuple[Choice, Choice]]) -> list[Function]:
     return [*found, lower_states(rules)]
 
 
-def _ambiguous(what: str, sections: list[ast.Train] | list[ast.Schedule]) -> Diagnostic:
+def _ambiguous(what: str, sections: Sequence[NamedSection]) -> Diagnostic:
     names = [section.name.text for section in sections]
     shown = ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
     return Ambiguous(sections[-1].name.span, what, shown, names[-1])

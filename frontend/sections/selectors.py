@@ -11,7 +11,7 @@ from fllmc.frontend.section_errors import NothingSelected, PartOfStack
 from fllmc.ir.diagnostics import Diagnostic, near
 from fllmc.ir.ops import Call, Scan
 from fllmc.ir.program import Function, Parameter, Program
-from fllmc.ir.select import selects, selects_parameter
+from fllmc.ir.select import selects, selects_parameter, within
 
 
 def selector_text(selector: ast.Expr) -> str:
@@ -69,16 +69,17 @@ def paths_of(program: Program) -> Paths:
     return Paths(program.parameters, ops, layers)
 
 
-def _ops(function: Function, functions: dict[str, Function], scope: str) -> Iterator[str]:
+def _ops(
+    function: Function, functions: dict[str, Function], scope: str, layer: str = ""
+) -> Iterator[str]:
     for op in function.ops:
         if not op.path:
             continue
-        path = f"{scope}.{op.path}" if scope else op.path
-        if isinstance(op.attrs, Scan):
-            path += ".0"
-        yield path
+        path = within(scope, layer, op.path)
+        inside = "0" if isinstance(op.attrs, Scan) else ""
+        yield within(path, inside, "")
         if isinstance(op.attrs, Call | Scan):
-            yield from _ops(functions[op.attrs.function], functions, path)
+            yield from _ops(functions[op.attrs.function], functions, path, inside)
 
 
 def _nearest(text: str, paths: Sequence[str]) -> str:

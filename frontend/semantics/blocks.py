@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-import msgspec
+from msgspec import structs
 
 from fllmc.frontend import ast
 from fllmc.frontend.errors import Recursion, UnknownBlock, UnknownDim, Unused
 from fllmc.frontend.library import Bound, Module
+from fllmc.frontend.semantics import states
 from fllmc.frontend.semantics.infer import Body, Entity
 from fllmc.frontend.semantics.kinds import differs
 from fllmc.frontend.semantics.typed import (
@@ -18,22 +19,29 @@ from fllmc.frontend.semantics.typed import (
     Input,
     Key,
     Kind,
+    Local,
     Nested,
     Param,
     Signature,
     Step,
     Typed,
+    Update,
+    Use,
 )
-from fllmc.frontend.type_errors import BadParam, BadStack, NoReturn, WrongResult
+from fllmc.frontend.type_errors import BadParam, BadStack, BadState, NoReturn, WrongResult
 from fllmc.ir.diagnostics import Diagnostic
+from fllmc.ir.span import Span
+
+LONGEST = 256
+"""The most layers that a pattern may have."""
 
 
 def typed_block(
     block: ast.Block, module: Module, modules: Mapping[str, Module]
-) -> tuple[Block, tuple[Diagnostic, ...]]:
-    """The block with all kinds, and every mistake in it."""
+) -> tuple[Block, tuple[Diagnostic, ...], Mapping[Key, Block]]:
+    """The block with all kinds, every mistake in it, and the patterns of layers in its stacks."""
     typer = _Typer(block, module, modules)
-    return typer.run(), tuple(typer.body.found)
+    return typer.run(), tuple(typer.body.found), typer.patterns
 
 
 def recursions(blocks: Mapping[Key, Block]) -> Iterator[Diagnostic]:
@@ -112,7 +120,9 @@ class _Typer:
         self.body = Body(module.dims, lambda name: module.find("block", name) is not None)
         self.members: list[Param | Nested] = []
         self.steps: list[Step] = []
+        self.updates: list[Update] = []
         self.returned: Typed | None = None
+        self.patterns: dict[Key, Block] = {}
 
     def run(self) -> Block:
         """The typed block."""
@@ -126,20 +136,23 @@ class _Typer:
                 case _:
                     pass
         for item in self.block.items:
-            if isinstance(item, ast.Equation | ast.Return):
+            if isinstance(item, ast.Total | ast.Update) and self.returned is None:
+                self._of_state(item)
+            elif isinstance(item, ast.Equation | ast.Return):
                 self._equation(item)
         self._end()
         members = tuple(self._looked_up(member) for member in self.members)
         requirements, dims = tuple(self.body.requirements), tuple(self.body.dims.items())
         returned = self.returned or Typed(BROKEN, Constant(0.0), span=self.block.span)
         is_model = self.block.kind == "model"
+        steps, updates = tuple(self.steps), tuple(self.updates)
         return Block(
-            self.signature, is_model, members, tuple(self.steps), returned, requirements, dims
+            self.signature, is_model, members, steps, returned, requirements, dims, updates
         )
 
     def _looked_up(self, member: Param | Nested) -> Param | Nested:
         if isinstance(member, Param) and member.name in self.body.lookups:
-            return msgspec.structs.replace(member, lookup=True)
+            return structs.replace(member, lookup=True)
         return member
 
     def _head(self) -> None:
@@ -168,9 +181,12 @@ class _Typer:
         if source is None or target is None:
             body.give(item.name, Entity("param", item.name.span))
             return
-        arrow = isinstance(shape, ast.Arrow)
-        param = Param(item.name.text, item.name.span, source, target, shape.span, init, arrow)
-        if body.give(item.name, Entity("param", item.name.span, param=param)):
+        arrow, state = isinstance(shape, ast.Arrow), isinstance(item, ast.BlockState)
+        param = Param(
+            item.name.text, item.name.span, source, target, shape.span, init, arrow, state=state
+        )
+        what = "state" if state else "param"
+        if body.give(item.name, Entity(what, item.name.span, param=param)):
             self.members.append(param)
         self._init(init)
 
@@ -208,23 +224,63 @@ class _Typer:
     def _nested(self, item: ast.Sub | ast.Stack) -> None:
         body, what = self.body, "stack" if isinstance(item, ast.Stack) else "sub"
         over_known = not isinstance(item, ast.Stack) or body.dim(item.over)
-        bound = self.module.find("block", item.block.text)
-        if bound is None or not isinstance(bound.section, ast.Block):
-            if item.block.text not in self.module.lost:
-                known = self.module.known("block")
-                body.found.append(UnknownBlock(item.block.span, item.block.text, known))
+        pattern = item.pattern if isinstance(item, ast.Stack) else ()
+        names = [layer.block for layer in pattern] or [item.block]
+        bounds = [self._block(name) for name in names]
+        known = [bound for bound in bounds if bound is not None]
+        if len(known) < len(bounds):
             body.give(item.name, Entity(what, item.name.span))
             return
-        seen = signature(bound, self.modules)
+        seen = signature(known[0], self.modules)
         over = item.over.text if isinstance(item, ast.Stack) else ""
         nested = Nested(item.name.text, item.name.span, seen.key, over)
+        if pattern and isinstance(item, ast.Stack):
+            nested = self._pattern(item, nested, [signature(b, self.modules) for b in known])
         if body.give(item.name, Entity(what, item.name.span, nested=nested, signature=seen)):
             self.members.append(nested)
         if isinstance(item, ast.Stack) and over_known:
-            self._stackable(item, seen, bound)
+            for name, bound in zip(names, known, strict=True):
+                self._stackable(item, name.text, signature(bound, self.modules), bound)
 
-    def _stackable(self, item: ast.Stack, seen: Signature, bound: Bound) -> None:
-        name, over = item.block.text, item.over.text
+    def _block(self, name: ast.Name) -> Bound | None:
+        """The block of that name; None if it was reported that there is none."""
+        bound = self.module.find("block", name.text)
+        if bound is not None and isinstance(bound.section, ast.Block):
+            return bound
+        if name.text not in self.module.lost:
+            known = self.module.known("block")
+            self.body.found.append(UnknownBlock(name.span, name.text, known))
+        return None
+
+    def _pattern(self, item: ast.Stack, nested: Nested, seen: Sequence[Signature]) -> Nested:
+        """The stack with its pattern as one block, whose subs are numbered."""
+        first, keys = seen[0], list[Key]()
+        for layer, each in zip(item.pattern, seen, strict=True):
+            count = layer.count.value if layer.count else 1
+            if not isinstance(count, int) or not 1 <= count <= LONGEST:
+                reason = f"a count is a whole number from 1 to {LONGEST}"
+                found = BadStack(layer.span, layer.block.text, nested.over, reason)
+                self.body.found.append(found)
+                count = 1
+            keys += [each.key] * int(count)
+            kinds = [given.kind for given in each.inputs], [given.kind for given in first.inputs]
+            if kinds[0] != kinds[1]:
+                reason = f"it takes other inputs than `{first.key.name}`"
+                where = layer.block.text, nested.over, reason, each.span
+                self.body.found.append(BadStack(layer.span, *where))
+        if len(keys) > LONGEST:
+            reason = f"its pattern has {len(keys)} layers, and {LONGEST} are the most"
+            self.body.found.append(BadStack(item.span, first.key.name, nested.over, reason))
+        shown = ", ".join(
+            f"{layer.count.text} * {layer.block.text}" if layer.count else layer.block.text
+            for layer in item.pattern
+        )
+        key = Key(self.module.file, f"[{shown}]")
+        self.patterns[key] = layers_block(key, first, keys, item.span)
+        return structs.replace(nested, block=key, period=len(keys))
+
+    def _stackable(self, item: ast.Stack, name: str, seen: Signature, bound: Bound) -> None:
+        over = item.over.text
         if not seen.inputs:
             found = BadStack(item.span, name, over, "it takes no input to hand on", seen.span)
             self.body.found.append(found)
@@ -257,6 +313,18 @@ class _Typer:
             self.steps.append(Step(item.target.text, value, penalty))
             self.body.used.update([item.target.text] if penalty else ())
 
+    def _of_state(self, item: ast.Total | ast.Update) -> None:
+        if isinstance(item, ast.Total):
+            step = states.total(self.body, item)
+            self.steps += [step] if step else []
+            return
+        update = states.update(self.body, item)
+        if update and any(update.state == known.state for known in self.updates):
+            what, reason = f"`{update.state}` is updated twice", "a state has one update"
+            self.body.found.append(BadState(item.span, what, reason))
+        elif update:
+            self.updates.append(update)
+
     def _result(self, item: ast.Return, value: Typed) -> None:
         wanted = self.signature.result
         if value.kind.broken or wanted.broken:
@@ -274,9 +342,28 @@ class _Typer:
             self.body.found.append(NoReturn(name.span, what, "has no `return`"))
         if any(found.severity == "error" for found in self.body.found):
             return
+        updated = {update.state for update in self.updates}
+        for member in self.members:
+            if isinstance(member, Param) and member.state and member.name not in updated:
+                what, reason = f"`{member.name}` is never updated", "so it is no state"
+                self.body.found.append(BadState(member.span, what, reason))
         for given, entity in self.body.entities.items():
             if given not in self.body.used:
                 self.body.found.append(Unused(entity.span, given, entity.what))
+
+
+def layers_block(key: Key, first: Signature, layers: Sequence[Key], span: Span) -> Block:
+    """Layers one after the other as a block: each is a sub named by its number.
+
+    What the first takes beside its first input, all take.
+    """
+    members = [Nested(str(number), span, block) for number, block in enumerate(layers)]
+    given = [Typed(each.kind, Local(each.name), span=span) for each in first.inputs]
+    value = given[0] if given else Typed(BROKEN, Constant(0.0), span=span)
+    for member in members:
+        value = Typed(first.result, Use(member.name), (value, *given[1:]), span)
+    whole = structs.replace(first, key=key)
+    return Block(whole, False, tuple(members), (), value, (), ())
 
 
 def refs(expr: ast.Expr) -> Iterator[ast.Ref]:

@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 
 from fllmc.frontend import ast
+from fllmc.ir.program import turns_dim
 from fllmc.ir.span import NOWHERE, Span
 
 
@@ -247,7 +248,8 @@ class Member(Struct, frozen=True):
 class Param(Member, frozen=True):
     """A parameter. An arrow has a source; a plain tensor has its dims in `target` alone.
 
-    `init` is as written; `lookup` says that the arrow is applied to indices somewhere.
+    `init` is as written; `lookup` says that the arrow is applied to indices somewhere, `state` that
+    an equation steps it and no gradient.
     """
 
     source: tuple[str, ...]
@@ -256,6 +258,7 @@ class Param(Member, frozen=True):
     init: ast.Expr | None = None
     arrow: bool = False
     lookup: bool = False
+    state: bool = False
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -274,10 +277,20 @@ class Key(Struct, frozen=True, order=True):
 
 
 class Nested(Member, frozen=True):
-    """A `sub`, or a `stack` when `over` names a dim."""
+    """A `sub`, or a `stack` when `over` names a dim.
+
+    With a `period` the block is a pattern of that many layers, its subs named by their numbers; it
+    is run for each whole period, and the layers that are left follow by themselves.
+    """
 
     block: Key
     over: str = ""
+    period: int = 0
+
+    @property
+    def turns(self) -> str:
+        """The dim over which its block is run: that of the layers, or that of their periods."""
+        return turns_dim(self.over, self.period) if self.period else self.over
 
 
 class Input(Struct, frozen=True):
@@ -310,11 +323,21 @@ class Requirement(Struct, frozen=True):
 
 
 class Step(Struct, frozen=True):
-    """One equation; `penalty` if its value is added to the loss as well."""
+    """One equation; `penalty` if its value is added to the loss as well, `total` if it is summed
+    over the samples of a step."""
 
     name: str
     value: Typed
     penalty: bool = False
+    total: bool = False
+
+
+class Update(Struct, frozen=True):
+    """What a state is after a step, of what it was and of one total."""
+
+    state: str
+    total: str
+    value: Typed
 
 
 class Block(Struct, frozen=True):
@@ -327,6 +350,7 @@ class Block(Struct, frozen=True):
     returned: Typed
     requirements: tuple[Requirement, ...]
     dims: tuple[tuple[str, Span], ...]
+    updates: tuple[Update, ...] = ()
 
     @property
     def params(self) -> Mapping[str, Param]:

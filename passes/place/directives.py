@@ -325,7 +325,7 @@ def _missing_axes(shards: Sequence[Shard], mesh: Mesh) -> Iterable[Diagnostic]:
 
 
 def _selects_nothing(shard: Shard, program: Program) -> Diagnostic:
-    paths = tuple(p.layer_name(0).replace(".0.", ".*.") for p in program.parameters)
+    paths = tuple(p.shown_name for p in program.parameters)
     return SelectsNothing(shard.span, shard.selector, paths)
 
 

@@ -57,7 +57,7 @@ def divide(
     for zero in zeros:
         chosen = [p for p in program.parameters if selects_parameter(zero.selector, p)]
         if not chosen:
-            paths = tuple(p.layer_name(0).replace(".0.", ".*.") for p in program.parameters)
+            paths = tuple(p.shown_name for p in program.parameters)
             wrong.append(SelectsNothing(zero.span, zero.selector, paths))
         axes = tuple(a for a in zero.axes if sizes.mesh.has(a) and sizes.mesh.extent((a,)) > 1)
         for parameter in chosen:
