@@ -23,13 +23,12 @@ from fllmc.frontend.semantics.typed import (
     Prim,
     Reduce,
     Renamed,
-    Repeat,
-    Rule,
     Size,
     Step,
     Typed,
     Use,
 )
+from fllmc.frontend.semantics.typed_rules import Repeat, Rule
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.matrices import SIDES, SIZES, side, state_key

@@ -11,20 +11,20 @@ from fllmc.frontend.checking import Checked
 from fllmc.frontend.errors import NoSize, UnknownBlock
 from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, NamedSection, extended
 from fllmc.frontend.lowering.foreign import lower_names
+from fllmc.frontend.lowering.groups import grouped
 from fllmc.frontend.lowering.model import Model, lower_model
-from fllmc.frontend.lowering.rules import lower_optimizer, lower_rate, lower_states
 from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
 from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
 from fllmc.frontend.sections.data import DataSection, read_data
 from fllmc.frontend.sections.overrides import FILE, Overrides, read_overrides
 from fllmc.frontend.sections.schedule import read_adapter, read_mesh, read_schedule
 from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
-from fllmc.frontend.sections.train import Choice, TrainSection, read_train
-from fllmc.frontend.semantics.typed import Key, Rule
+from fllmc.frontend.sections.train import TrainSection, counts_tokens, read_train
+from fllmc.frontend.semantics.typed import Key
+from fllmc.frontend.semantics.typed_rules import Rule
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.foreign import Foreign
-from fllmc.ir.matrices import SIDES, equations_of
-from fllmc.ir.program import DimSize, Function, Program, layers_dim
+from fllmc.ir.program import DimSize, Program, layers_dim
 from fllmc.ir.settings import Adapter, Data, Schedule, Shard, Spec
 from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Mesh
@@ -84,12 +84,17 @@ class Lowering:
         table = sized(self.checked, self.module, model_key, data, self.overrides)
         self.found += table.found
         self.stop()
+        if counts_tokens(train_node):
+            whole = self.whole_data(data.data, table)
+            each = whole.batch * whole.seq
+            train, _ = read_train(train_node, self.rules("optimizer"), self.rules("rate"), each)
         model = lower_model(
             model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
         )
         program = self.program(model, table, train)
         paths = paths_of(program)
-        program = self.grouped(self.decayed(program, paths, train), paths, train)
+        program, found = grouped(self.decayed(program, paths, train), paths, train)
+        self.found += found
         schedule, mesh = self.schedule(train, program, paths)
         adapter = self.adapter(adapter_node, paths)
         foreign = self.foreign(model_key, table)
@@ -310,33 +315,6 @@ class Lowering:
         dims = tuple(DimSize(name, size) for name, size in table.sizes.dims.items())
         return Program("model", dims, model.functions, ("model",), model.parameters)
 
-    def grouped(self, program: Program, paths: Paths, train: TrainSection) -> Program:
-        """The program with the equations of its optimizers, and each parameter in its group.
-
-        A group is an optimizer with a rate; of several that select a parameter the last holds.
-        """
-        if train.optimizer is None or train.rate is None:
-            return program
-        chosen = {each.name: (train.optimizer, train.rate) for each in program.parameters}
-        for part in train.parts:
-            for selector in part.selectors:
-                self.found += paths.parameters(selector)
-                for name in paths.selected(selector_text(selector)):
-                    optimizer, rate = chosen[name]
-                    chosen[name] = (part.optimizer or optimizer, part.rate or rate)
-        groups = [(train.optimizer, train.rate)]
-        groups += [pair for pair in chosen.values() if pair not in groups]
-        groups = [pair for at, pair in enumerate(groups) if pair not in groups[:at]]
-        parameters = tuple(
-            structs.replace(each, group=groups.index(chosen[each.name]))
-            for each in program.parameters
-        )
-        program = structs.replace(program, parameters=parameters)
-        rules = _rules(groups)
-        for side in SIDES if any(kind.names for rule in rules for kind in rule.types) else ():
-            program = program.with_dim(side, 1)
-        return program.with_functions(*rules)
-
     def decayed(self, program: Program, paths: Paths, train: TrainSection) -> Program:
         """The program with `decays` off for what `no_decay` selects."""
         off: set[str] = set()
@@ -384,23 +362,6 @@ def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, .
         structs.replace(shard, dims=tuple(d for dim in shard.dims for d in runs.get(dim, [dim])))
         for shard in shards
     )
-
-
-def _rules(groups: Sequence[tuple[Choice, Choice]]) -> list[Function]:
-    """The equations of all groups; those of the first have plain names."""
-    found: list[Function] = []
-    for group, (optimizer, rate) in enumerate(groups):
-        plain = {**optimizer.arguments}
-        if "weight_decay" in plain:
-            plain["weight_decay"] = 0.0
-        rule = optimizer.rule
-        found += (
-            lower_optimizer(rule, optimizer.arguments, equations_of(group)),
-            lower_optimizer(rule, plain, equations_of(group, "no_decay")),
-            lower_rate(rate.rule, rate.arguments, equations_of(group, "rate")),
-        )
-    rules = [optimizer.rule for optimizer, _ in groups]
-    return [*found, lower_states(rules)]
 
 
 def _ambiguous(what: str, sections: Sequence[NamedSection]) -> Diagnostic:

@@ -17,13 +17,10 @@ from fllmc.frontend.semantics.sizes import evaluate
 from fllmc.frontend.semantics.typed import (
     HOST,
     Kind,
-    Repeat,
-    Rule,
-    RuleParameter,
-    State,
     Step,
     Typed,
 )
+from fllmc.frontend.semantics.typed_rules import Repeat, Rule, RuleParameter, State
 from fllmc.frontend.type_errors import NoReturn
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 
