@@ -192,7 +192,8 @@ def kept_values(program: Program, frames: Mapping[str, Frame]) -> dict[str, Kept
 def initial_value(program: Program, initial: Mapping[str, float], name: str) -> float:
     """What a parameter's state begins with; `initial` is that of each optimizer's states."""
     path, _, state = name.partition("#")
-    return initial.get(state_key(program.parameter(path).group, state), 0.0)
+    groups = {each.name: each.group for each in program.parameters}
+    return initial.get(state_key(groups.get(path, 0), state), 0.0)
 
 
 def state_values(program: Program) -> dict[str, float]:
