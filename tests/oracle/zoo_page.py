@@ -25,11 +25,11 @@ Models that ship, each a page in `specs/models` that trains, imports and exports
 model of each, made by transformers {version}, is imported by the spec's `checkpoint` section; its
 logits, its loss and the gradient of every tensor are compared, and what is exported again is loaded
 there, every tensor equal bit for bit. The figures are the largest relative errors of logits, loss
-and gradients; tests demand less than {f64:.0e} in fp64, and {f32:.0e} in fp32, in which the reference
+and gradients; tests demand less than {f64:.0e} in fp64 and {f32:.0e} in fp32, where the reference
 rounds too. Lines are those of the spec, and of the file that defines the model there.
 
-`fllmc import` takes sizes from the folder's `config.json`, so one spec serves all sizes of its
-model. This page is written by `python -m tests.oracle.zoo_page`.
+Importing takes sizes from the folder's `config.json`, so one spec serves all sizes of its model.
+This page is written by `python -m tests.oracle.zoo_page`.
 
 | model | spec | parameters | lines | theirs | fp64 | fp32 |
 | --- | --- | ---: | ---: | ---: | --- | --- |
