@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fllmc.cli import errors as command
 from fllmc.codegen import errors as artifact
+from fllmc.frontend import config_errors as config
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import NOWHERE
 from fllmc.passes import errors, place_errors
@@ -16,6 +17,7 @@ from fllmc.runtime import data_errors as data
 from fllmc.runtime import errors as stored
 from fllmc.runtime import run_errors as run
 from fllmc.runtime.checkpoint import change_errors as change
+from fllmc.runtime.foreign import errors as foreign
 
 LAST = "step-00000100"
 HOLDS = "`body.mlp.gate` and 3 more"
@@ -76,6 +78,27 @@ ARTIFACTS: tuple[Diagnostic, ...] = (
     command.SpecChanged(NOWHERE, "wrong.fllm"),
     command.NotReadable(NOWHERE, "missing.safetensors", "no such file"),
 )
+THEIRS = "model/model.safetensors"
+FOREIGN: tuple[Diagnostic, ...] = (
+    foreign.NoTensors(NOWHERE, "model", "; `pytorch_model.bin` is a pickle, which could run code"),
+    foreign.BadIndex(NOWHERE, "model/model.safetensors.index.json", "it has no `weight_map`"),
+    foreign.BadTensorFile(NOWHERE, THEIRS, "incomplete metadata", "`wte.weight` and 9 more"),
+    foreign.ForeignMissing(NOWHERE, "model", "h.0.up.weight", "body.0.up", ("h.0.up",)),
+    foreign.ForeignExtra(NOWHERE, THEIRS, "h.0.up.bias", "hf"),
+    foreign.ForeignTwice(NOWHERE, "wte.weight", "`a.safetensors` and `b.safetensors`"),
+    foreign.ForeignDiffers(
+        NOWHERE, THEIRS, "h.0.up", "f32[8, 16]", "`[16, 8]` by the spec", "`body.0.up`"
+    ),
+    config.ConfigMissing(NOWHERE, "hidden_size", "embed"),
+    config.ConfigDiffers(NOWHERE, "hidden_act", '"gelu"', '"silu"'),
+    config.ConfigNotSize(NOWHERE, "hidden_size", '"64"', "embed"),
+    foreign.TiedDiffer(NOWHERE, "wte.weight", "lm_head.weight", THEIRS, THEIRS),
+    foreign.NoForeignNames(NOWHERE, "the model of `runs/tiny`"),
+    foreign.FolderInUse(NOWHERE, "model"),
+    foreign.RoundTrip(NOWHERE, "wte.weight", "its bytes differ"),
+    config.ConfigUnread(NOWHERE, 2, "`use_cache`, `dtype`"),
+    config.ConfigUnsaid(NOWHERE, "`hidden_act`"),
+)
 MACHINES: tuple[Diagnostic, ...] = (
     run.WorldSize(NOWHERE, "data=2,tensor=2", 4, 6, "data=6"),
     run.MeshTooLarge(NOWHERE, "data=4096,tensor=2", 8192, 16, 2, 0, "data=8,tensor=2"),
@@ -89,4 +112,4 @@ MACHINES: tuple[Diagnostic, ...] = (
     run.BadEnvironment(NOWHERE, "RANK", "first", "a number"),
     run.TooFewGpus(NOWHERE, "data=8", 8, 2),
 )
-SAMPLES: tuple[Diagnostic, ...] = (*PASSES, *DATA, *CHECKPOINTS, *ARTIFACTS, *MACHINES)
+SAMPLES: tuple[Diagnostic, ...] = (*PASSES, *DATA, *CHECKPOINTS, *ARTIFACTS, *FOREIGN, *MACHINES)

@@ -139,7 +139,7 @@ def test_a_wrong_tensor_is_named_with_its_file(kind: str, tmp_path: Path) -> Non
 
 def test_what_is_ignored_may_be_there(tmp_path: Path) -> None:
     theirs = open_folder(folder(tmp_path / "theirs", {**tensors(), "h.0.mask": torch.ones(2)}))
-    assert import_folder(mapping(), theirs, tmp_path / "ours").tensors == 20
+    assert import_folder(mapping(), theirs, tmp_path / "ours").tensors == 26
 
 
 def refused(path: Path) -> tuple[str, str]:
