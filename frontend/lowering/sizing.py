@@ -15,6 +15,7 @@ from fllmc.frontend.section_errors import LossDoesNotFit, VocabTooSmall
 from fllmc.frontend.sections.data import DataSection
 from fllmc.frontend.sections.overrides import Overrides
 from fllmc.frontend.semantics.expert_rows import along_rows
+from fllmc.frontend.semantics.facts import failing
 from fllmc.frontend.semantics.sizes import SizeTable
 from fllmc.frontend.semantics.typed import Block, Key, Requirement
 from fllmc.ir.diagnostics import Diagnostic
@@ -79,6 +80,8 @@ def sized(
         for block in blocks:
             found += _checked(block.requirements, known)
         found += along_rows(blocks)
+        found += failing(_facts(checked, blocks), table)
+        found += [each for each in table.found if each not in found]
         found += _vocab(table, vocab, known.get(vocab, 0), data)
     known.update(_turns(blocks, known))
     return Sized(table, Sizes(known), tokens or known.get(vocab, 0), tuple(found))
@@ -98,6 +101,17 @@ def _turns(blocks: Sequence[Block], sizes: Mapping[str, int]) -> dict[str, int]:
     nested = (each for block in blocks for each in block.nested.values() if each.period)
     counts = {each.turns: sizes.get(each.over, 0) // each.period for each in nested}
     return {turns: count for turns, count in counts.items() if count}
+
+
+def _facts(checked: Checked, blocks: list[Block]) -> Iterator[ast.Require]:
+    """The facts of the main file, of the blocks, and of the files that they stand in."""
+    files = dict.fromkeys((checked.library.main, *(block.signature.key.file for block in blocks)))
+    for file in files:
+        for section in checked.library.modules[file].tree.sections:
+            if isinstance(section, ast.Require):
+                yield section
+    for block in blocks:
+        yield from block.facts
 
 
 def _given(data: DataSection) -> dict[str, int]:
@@ -149,6 +163,14 @@ def _checked(
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
         elif need.rule == "at_most" and a > b:
             what = f"no more than all of `{need.b}` can be chosen"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
+        elif need.rule == "distances" and a != sum(sizes[n] for n in need.b.split()) - 1:
+            keys, queries = need.b.split()
+            what = f"the bias needs each distance, so `{need.a}` must be {keys} + {queries} - 1"
+            shown = f"`{keys}` is {sizes[keys]}, `{queries}` is {sizes[queries]}"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, {shown}")
+        elif need.rule == "at_most_of" and a > b:
+            what = f"each of `{need.a}` needs a position in `{need.b}` under a mask or window"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
         elif factors and a != prod(sizes[name] for name in factors):
             must = (
