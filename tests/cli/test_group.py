@@ -27,6 +27,7 @@ OPTIONS = {
     "doctor": ["--json"],
     "check": ["--set", "--json"],
     "fmt": ["--check", "--diff"],
+    "fix": ["--diff"],
     "explain": ["--json"],
     "compile": [
         "--mesh",
