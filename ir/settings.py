@@ -10,8 +10,10 @@ from typing import Literal
 
 import msgspec
 
+from fllmc.ir.foreign import Foreign
 from fllmc.ir.program import Program
 from fllmc.ir.span import NOWHERE, Span
+from fllmc.ir.target import Target
 from fllmc.ir.types import Mesh
 
 
@@ -279,6 +281,10 @@ class Schedule(msgspec.Struct, frozen=True):
         """Where a field stands, or nowhere."""
         return dict(self.places).get(field, NOWHERE)
 
+    def host_bytes(self, target: Target) -> int:
+        """The bytes of a rank's host memory in which values may wait."""
+        return target.host_bytes if self.host_gib is None else int(self.host_gib * 2**30)
+
 
 class Spec(msgspec.Struct, frozen=True):
     """A checked spec: the model program and the settings of the one run that is compiled.
@@ -296,3 +302,4 @@ class Spec(msgspec.Struct, frozen=True):
     mesh: Mesh = Mesh()
     adapter: Adapter | None = None
     sources: tuple[tuple[str, str], ...] = ()
+    foreign: Foreign | None = None

@@ -20,7 +20,7 @@ from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.program import Op
 from fllmc.ir.types import Dim, Type
 from fllmc.passes import gradient_experts as experts
-from fllmc.passes.gradient_site import Site, widened, written_out
+from fllmc.passes.gradient_site import Site, ordered, widened, written_out
 
 Rule: TypeAlias = Callable[[Site, Any, int], "int | None"]
 """Takes the site, the op's attributes and an operand's position; gives the cotangent, if any."""
@@ -222,6 +222,11 @@ def spread(s: Site, attrs: ops.Spread, position: int) -> int | None:
     return s.b.one(ops.Pick(attrs.dim.name), s.dy_with(names), s.x(1))
 
 
+def record(s: Site, attrs: ops.Record, position: int) -> int | None:
+    """What is recorded, whatever the cotangent."""
+    return None if position else ordered(s.b, s.x(1), s.kind(0))
+
+
 def chunk(s: Site, attrs: ops.Chunk, position: int) -> int | None:
     """Taken up again."""
     back = ops.Unchunk(attrs.dim, attrs.part, attrs.over)
@@ -281,6 +286,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Pick: pick,
     ops.Pow: elementwise(power),
     ops.Put: put,
+    ops.Record: record,
     ops.ReduceMax: greatest,
     ops.ReduceSum: as_it_is,
     ops.Rename: rename,

@@ -160,8 +160,8 @@ def adapting(spec: Spec) -> tuple[Pass, ...]:
 
 def keeping(spec: Spec, within: Recompute | Within | None) -> tuple[Pass, ...]:
     """The passes that say where what is kept is; the last of them once stages are cut."""
-    pipelined = bool(pipeline_shards(spec.schedule, spec.program))
-    offload, tidy = Offload(spec.schedule.offload, pipelined), (ShareEqual(), DropUnused())
+    offload = Offload(spec.schedule.offload, chosen=isinstance(within, Within))
+    tidy = (ShareEqual(), DropUnused())
     if isinstance(within, Recompute):
         return (within, *tidy, offload)
     return (offload, *tidy) if within is not None else (offload,)

@@ -76,6 +76,7 @@ from fllmc.ir.ops.experts import (
 )
 from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
+from fllmc.ir.ops.record import Record
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
 AnyAttrs = (
@@ -123,6 +124,7 @@ AnyAttrs = (
     | PutAdd
     | Quantize
     | Random
+    | Record
     | ReduceMax
     | ReduceScatter
     | ReduceSum
@@ -210,6 +212,7 @@ __all__ = [
     "PutAdd",
     "Quantize",
     "Random",
+    "Record",
     "Reduce",
     "ReduceMax",
     "ReduceScatter",
