@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from fllmc.cli import errors as command
 from fllmc.codegen import errors as artifact
+from fllmc.frontend import config_errors as config
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import NOWHERE
 from fllmc.passes import errors, place_errors
 from fllmc.passes.schedule.errors import NoSolver
+from fllmc.runtime import data_errors as data
 from fllmc.runtime import errors as stored
 from fllmc.runtime import run_errors as run
 from fllmc.runtime.checkpoint import change_errors as change
+from fllmc.runtime.foreign import errors as foreign
 
 LAST = "step-00000100"
 HOLDS = "`body.mlp.gate` and 3 more"
@@ -40,6 +43,36 @@ DATA: tuple[Diagnostic, ...] = (
     stored.BpeTooSmall(NOWHERE, 200),
     stored.TooFewTokens(NOWHERE, "training", "corpus/*.txt", 20, 32, 33),
     stored.BadHoldout(NOWHERE, 1.5),
+)
+RECORDS: tuple[Diagnostic, ...] = (
+    data.BadTokenFile(NOWHERE, "corpus/part.bin", "its size is no multiple of 2 bytes"),
+    data.BadRecord(NOWHERE, "corpus/part.jsonl:7", "it has no `text`"),
+    data.MixedKinds(NOWHERE, "corpus/*", "text and JSON lines"),
+    data.UnknownToken(NOWHERE, "<|end|>", "words.json"),
+    data.NoTextForTokenizer(NOWHERE, "bpe:512", "corpus/*.bin"),
+    data.NoSuchColumn(NOWHERE, "reward", "`weight`"),
+)
+FOREIGN: tuple[Diagnostic, ...] = (
+    foreign.NoTensors(NOWHERE, "folder", ""),
+    foreign.BadIndex(NOWHERE, "folder/model.safetensors.index.json", "it is not JSON"),
+    foreign.BadTensorFile(NOWHERE, "folder/model.safetensors", "it ends early", "`up.weight`"),
+    foreign.ForeignMissing(NOWHERE, "folder", "up.weight", "up", ("up.weights",)),
+    foreign.ForeignExtra(NOWHERE, "folder/model.safetensors", "up.bias", "hf"),
+    foreign.ForeignTwice(NOWHERE, "up.weight", "two files"),
+    foreign.ForeignDiffers(
+        NOWHERE, "folder/model.safetensors", "up.weight", "F32 [16, 32]", "[32, 16]", "`up`"
+    ),
+    config.ConfigMissing(NOWHERE, "hidden_size", "embed"),
+    config.ConfigDiffers(NOWHERE, "hidden_act", '"gelu"', '"silu"'),
+    config.ConfigNotSize(NOWHERE, "hidden_size", "0", "embed"),
+    foreign.TiedDiffer(
+        NOWHERE, "embed.weight", "lm_head.weight", "one.safetensors", "two.safetensors"
+    ),
+    foreign.NoForeignNames(NOWHERE, "model `tiny`"),
+    foreign.FolderInUse(NOWHERE, "folder"),
+    foreign.RoundTrip(NOWHERE, "up.weight", "7 of 512 elements differ"),
+    config.ConfigUnread(NOWHERE, 2, "`pad_token_id`, `use_cache`"),
+    config.ConfigUnsaid(NOWHERE, "`hidden_act`"),
 )
 CHECKPOINTS: tuple[Diagnostic, ...] = (
     stored.NoCheckpoint(NOWHERE, "runs/tiny/checkpoints"),
@@ -83,4 +116,12 @@ MACHINES: tuple[Diagnostic, ...] = (
     run.TooFewGpus(NOWHERE, "data=8", 8, 2),
     run.NotYetRunnable(NOWHERE, "this plan on GPUs"),
 )
-SAMPLES: tuple[Diagnostic, ...] = (*PASSES, *DATA, *CHECKPOINTS, *ARTIFACTS, *MACHINES)
+SAMPLES: tuple[Diagnostic, ...] = (
+    *PASSES,
+    *DATA,
+    *RECORDS,
+    *FOREIGN,
+    *CHECKPOINTS,
+    *ARTIFACTS,
+    *MACHINES,
+)

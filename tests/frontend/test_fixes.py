@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fllmc.frontend import load
-from fllmc.frontend.fixes import edited, fixed, fixes_of
+from fllmc.frontend.fixes import fixed, fixes_of
 from fllmc.ir.diagnostics import Diagnostic
 
 GOOD = """fllm 1
@@ -120,5 +120,3 @@ def test_an_edit_says_what_it_replaces() -> None:
     _, found, _ = load("a.fllm", text=GOOD.replace("silu", "sliu"), needs_run=False)
     (first,) = found
     assert fixes_of(first, GOOD) == ()
-
-

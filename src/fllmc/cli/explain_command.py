@@ -35,7 +35,7 @@ def command(code: str | None, as_json: bool) -> int | None:
         return BAD_INPUT
     if as_json:
         document = {"code": kind.code, "explanation": explanation(kind)}
-        show_json("fllmc.explain/1", {**document, "page": page_of(kind.code)})
+        show_json("fllmc.explain/1", {**document, "page": page_of(kind)})
     else:
-        show(page_of(kind.code).rstrip("\n"))
+        show(page_of(kind).rstrip("\n"))
     return None

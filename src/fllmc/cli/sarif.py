@@ -70,7 +70,7 @@ def _rule(kind: type[Diagnostic]) -> dict[str, Any]:
         "name": kind.__name__,
         "shortDescription": {"text": words.partition("\n\n")[0].replace("\n", " ")},
         "fullDescription": {"text": words},
-        "help": {"text": words, "markdown": page_of(kind.code)},
+        "help": {"text": words, "markdown": page_of(kind)},
         "defaultConfiguration": {"level": kind.severity},
     }
 
