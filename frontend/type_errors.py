@@ -310,6 +310,22 @@ class BadPenalty(Diagnostic, frozen=True):
     tokens: str
 
 
+class FactFails(Diagnostic, frozen=True):
+    """A `require` in a block or a file does not hold for the sizes of this run.
+
+    It compares two numbers made of sizes of dims, by `==`, `!=`, `<`, `<=`, `>` or `>=`.
+
+        require heads % kv_heads == 0
+    """
+
+    code: ClassVar[str] = "E0290"
+    title: ClassVar[str] = "`{fact}` does not hold"
+    label: ClassVar[str] = "{sizes}"
+
+    fact: str
+    sizes: str
+
+
 def _side(dims: str) -> str:
     """`a and b` as a side of an arrow."""
     names = dims.split(" and ")

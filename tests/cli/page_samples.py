@@ -43,14 +43,12 @@ DATA: tuple[Diagnostic, ...] = (
     stored.BpeTooSmall(NOWHERE, 200),
     stored.TooFewTokens(NOWHERE, "training", "corpus/*.txt", 20, 32, 33),
     stored.BadHoldout(NOWHERE, 1.5),
-)
-RECORDS: tuple[Diagnostic, ...] = (
-    data.BadTokenFile(NOWHERE, "corpus/part.bin", "its size is no multiple of 2 bytes"),
-    data.BadRecord(NOWHERE, "corpus/part.jsonl:7", "it has no `text`"),
-    data.MixedKinds(NOWHERE, "corpus/*", "text and JSON lines"),
-    data.UnknownToken(NOWHERE, "<|end|>", "words.json"),
-    data.NoTextForTokenizer(NOWHERE, "bpe:512", "corpus/*.bin"),
-    data.NoSuchColumn(NOWHERE, "reward", "`weight`"),
+    data.BadTokenFile(NOWHERE, "web/0.bin", "4097 bytes are not whole tokens of 2 bytes"),
+    data.BadRecord(NOWHERE, "talk.jsonl:17", "it has no number `trusted`, which `columns` names"),
+    data.MixedKinds(NOWHERE, "corpus/*", "records, text"),
+    data.UnknownToken(NOWHERE, "<eos>", "bytes"),
+    data.NoTextForTokenizer(NOWHERE, "bpe:512", "web/*.bin"),
+    data.NoSuchColumn(NOWHERE, "trusted", "none of its own"),
 )
 FOREIGN: tuple[Diagnostic, ...] = (
     foreign.NoTensors(NOWHERE, "folder", ""),
@@ -119,7 +117,6 @@ MACHINES: tuple[Diagnostic, ...] = (
 SAMPLES: tuple[Diagnostic, ...] = (
     *PASSES,
     *DATA,
-    *RECORDS,
     *FOREIGN,
     *CHECKPOINTS,
     *ARTIFACTS,
