@@ -69,6 +69,8 @@ class Lowering:
         self.module: Module = checked.module
         self.overrides = overrides
         self.found: list[Diagnostic] = list(overrides.found)
+        self.sizes: Sized
+        self.choices: TrainSection
 
     def run(self) -> Spec:
         """The spec; its mistakes are in `found`."""
@@ -87,6 +89,7 @@ class Lowering:
             whole = self.whole_data(data.data, table)
             each = whole.batch * whole.seq
             train, _ = read_train(train_node, self.rules("optimizer"), self.rules("rate"), each)
+        self.sizes, self.choices = table, train
         model = lower_model(
             model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
         )

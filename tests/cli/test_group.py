@@ -28,6 +28,7 @@ OPTIONS = {
     "check": ["--set", "--json"],
     "fmt": ["--check", "--diff"],
     "fix": ["--diff"],
+    "show": ["--resolved", "--train"],
     "explain": ["--json"],
     "compile": [
         "--mesh",

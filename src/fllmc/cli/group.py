@@ -23,6 +23,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
         "check": "Report what is wrong with a spec.",
         "fmt": "Lay out specs in the one canonical form.",
         "fix": "Put right what is surely meant otherwise.",
+        "show": "Print a spec, its defaults written out.",
         "explain": "Explain a diagnostic code.",
     },
     "Compile": {
