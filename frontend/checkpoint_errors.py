@@ -16,7 +16,7 @@ class UnknownPlace(Named, frozen=True):
     indices behind the parameter count along its first dims, as `experts.up[e]`.
     """
 
-    code: ClassVar[str] = "E0270"
+    code: ClassVar[str] = "E0286"
     title: ClassVar[str] = "`{place}` is no {what} of `{subject}`"
     label: ClassVar[str] = "{reason}"
 
@@ -33,7 +33,7 @@ class NotCovered(Diagnostic, frozen=True):
     either direction.
     """
 
-    code: ClassVar[str] = "E0271"
+    code: ClassVar[str] = "E0287"
     title: ClassVar[str] = "checkpoint `{name}` does not cover {what} of `{subject}`"
     label: ClassVar[str] = "{missing} missing here"
     help: ClassVar[tuple[str, ...]] = ('add `{place} <-> "NAME" : [{dims}]`',)
@@ -54,7 +54,7 @@ class CoveredTwice(Explained, frozen=True):
     `{gate, up} <-> "gate_up" : [ffn + ffn, embed]`.
     """
 
-    code: ClassVar[str] = "E0272"
+    code: ClassVar[str] = "E0282"
     title: ClassVar[str] = "{what} `{name}` is covered twice"
     label: ClassVar[str] = "second time"
     because: ClassVar[str] = "first here"
@@ -72,7 +72,7 @@ class LayoutDiffers(Diagnostic, frozen=True):
     `in.embed` and `out.embed` say which is meant.
     """
 
-    code: ClassVar[str] = "E0273"
+    code: ClassVar[str] = "E0283"
     title: ClassVar[str] = "this is no layout of `{parameter}`: {reason}"
     label: ClassVar[str] = "{reason}"
     note: ClassVar[tuple[str, ...]] = ("`{parameter}` has [{dims}]",)
@@ -89,7 +89,7 @@ class BadForeignName(Diagnostic, frozen=True):
     `"layers.{2 * i + 1}.weight"`.
     """
 
-    code: ClassVar[str] = "E0274"
+    code: ClassVar[str] = "E0284"
     title: ClassVar[str] = "bad foreign name: {reason}"
     label: ClassVar[str] = "{reason}"
 
@@ -99,7 +99,7 @@ class BadForeignName(Diagnostic, frozen=True):
 class CheckpointCircle(Diagnostic, frozen=True):
     """A `checkpoint` section takes a part's names from another that leads back to it."""
 
-    code: ClassVar[str] = "E0275"
+    code: ClassVar[str] = "E0285"
     title: ClassVar[str] = "checkpoint `{name}` contains itself"
     label: ClassVar[str] = "leads back to `{name}`"
 

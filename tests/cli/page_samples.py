@@ -50,6 +50,28 @@ DATA: tuple[Diagnostic, ...] = (
     data.NoTextForTokenizer(NOWHERE, "bpe:512", "web/*.bin"),
     data.NoSuchColumn(NOWHERE, "trusted", "none of its own"),
 )
+FOREIGN: tuple[Diagnostic, ...] = (
+    foreign.NoTensors(NOWHERE, "folder", ""),
+    foreign.BadIndex(NOWHERE, "folder/model.safetensors.index.json", "it is not JSON"),
+    foreign.BadTensorFile(NOWHERE, "folder/model.safetensors", "it ends early", "`up.weight`"),
+    foreign.ForeignMissing(NOWHERE, "folder", "up.weight", "up", ("up.weights",)),
+    foreign.ForeignExtra(NOWHERE, "folder/model.safetensors", "up.bias", "hf"),
+    foreign.ForeignTwice(NOWHERE, "up.weight", "two files"),
+    foreign.ForeignDiffers(
+        NOWHERE, "folder/model.safetensors", "up.weight", "F32 [16, 32]", "[32, 16]", "`up`"
+    ),
+    config.ConfigMissing(NOWHERE, "hidden_size", "embed"),
+    config.ConfigDiffers(NOWHERE, "hidden_act", '"gelu"', '"silu"'),
+    config.ConfigNotSize(NOWHERE, "hidden_size", "0", "embed"),
+    foreign.TiedDiffer(
+        NOWHERE, "embed.weight", "lm_head.weight", "one.safetensors", "two.safetensors"
+    ),
+    foreign.NoForeignNames(NOWHERE, "model `tiny`"),
+    foreign.FolderInUse(NOWHERE, "folder"),
+    foreign.RoundTrip(NOWHERE, "up.weight", "7 of 512 elements differ"),
+    config.ConfigUnread(NOWHERE, 2, "`pad_token_id`, `use_cache`"),
+    config.ConfigUnsaid(NOWHERE, "`hidden_act`"),
+)
 CHECKPOINTS: tuple[Diagnostic, ...] = (
     stored.NoCheckpoint(NOWHERE, "runs/tiny/checkpoints"),
     stored.CheckpointFileMissing(NOWHERE, LAST, "rank-00001.safetensors", HOLDS),
@@ -78,27 +100,6 @@ ARTIFACTS: tuple[Diagnostic, ...] = (
     command.SpecChanged(NOWHERE, "wrong.fllm"),
     command.NotReadable(NOWHERE, "missing.safetensors", "no such file"),
 )
-THEIRS = "model/model.safetensors"
-FOREIGN: tuple[Diagnostic, ...] = (
-    foreign.NoTensors(NOWHERE, "model", "; `pytorch_model.bin` is a pickle, which could run code"),
-    foreign.BadIndex(NOWHERE, "model/model.safetensors.index.json", "it has no `weight_map`"),
-    foreign.BadTensorFile(NOWHERE, THEIRS, "incomplete metadata", "`wte.weight` and 9 more"),
-    foreign.ForeignMissing(NOWHERE, "model", "h.0.up.weight", "body.0.up", ("h.0.up",)),
-    foreign.ForeignExtra(NOWHERE, THEIRS, "h.0.up.bias", "hf"),
-    foreign.ForeignTwice(NOWHERE, "wte.weight", "`a.safetensors` and `b.safetensors`"),
-    foreign.ForeignDiffers(
-        NOWHERE, THEIRS, "h.0.up", "f32[8, 16]", "`[16, 8]` by the spec", "`body.0.up`"
-    ),
-    config.ConfigMissing(NOWHERE, "hidden_size", "embed"),
-    config.ConfigDiffers(NOWHERE, "hidden_act", '"gelu"', '"silu"'),
-    config.ConfigNotSize(NOWHERE, "hidden_size", '"64"', "embed"),
-    foreign.TiedDiffer(NOWHERE, "wte.weight", "lm_head.weight", THEIRS, THEIRS),
-    foreign.NoForeignNames(NOWHERE, "the model of `runs/tiny`"),
-    foreign.FolderInUse(NOWHERE, "model"),
-    foreign.RoundTrip(NOWHERE, "wte.weight", "its bytes differ"),
-    config.ConfigUnread(NOWHERE, 2, "`use_cache`, `dtype`"),
-    config.ConfigUnsaid(NOWHERE, "`hidden_act`"),
-)
 MACHINES: tuple[Diagnostic, ...] = (
     run.WorldSize(NOWHERE, "data=2,tensor=2", 4, 6, "data=6"),
     run.MeshTooLarge(NOWHERE, "data=4096,tensor=2", 8192, 16, 2, 0, "data=8,tensor=2"),
@@ -112,4 +113,11 @@ MACHINES: tuple[Diagnostic, ...] = (
     run.BadEnvironment(NOWHERE, "RANK", "first", "a number"),
     run.TooFewGpus(NOWHERE, "data=8", 8, 2),
 )
-SAMPLES: tuple[Diagnostic, ...] = (*PASSES, *DATA, *CHECKPOINTS, *ARTIFACTS, *FOREIGN, *MACHINES)
+SAMPLES: tuple[Diagnostic, ...] = (
+    *PASSES,
+    *DATA,
+    *FOREIGN,
+    *CHECKPOINTS,
+    *ARTIFACTS,
+    *MACHINES,
+)
