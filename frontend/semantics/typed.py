@@ -175,6 +175,21 @@ class OneHot(Struct, frozen=True):
     dim: str
 
 
+class Shift(Struct, frozen=True):
+    """The argument some positions further on along a dim, zero where there is none."""
+
+    dim: str
+    by: int
+
+
+class Concat(Struct, frozen=True):
+    """Two arguments one behind the other: along `first` and `second` in one dim."""
+
+    first: str
+    second: str
+    to: str
+
+
 class Dispatch(Struct, frozen=True):
     """Tokens to expert layout, from a value laid out as `order`."""
 
@@ -225,7 +240,7 @@ class Tally(Struct, frozen=True):
 Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
     | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
-    | ExpertDot | ExpertTake | Tally
+    | ExpertDot | ExpertTake | Tally | Shift | Concat
 )  # fmt: skip
 
 
@@ -314,9 +329,9 @@ class Signature(Struct, frozen=True):
 class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
     no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
-    choices) or `parts` (the same of a dim and those that it is split into)."""
+    choices), `parts` (the same of a dim and those that it is split into) or `sum` (a is theirs)."""
 
-    rule: Literal["divides", "even", "same", "at_most", "product", "parts"]
+    rule: Literal["divides", "even", "same", "at_most", "product", "parts", "sum"]
     a: str
     b: str
     span: Span
