@@ -124,6 +124,22 @@ class Binary(Node, frozen=True):
     right: Expr
 
 
+class Quantity(Node, frozen=True):
+    """A number with a unit: bytes (`40GiB`) or tokens (`4M tokens`), in the unit's base."""
+
+    value: int | float
+    unit: str
+    text: str
+
+
+class Require(Node, frozen=True):
+    """`require left op right`: a fact about sizes that must hold."""
+
+    left: Expr
+    op: str
+    right: Expr
+
+
 class Tuple(Node, frozen=True):
     """`(a, b)`; two items or more."""
 
@@ -166,7 +182,7 @@ class Selector(Node, frozen=True):
 
 Expr = (
     Number | String | Boolean | Ref | Attribute | Call | Rename | Unary | Binary | Tuple | List
-    | Selector
+    | Selector | Quantity
 )  # fmt: skip
 
 
@@ -356,10 +372,95 @@ class Quantize(Node, frozen=True):
     fields: tuple[Field, ...] = ()
 
 
-BlockItem = Param | BlockState | Sub | Stack | Equation | Penalty | Total | Update | Return
+class Place(Node, frozen=True):
+    """`body[i].attn.{wq, wk}`: names, and behind a name its indices (a `Ref` or a `Number`).
+
+    Also a key of a foreign configuration, `text_config.hidden_size`.
+    """
+
+    parts: tuple[Name | Alternatives | Ref | Number, ...]
+
+
+class Side(Node, frozen=True):
+    """`in.embed` or `out.embed`: which dim of a map with one dim on both sides."""
+
+    side: Name
+    dim: Name
+
+
+class LayoutGroup(Node, frozen=True):
+    """`(heads head_dim)`: several dims in one, the last varies fastest."""
+
+    factors: tuple[LayoutAxis, ...]
+
+
+class LayoutSum(Node, frozen=True):
+    """`ffn + ffn`: what several parameters have there, one behind the other."""
+
+    terms: tuple[LayoutAxis, ...]
+
+
+LayoutAxis = Name | Side | Number | LayoutGroup | LayoutSum
+
+
+class Layout(Node, frozen=True):
+    """`[(heads head_dim), embed]`: a foreign tensor's dims in terms of a parameter's."""
+
+    axes: tuple[LayoutAxis, ...]
+
+
+class Split(Node, frozen=True):
+    """`where heads = (kv_heads group)`: a parameter's dim as several."""
+
+    dim: Name
+    group: LayoutGroup
+
+
+class Mapped(Node, frozen=True):
+    """`place <-> "name" : layout`, or with the name of a checkpoint section for the layout.
+
+    Of several names the first is written, and the others may be there too.
+    """
+
+    place: Place
+    names: tuple[String, ...]
+    layout: Layout | Name
+    splits: tuple[Split, ...] = ()
+
+
+class Ignored(Node, frozen=True):
+    """`ignore "name"`."""
+
+    name: String
+
+
+class ConfigDim(Node, frozen=True):
+    """`embed = hidden_size`: a dim and the key that holds its size."""
+
+    dim: Name
+    key: Place
+
+
+class ConfigValue(Node, frozen=True):
+    """`"hidden_act" = "silu"`: a key and the value that it must have."""
+
+    key: String
+    value: Expr
+
+
+class Config(Node, frozen=True):
+    """`config { ... }`."""
+
+    items: tuple[ConfigDim | ConfigValue, ...]
+
+
+BlockItem = (
+    Param | BlockState | Sub | Stack | Equation | Penalty | Total | Update | Return | Require
+)  # fmt: skip
 RuleItem = State | Equation | Return
 ScheduleItem = Shard | Zero | Recompute | Offload | Compress | Field
 AdapterItem = Freeze | Tune | Lora | Quantize
+CheckpointItem = Mapped | Ignored | Config
 
 
 # Sections.
@@ -443,6 +544,14 @@ class Adapter(Node, frozen=True):
     items: tuple[AdapterItem, ...]
 
 
+class Checkpoint(Node, frozen=True):
+    """`checkpoint name for model { ... }`; the subject is a model or a block."""
+
+    name: Name
+    subject: Name
+    items: tuple[CheckpointItem, ...]
+
+
 class Target(Node, frozen=True):
     """`target name { ... }`: the figures of a device."""
 
@@ -451,7 +560,8 @@ class Target(Node, frozen=True):
 
 
 Section = (
-    Import | Dims | Block | Data | Train | Mesh | Optimizer | Rate | Schedule | Adapter | Target
+    Import | Dims | Block | Data | Train | Mesh | Optimizer | Rate | Schedule | Adapter
+    | Checkpoint | Target | Require
 )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from fractions import Fraction
+from typing import Any, cast
 
 from fllmc.frontend import ast
 from fllmc.frontend.lexer import Token
@@ -18,6 +19,16 @@ from fllmc.ir.span import Span
 
 Parts = list[Any]
 LARGEST = 2**63 - 1
+UNITS = {
+    "": (1, ""),
+    **{name: (1000**power, "") for power, name in enumerate("kMBT", 1)},
+    **{f"{name}iB": (1024**power, "bytes") for power, name in enumerate("KMGT", 1)},
+    **{f"{name}B": (1000**power, "bytes") for power, name in enumerate("kMGT", 1)},
+}
+"""What may touch a number: its factor, and what it then counts."""
+SUFFIXED = re.compile(
+    r"(?P<digits>[0-9](?:_?[0-9]){0,30}(?:\.[0-9](?:_?[0-9]){0,30})?)(?P<unit>[A-Za-z]*)"
+)
 ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 
 
@@ -51,9 +62,9 @@ class Builder:
     def _first(self, parts: Parts, span: Span) -> Any:
         return parts[0]
 
-    _path_more = _more
+    _path_more = _path_index = _more
     _names = _inputs = _parameters = _exprs = _arguments = _first
-    _pairs = _values = _items = _selectors = _options = _layers = _first
+    _pairs = _values = _items = _selectors = _options = _layers = _axes = _first
 
     def _group(self, parts: Parts, span: Span) -> Any:
         return parts[1]
@@ -79,7 +90,27 @@ class Builder:
     # Words.
 
     def _number(self, parts: Parts, span: Span) -> Any:
-        return ast.Number(span, self._value(parts[0]), parts[0].text)
+        text = parts[0].text
+        scaled = SUFFIXED.fullmatch(text)
+        factor, unit = UNITS.get(scaled["unit"], (0, "")) if scaled else (0, "")
+        if not scaled or not factor:
+            return ast.Number(span, self._value(parts[0]), text)
+        value = self._scaled(scaled["digits"], factor, parts[0])
+        return ast.Quantity(span, value, unit, text) if unit else ast.Number(span, value, text)
+
+    def _number_tokens(self, parts: Parts, span: Span) -> Any:
+        number = self._number(parts[:1], parts[0].span)
+        if isinstance(number, ast.Quantity):
+            self.found.append(BadNumber(parts[0].span, number.text[:40]))
+        return ast.Quantity(span, number.value, "tokens", f"{number.text} tokens")
+
+    def _scaled(self, digits: str, scale: int, token: Token) -> int | float:
+        """`digits` times a whole number, whole if it is."""
+        value = Fraction(digits.replace("_", "")) * scale
+        if value > LARGEST:
+            self.found.append(BadNumber(token.span, token.text[:40]))
+            return 1
+        return value.numerator if value.denominator == 1 else float(value)
 
     def _number_negative(self, parts: Parts, span: Span) -> Any:
         return ast.Number(span, -self._value(parts[1]), "-" + parts[1].text)
@@ -125,11 +156,43 @@ class Builder:
     def _selector(self, parts: Parts, span: Span) -> Any:
         return ast.Selector(span, tuple(parts[0]))
 
+    # Checkpoints.
+
+    def _place(self, parts: Parts, span: Span) -> Any:
+        return ast.Place(span, tuple(parts[0]))
+
+    def _foreign(self, parts: Parts, span: Span) -> Any:
+        return [self._string(parts, span)]
+
+    def _foreign_same(self, parts: Parts, span: Span) -> Any:
+        return [*parts[0], self._string(parts[2:], parts[2].span)]
+
+    def _ignored(self, parts: Parts, span: Span) -> Any:
+        return ast.Ignored(span, self._string(parts[1:], parts[1].span))
+
+    def _config_value(self, parts: Parts, span: Span) -> Any:
+        return ast.ConfigValue(span, self._string(parts[:1], parts[0].span), parts[2])
+
+    def _factors(self, parts: Parts, span: Span) -> Any:
+        return [*_listed(parts[0]), parts[1]]
+
+    def _grouped(self, parts: Parts, span: Span) -> Any:
+        return ast.LayoutGroup(span, tuple(_listed(parts[1])))
+
+    def _layout_sum(self, parts: Parts, span: Span) -> Any:
+        first = parts[0]
+        terms = first.terms if isinstance(first, ast.LayoutSum) else (first,)
+        return ast.LayoutSum(span, (*terms, parts[2]))
+
     def _path(self, parts: Parts, span: Span) -> Any:
         first = parts[0][0]
         if len(parts[0]) == 1 and isinstance(first, ast.Name):
             return ast.Ref(span, first.text)
         return self._selector(parts, span)
+
+
+def _listed(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
 
 
 def _block(s: Span, p: Parts) -> ast.Block:
@@ -157,6 +220,11 @@ def _shard(s: Span, p: Parts) -> ast.Shard:
     return ast.Shard(s, tuple(p[1]), tuple(p[3]), selector, elsewhere=len(p) == 5)
 
 
+def _mapped_where(s: Span, p: Parts) -> ast.Mapped:
+    split = ast.Split(p[2].span, p[2], p[4])
+    return ast.Mapped(s, p[0].place, p[0].names, p[0].layout, (*p[0].splits, split))
+
+
 def _zero(s: Span, p: Parts) -> ast.Zero:
     return ast.Zero(s, p[1], tuple(p[3]), p[5] if len(p) > 5 else None)
 
@@ -179,6 +247,7 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "rate": lambda s, p: ast.Rate(s, p[1], tuple(p[3]), tuple(p[6])),
     "schedule": lambda s, p: ast.Schedule(s, p[1], p[2], p[3], tuple(p[5])),
     "adapter": lambda s, p: ast.Adapter(s, p[1], p[3], tuple(p[5])),
+    "checkpoint": lambda s, p: ast.Checkpoint(s, p[1], p[3], tuple(p[5])),
     # Types.
     "arrow": _arrow,
     "scalar": lambda s, p: ast.TensorType(s, (), None),
@@ -202,6 +271,7 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "total": lambda s, p: ast.Total(s, p[1], p[3]),
     "update": lambda s, p: ast.Update(s, p[1], p[3]),
     "return_": lambda s, p: ast.Return(s, p[1]),
+    "require": lambda s, p: ast.Require(s, p[1], p[2].text, p[3]),
     "field": lambda s, p: ast.Field(s, p[0], p[2]),
     "parameter": lambda s, p: ast.Parameter(s, p[0], (), None),
     "parameter_default": lambda s, p: ast.Parameter(s, p[0], (), p[2]),
@@ -224,6 +294,14 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "quantize": lambda s, p: ast.Quantize(s, p[1], tuple(p[3])),
     "quantize_plain": lambda s, p: ast.Quantize(s, p[1]),
     "lora": lambda s, p: ast.Lora(s, p[1], tuple(p[3])),
+    "mapped": lambda s, p: ast.Mapped(s, p[0], tuple(p[2]), p[4]),
+    "mapped_as": lambda s, p: ast.Mapped(s, p[0], tuple(p[2]), p[4]),
+    "mapped_where": _mapped_where,
+    "layout": lambda s, p: ast.Layout(s, tuple(p[1])),
+    "layout_scalar": lambda s, p: ast.Layout(s, ()),
+    "side": lambda s, p: ast.Side(s, p[0], p[2]),
+    "config": lambda s, p: ast.Config(s, tuple(p[2])),
+    "config_dim": lambda s, p: ast.ConfigDim(s, p[0], p[2]),
     # Expressions.
     "ref": _ref,
     "true": lambda s, p: ast.Boolean(s, True),

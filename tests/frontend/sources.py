@@ -90,6 +90,22 @@ schedule pod_16 for pretrain on pod {
 
 schedule plain {
   shard batch over data
+  budget: 40GiB
+  microbatches: 4M tokens
+}
+
+checkpoint hf for tiny {
+  embedding <-> "wte.weight" = "head.weight" : [vocab, embed]
+  body[i].attn.{wq, wk} <-> "h.{i}.qk" : [embed, (heads head_dim) + (heads head_dim)]
+  body[i].attn.wo <-> "h.{i + 1}.wo" : [out.embed, (heads 2 pairs)] where head_dim = (pairs 2)
+  body[0].mlp <-> "mlp.0" : mlp  # by another section
+  scale <-> "scale" : []
+  ignore "h.{i}.bias"
+
+  config {
+    embed = text_config.n_embd
+    "act" = "silu"
+  }
 }
 
 adapter code on tiny {
@@ -100,6 +116,8 @@ adapter code on tiny {
     dropout: 0.05
   }
 }
+
+require heads % head_dim != 0
 
 target a100 {
   memory_gib: 80
