@@ -14,6 +14,7 @@ from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
 from fllmc.codegen.packing import copied_bytes
 from fllmc.codegen.turns import Turns
 from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.matrices import state_key
 from fllmc.ir.ops import (
     COLLECTIVES,
     AllGather,
@@ -150,7 +151,7 @@ def stored_tensors(program: Program, frames: Mapping[str, Frame]) -> tuple[tuple
     stored: list[Stored] = []
     for name, offset in zip(names, offsets, strict=True):
         role, kind = found[name]
-        begin = initial.get(name.rpartition("#")[2], 0.0) if role == "state" else 0.0
+        begin = initial_value(program, initial, name) if role == "state" else 0.0
         size = program.sizes.local_bytes(kind)
         stored.append(Stored(name, role, kind, offset, size, begin))
     return tuple(stored), end
@@ -186,6 +187,13 @@ def kept_values(program: Program, frames: Mapping[str, Frame]) -> dict[str, Kept
             apart = copied_input(function, frames[entry], result) is not None
             keep(f"{output}'" if apart else output, "output", kind)
     return found
+
+
+def initial_value(program: Program, initial: Mapping[str, float], name: str) -> float:
+    """What a parameter's state begins with; `initial` is that of each optimizer's states."""
+    path, _, state = name.partition("#")
+    groups = {each.name: each.group for each in program.parameters}
+    return initial.get(state_key(groups.get(path, 0), state), 0.0)
 
 
 def state_values(program: Program) -> dict[str, float]:
@@ -266,7 +274,8 @@ def describe(
     elif isinstance(attrs, AllGather):
         moved = program.sizes.local_bytes(function.types[op.results[0]])
     elif isinstance(attrs, RingAttend):
-        moved = handed_on(attrs, function.types[op.operands[1]], program.sizes)
+        pair = [function.types[value] for value in op.operands[1:3]]
+        moved = handed_on(attrs, pair, program.sizes)
     return Collective(
         site=site,
         kind=attrs.collective if isinstance(attrs, Coalesced) else attrs.kind,
@@ -283,13 +292,13 @@ def describe(
     )
 
 
-def handed_on(attrs: RingAttend, keys: Type, sizes: Sizes) -> int:
+def handed_on(attrs: RingAttend, pair: Sequence[Type], sizes: Sizes) -> int:
     """The bytes that a rank sends round a ring of attention.
 
     Keys and values go to all but where they are from, and their gradients once round.
     """
     ranks = sizes.mesh.extent(attrs.axes)
-    total = 2 * (ranks - 1) * sizes.local_bytes(keys)
+    total = (ranks - 1) * sum(sizes.local_bytes(kind) for kind in pair)
     if isinstance(attrs, RingAttendGrad):
-        total += 2 * ranks * sizes.local_elements(keys) * sum_bytes(keys)
+        total += ranks * sum(sizes.local_elements(k) * sum_bytes(k) for k in pair)
     return total

@@ -19,7 +19,7 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Attend, Dot, DotAdd, Put, Take, Transpose
+from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, Put, Take, Transpose
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
@@ -78,6 +78,20 @@ def attend_order(attrs: Attend, heads: str, kind: Type, batch: Sequence[str]) ->
     return (*batch, *(found if found in inner else inner[0]))
 
 
+def attend_orders(attrs: Attend, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
+    """The memory orders of attention's operands, or of its gradient's."""
+    inner = (attrs.along, attrs.heads, attrs.dim)
+    batch = [name for name in kinds[0].names if name not in inner]
+    q = attend_order(attrs, attrs.heads, kinds[0], batch)
+    k = attend_order(attrs, attrs.kv_heads, kinds[1], batch)
+    o, v = (tuple(attrs.width if n == attrs.dim else n for n in order) for order in (q, k))
+    lse = tuple(name for name in q if name != attrs.dim)
+    extras = [(attrs.heads,)] * attrs.sinks + [(attrs.heads, attrs.bias)] * bool(attrs.bias)
+    grads = [o, lse, o] * isinstance(attrs, AttendGrad)
+    starts = tuple(name for name in q if name not in (attrs.heads, attrs.dim))
+    return [q, k, v, *extras, *grads, *[starts] * attrs.documents]
+
+
 def wanted_orders(op: Op, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
     """The memory order that an op wants of each operand."""
     orders = [kind.names for kind in kinds]
@@ -87,14 +101,7 @@ def wanted_orders(op: Op, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
         case Dot():
             orders[:] = dot_orders(op.attrs, kinds[0], kinds[1])
         case Attend():  # the gradient's definition is a subclass
-            inner = (op.attrs.along, op.attrs.heads, op.attrs.dim)
-            batch = [name for name in kinds[0].names if name not in inner]
-            q = attend_order(op.attrs, op.attrs.heads, kinds[0], batch)
-            k = attend_order(op.attrs, op.attrs.kv_heads, kinds[1], batch)
-            lse = tuple(name for name in q if name != op.attrs.dim)
-            starts = tuple(name for name in q if name not in (op.attrs.heads, op.attrs.dim))
-            orders[:] = [q, k, k, q, lse, q][: op.attrs.tensors]
-            orders += [starts] if op.attrs.documents else []
+            orders[:] = attend_orders(op.attrs, kinds)
         case Take(dim=dim):
             names = kinds[0].names
             if dim not in (names[0], names[-1]):

@@ -7,24 +7,27 @@ from typing import Literal
 
 from msgspec import Struct
 
-Wanted = Literal["dim", "dims", "new", "number", "word"]
+Wanted = Literal["dim", "dims", "new", "number", "amount", "amounts", "call", "word"]
 
 
 class Option(Struct, frozen=True):
     """A named argument that is not a tensor. `default` is the text of the default, if any.
 
-    `new` wants dims that the first tensor need not have.
+    `new` wants dims that the first tensor need not have; `amount` is a number that may be made of
+    sizes, `amounts` several, and `call` one of the `forms` with options of its own.
     """
 
     wanted: Wanted
     default: str | None = None
     words: tuple[str, ...] = ()
+    forms: Mapping[str, Form] = {}
 
 
 class Form(Struct, frozen=True):
     """How a function is called: dims in brackets, tensors in order, then options by name.
 
-    `free` are the tensors that may hold other things than numbers.
+    `free` are the tensors that may hold other things than numbers; `optional` those that may be
+    left out, and are given by name.
     """
 
     name: str
@@ -32,11 +35,13 @@ class Form(Struct, frozen=True):
     options: Mapping[str, Option] = {}
     brackets: bool = False
     free: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = list(self.tensors)
+        parts = [*self.tensors, *(f"[{name}: TENSOR]" for name in self.optional)]
         for key, option in self.options.items():
-            shown = " or ".join(option.words) or option.default or option.wanted.upper()
+            shown = " or ".join(option.words or option.forms) or option.default
+            shown = shown or {"amount": "NUMBER"}.get(option.wanted, option.wanted.upper())
             parts.append(f"[{key}: {shown}]" if option.default == "" else f"{key}: {shown}")
         return f"{self.name}{'[DIMS]' if self.brackets else ''}({', '.join(parts)})"
 
@@ -50,6 +55,70 @@ _EPS = {**_OVER, "eps": Option("number", "1e-5")}
 _TO = {"over": Option("dim"), "to": Option("new")}
 _ALONG = {"along": Option("new")}
 _CHOSEN = ("chosen",)
+
+_FACTOR = {"factor": Option("amount")}
+_ORIGINAL = {**_FACTOR, "original": Option("amount")}
+
+SCALINGS: Mapping[str, Form] = {
+    form.name: form
+    for form in (
+        Form("linear", (), _FACTOR),
+        Form("ntk", (), _FACTOR),
+        Form(
+            "llama3", (), {**_ORIGINAL, "low": Option("amount", "1"), "high": Option("amount", "4")}
+        ),
+        Form(
+            "yarn",
+            (),
+            {
+                **_ORIGINAL,
+                "fast": Option("amount", "32"),
+                "slow": Option("amount", "1"),
+                "bounds": Option("word", "whole", ("whole", "exact")),
+                "magnitude": Option("amount", ""),
+            },
+        ),
+        Form(
+            "longrope",
+            (),
+            {
+                **_ORIGINAL,
+                "short": Option("amounts"),
+                "long": Option("amounts"),
+                "magnitude": Option("amount", ""),
+            },
+        ),
+    )
+}
+"""How rotary positions are stretched beyond the lengths that a model was trained on."""
+
+ROPE = Form(
+    "rope",
+    ("x",),
+    {
+        "along": Option("dim"),
+        "theta": Option("amount", "10000"),
+        "layout": Option("word", "half", ("half", "interleaved")),
+        "dim": Option("dim", ""),
+        "rotary": Option("amount", ""),
+        "scaling": Option("call", "", forms=SCALINGS),
+    },
+)
+ATTEND = Form(
+    "attend",
+    ("q", "k", "v"),
+    {
+        "along": Option("dim"),
+        "keys": Option("new", ""),
+        "mask": Option("word", "causal", ("causal", "none")),
+        "window": Option("amount", ""),
+        "scale": Option("amount", ""),
+        "cap": Option("amount", ""),
+        "dim": Option("dim", ""),
+        "heads": Option("dim", ""),
+    },
+    optional=("sinks", "bias"),
+)
 
 FORMS: Mapping[str, Form] = {
     form.name: form
@@ -71,27 +140,8 @@ FORMS: Mapping[str, Form] = {
         Form("sum", ("x",), brackets=True),
         Form("mean", ("x",), brackets=True),
         Form("dot", ("a", "b"), brackets=True),
-        Form(
-            "rope",
-            ("x",),
-            {
-                "along": Option("dim"),
-                "theta": Option("number", "10000"),
-                "layout": Option("word", "half", ("half", "interleaved")),
-                "dim": Option("dim", ""),
-            },
-        ),
-        Form(
-            "attend",
-            ("q", "k", "v"),
-            {
-                "along": Option("dim"),
-                "mask": Option("word", "causal", ("causal", "none")),
-                "scale": Option("number", ""),
-                "dim": Option("dim", ""),
-                "heads": Option("dim", ""),
-            },
-        ),
+        ROPE,
+        ATTEND,
         Form("top_k", ("x",), _TO),
         Form("top_k_indices", ("x",), _TO),
         Form("dispatch", ("x", "chosen"), {**_ALONG, "to": Option("new")}, free=_CHOSEN),
@@ -109,4 +159,6 @@ FORMS: Mapping[str, Form] = {
 }
 MAX_REDUCE = Form("max", ("x",), brackets=True)
 HOST_FUNCTIONS = frozenset((*UNARY, "min", "max", "less", "where"))
-"""What an optimizer or a rate may use."""
+"""What a rate may use."""
+MATRIX_FUNCTIONS = HOST_FUNCTIONS | {"dot", "mean", "sum"}
+"""What an optimizer may use."""

@@ -26,6 +26,7 @@ from fllmc.frontend.semantics.choosing import (
     Tally,
     TopK,
 )
+from fllmc.frontend.semantics.typed_attention import Attend, Rope
 from fllmc.ir.program import turns_dim
 from fllmc.ir.span import NOWHERE, Span
 
@@ -127,26 +128,6 @@ class Composite(Struct, frozen=True):
     options: tuple[tuple[str, float | str], ...] = ()
 
 
-class Rope(Struct, frozen=True):
-    """Rotary positions."""
-
-    along: str
-    dim: str
-    theta: float
-    layout: str
-
-
-class Attend(Struct, frozen=True):
-    """Attention; `scale` None stands for 1/sqrt(size of dim)."""
-
-    along: str
-    heads: str
-    kv_heads: str
-    dim: str
-    mask: str
-    scale: float | None
-
-
 class Positions(Struct, frozen=True):
     """The positions along a dim, as indices of it."""
 
@@ -245,9 +226,21 @@ class Signature(Struct, frozen=True):
 class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
     no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
-    choices), `parts` (the same of a dim and those that it is split into) or `sum` (a is theirs)."""
+    choices), `parts` (the same of a dim and those that it is split into), `distances` (a is the sum
+    of the dims in b, less one), `sum` (a is their sum) or `at_most_of` (a is no larger than b:
+    queries among keys)."""
 
-    rule: Literal["divides", "even", "same", "at_most", "product", "parts", "sum"]
+    rule: Literal[
+        "divides",
+        "even",
+        "same",
+        "at_most",
+        "product",
+        "parts",
+        "distances",
+        "at_most_of",
+        "sum",
+    ]
     a: str
     b: str
     span: Span
@@ -293,27 +286,6 @@ class Block(Struct, frozen=True):
     def nested(self) -> Mapping[str, Nested]:
         """Its subs and stacks by name."""
         return {member.name: member for member in self.members if isinstance(member, Nested)}
-
-
-class RuleParameter(Struct, frozen=True):
-    """A parameter of an optimizer or rate; `parts` names the items of a tuple argument."""
-
-    name: str
-    parts: tuple[str, ...]
-    default: tuple[float, ...] | None
-    truth: bool
-    span: Span
-
-
-class Rule(Struct, frozen=True):
-    """A typed optimizer or rate over host numbers."""
-
-    name: str
-    parameters: tuple[RuleParameter, ...]
-    states: tuple[tuple[str, float], ...]
-    steps: tuple[Step, ...]
-    returned: Typed | None
-    span: Span
 
 
 def primed(name: str, source: tuple[str, ...]) -> str:
