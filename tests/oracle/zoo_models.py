@@ -75,10 +75,38 @@ ZOO: Final = (
     Entry("qwen3", "Qwen3Config", "qwen3", {**SMALL, **rope(1e6), "head_dim": 6}),
     Entry("olmo2", "Olmo2Config", "olmo2", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-6}),
     Entry(
+        "gemma2",
+        "Gemma2Config",
+        "gemma2",
+        {**SMALL, **rope(1e4), "head_dim": 6, "sliding_window": 3, "query_pre_attn_scalar": 9}
+        | {"num_hidden_layers": 3},
+    ),
+    Entry(
+        "gemma3",
+        "Gemma3TextConfig",
+        "gemma3",
+        {**SMALL, "head_dim": 6, "sliding_window": 3, "query_pre_attn_scalar": 9}
+        | {"num_hidden_layers": 7},
+    ),
+    Entry(
         "starcoder2",
         "Starcoder2Config",
         "starcoder2",
         {**SMALL, **rope(1e6), "sliding_window": 3},
+    ),
+    Entry(
+        "gpt_neox",
+        "GPTNeoXConfig",
+        "gpt_neox",
+        {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
+        | {"hidden_size": 32}
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.25,
+            }
+        },
     ),
     Entry(
         "gpt2",
