@@ -45,7 +45,23 @@ class Entry(Struct, frozen=True):
         return getattr(transformers, self.kind)(**self.given)
 
 
+EXPERTS: Final[Mapping[str, Any]] = {**SMALL, "num_experts_per_tok": 2}
+"""The same, where each token goes to two experts."""
+
 ZOO: Final = (
+    Entry(
+        "mixtral",
+        "MixtralConfig",
+        "mixtral",
+        {**EXPERTS, **rope(1e6), "num_local_experts": 4, "head_dim": 4},
+    ),
+    Entry(
+        "qwen3_moe",
+        "Qwen3MoeConfig",
+        "qwen3_moe",
+        {**EXPERTS, **rope(1e6), "num_experts": 4, "moe_intermediate_size": 12, "head_dim": 6}
+        | {"norm_topk_prob": True},
+    ),
     Entry("llama3_8b", "LlamaConfig", "llama", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-5}),
     Entry("llama2", "LlamaConfig", "llama", {**SMALL, **rope(1e4), "rms_norm_eps": 1e-5}),
     Entry("qwen2", "Qwen2Config", "qwen2", {**SMALL, **rope(1e6)}),
