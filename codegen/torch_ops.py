@@ -8,7 +8,7 @@ from typing import Final
 from fllmc.codegen import torch_experts as experts
 from fllmc.codegen.function_text import FunctionText, position
 from fllmc.codegen.packing import adjoin_in, packed_bytes
-from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
+from fllmc.codegen.torch_attention import attend, number, positions, ring_attend, rope
 from fllmc.codegen.torch_blockwise import blockwise
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
 from fllmc.codegen.views import matrix, quoted, shape_text
@@ -34,6 +34,7 @@ from fllmc.ir.ops import (
     GroupedOuter,
     Iota,
     LocalSlice,
+    Number,
     Pick,
     Put,
     PutAdd,
@@ -375,6 +376,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Unchunk: chunk,
     FromHost: offload,
     ToHost: offload,
+    Number: number,
     Pick: pick,
     Record: lambda text, op, at: [f"{text.tensor(op.results[0])}.zero_()"],
     Put: put,

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 from msgspec import structs
 
-from fllmc.frontend.lowering.attention import attend_attrs, rope_attrs
+from fllmc.frontend.lowering.attention import attend_attrs, part_start, rope_attrs
 from fllmc.frontend.semantics.typed import (
     Apply,
     Combine,
     Composite,
+    Concat,
     Constant,
     Contract,
     Dispatch,
@@ -18,8 +19,10 @@ from fllmc.frontend.semantics.typed import (
     ExpertTake,
     Join,
     Local,
+    Number,
     OneHot,
     Param,
+    Part,
     Pick,
     Plain,
     Positions,
@@ -124,6 +127,11 @@ class Emitter:
                 return b.one(ops.Dot(dims), *self._alike(args))
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
+            case Part() | Concat():
+                return parted(b, typed, self._alike(args))
+            case Number():
+                b.path = "number"
+                return b.one(ops.Number(self.wide), *args)
             case Split() | Join() | Pick() | OneHot():
                 return self._indexed(typed, args)
             case Plain(param=param):
@@ -211,6 +219,8 @@ class Emitter:
         b, param = self.b, self.params[op.param]
         b.path = op.param
         weight = b.cast(self.values[op.param], self.compute)
+        if not b.types[arg].index:
+            arg = b.cast(arg, self.compute)  # numbers of positions and counts are wider
         stored = tuple(primed(name, param.source) for name in param.target)
         back = {new: old for old, new in zip(param.target, stored, strict=True)}
         source = stored if op.transposed else param.source
@@ -223,8 +233,9 @@ class Emitter:
 
     def _attend(self, op: Attend, args: tuple[int, ...]) -> int:
         b = self.b
-        q, k, v, *extras = args
         b.path = "attend"
+        q, k, v = (b.cast(arg, self.compute) for arg in args[:3])
+        extras = args[3:]
         attrs = attend_attrs(op, b.sizes)
         order = tuple(attrs.width if name == op.dim else name for name in b.types[k].names)
         return b.emit(attrs, q, k, arranged(b, v, order), *extras)[0]
@@ -276,6 +287,26 @@ def square(typed: Typed) -> Typed:
     if typed.op == Prim("pow") and typed.args[1].op == Constant(2.0):
         return structs.replace(typed, args=typed.args[:1])
     return typed
+
+
+def parted(b: Builder, typed: Typed, args: tuple[int, ...]) -> int:
+    """Some positions of a dim, or two values one behind the other along one."""
+    match typed.op:
+        case Part(of, to, first):
+            b.path = "part"
+            start = part_start(first, b.sizes, of, to)
+            index = b.one(ops.Iota(Dim(to), start, of))
+            return arranged(b, b.one(ops.Take(of), args[0], index), typed.kind.dims)
+        case Concat(parts, to):
+            b.path = "concat"
+            placed: list[int] = []
+            for value, dim, start in zip(args, parts, (0, b.sizes.size(parts[0])), strict=True):
+                order = (dim, *(name for name in b.types[value].names if name != dim))
+                index = b.one(ops.Iota(Dim(dim), start, to))
+                placed.append(b.one(ops.Put(Dim(to)), index, arranged(b, value, order)))
+            return arranged(b, b.add(*placed), typed.kind.dims)
+        case _:
+            raise InternalError(f"{typed.op} has no parts")
 
 
 def arranged(builder: Builder, value: int, order: tuple[str, ...]) -> int:

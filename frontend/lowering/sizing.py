@@ -169,6 +169,11 @@ def _checked(
             what = f"the bias needs each distance, so `{need.a}` must be {keys} + {queries} - 1"
             shown = f"`{keys}` is {sizes[keys]}, `{queries}` is {sizes[queries]}"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, {shown}")
+        elif need.rule == "sum" and a != sum(sizes[n] for n in need.b.split()):
+            parts = need.b.split()
+            shown = ", ".join(f"`{name}` is {sizes[name]}" for name in parts)
+            what = f"`{need.a}` must be {' + '.join(parts)}"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, {shown}")
         elif need.rule == "at_most_of" and a > b:
             what = f"each of `{need.a}` needs a position in `{need.b}` under a mask or window"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fllmc.frontend import ast
-from fllmc.frontend.semantics import indexing
+from fllmc.frontend.semantics import indexing, parts
 from fllmc.frontend.semantics.attention import attend_call, rope_call
 from fllmc.frontend.semantics.experts import EXPERT_CALLS, Call, expert_call
 from fllmc.frontend.semantics.forms import FORMS, MAX_REDUCE, UNARY
@@ -122,6 +122,9 @@ RULES: Mapping[str, Rule] = {
     "less": _less,
     "max": _max,
     "mean": _mean,
+    "number": lambda body, given: indexing.number(body, given.span, *given.tensors),
+    "concat": lambda body, given: parts.concat(body, given),
+    "part": lambda body, given: parts.part(body, given),
     "one_hot": lambda body, given: indexing.one_hot(body, given.span, *given.tensors),
     "pick": lambda body, given: indexing.pick(body, given.span, *given.tensors),
     "positions": lambda body, given: indexing.positions(given.span, given.words["along"]),

@@ -103,6 +103,25 @@ class Join(Struct, frozen=True):
     dim: str
 
 
+class Part(Struct, frozen=True):
+    """As many positions of a dim as `to` has, from `first`."""
+
+    of: str
+    to: str
+    first: ast.Expr
+
+
+class Concat(Struct, frozen=True):
+    """Two values one behind the other along the dim `to`, of which they have parts."""
+
+    parts: tuple[str, str]
+    to: str
+
+
+class Number(Struct, frozen=True):
+    """Indices as numbers."""
+
+
 class Plain(Struct, frozen=True):
     """A plain parameter as a value."""
 
@@ -206,7 +225,8 @@ class Tally(Struct, frozen=True):
 Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
     | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
-    | ExpertDot | ExpertTake | Tally
+    | ExpertDot | ExpertTake | Tally | Part
+    | Concat | Number
 )  # fmt: skip
 
 
@@ -296,10 +316,11 @@ class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
     no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
     choices), `parts` (the same of a dim and those that it is split into), `distances` (a is the sum
-    of the dims in b, less one) or `at_most_of` (a is no larger than b: queries among keys)."""
+    of the dims in b, less one), `sum` (a is the sum of the dims in b) or `at_most_of` (a is no
+    larger than b: queries among keys)."""
 
     rule: Literal[
-        "divides", "even", "same", "at_most", "product", "parts", "distances", "at_most_of"
+        "divides", "even", "same", "at_most", "product", "parts", "distances", "sum", "at_most_of"
     ]
     a: str
     b: str

@@ -50,6 +50,7 @@ from fllmc.ir.ops.elementwise import (
     MulAdd,
     MulSub,
     Neg,
+    Number,
     Pow,
     Random,
     Rename,
@@ -117,6 +118,7 @@ AnyAttrs = (
     | MulAdd
     | MulSub
     | Neg
+    | Number
     | Pick
     | Pipeline
     | Pow
@@ -205,6 +207,7 @@ __all__ = [
     "MulAdd",
     "MulSub",
     "Neg",
+    "Number",
     "Pick",
     "Pipeline",
     "Pow",
