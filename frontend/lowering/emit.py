@@ -29,6 +29,7 @@ from fllmc.frontend.semantics.typed import (
     Prim,
     Reduce,
     Renamed,
+    Shift,
     Size,
     Split,
     Tally,
@@ -127,12 +128,14 @@ class Emitter:
                 return b.one(ops.Dot(dims), *self._alike(args))
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
-            case Part() | Concat():
-                return parted(b, typed, self._alike(args))
+            case Part(of, to, first):
+                b.path = "part"
+                start = part_start(first, b.sizes, of, to)
+                return arranged(b, b.one(ops.Shift(of, to, start), *args), typed.kind.dims)
             case Number():
                 b.path = "number"
                 return b.one(ops.Number(self.wide), *args)
-            case Split() | Join() | Pick() | OneHot():
+            case Split() | Join() | Pick() | OneHot() | Shift() | Concat():
                 return self._indexed(typed, args)
             case Plain(param=param):
                 b.path = param
@@ -157,7 +160,7 @@ class Emitter:
                 return b.one(ops.Iota(Dim(dim)))
 
     def _indexed(self, typed: Typed, args: tuple[int, ...]) -> int:
-        """A dim split in two, two joined, or what indices pick."""
+        """A dim split or shifted, two joined, or what indices pick."""
         b = self.b
         match typed.op:
             case Split(dim, outer, inner):
@@ -173,6 +176,14 @@ class Emitter:
                 b.path = "one_hot"
                 ones = b.one(ops.Fill(1.0, self.compute, b.types[args[0]].dims))
                 return b.one(ops.Spread(Dim(dim)), ones, *args)
+            case Shift(dim, by):
+                b.path = "shift"
+                return b.one(ops.Shift(dim, dim, by), *args)
+            case Concat(first, second, to):
+                b.path = "concat"
+                front = b.one(ops.Shift(first, to, 0), args[0])
+                behind = b.one(ops.Shift(second, to, -b.sizes.size(first)), args[1])
+                return arranged(b, b.add(front, behind), typed.kind.dims)
             case _:
                 raise InternalError(f"{typed.op} is not about indices")
 
@@ -287,26 +298,6 @@ def square(typed: Typed) -> Typed:
     if typed.op == Prim("pow") and typed.args[1].op == Constant(2.0):
         return structs.replace(typed, args=typed.args[:1])
     return typed
-
-
-def parted(b: Builder, typed: Typed, args: tuple[int, ...]) -> int:
-    """Some positions of a dim, or two values one behind the other along one."""
-    match typed.op:
-        case Part(of, to, first):
-            b.path = "part"
-            start = part_start(first, b.sizes, of, to)
-            index = b.one(ops.Iota(Dim(to), start, of))
-            return arranged(b, b.one(ops.Take(of), args[0], index), typed.kind.dims)
-        case Concat(parts, to):
-            b.path = "concat"
-            placed: list[int] = []
-            for value, dim, start in zip(args, parts, (0, b.sizes.size(parts[0])), strict=True):
-                order = (dim, *(name for name in b.types[value].names if name != dim))
-                index = b.one(ops.Iota(Dim(dim), start, to))
-                placed.append(b.one(ops.Put(Dim(to)), index, arranged(b, value, order)))
-            return arranged(b, b.add(*placed), typed.kind.dims)
-        case _:
-            raise InternalError(f"{typed.op} has no parts")
 
 
 def arranged(builder: Builder, value: int, order: tuple[str, ...]) -> int:

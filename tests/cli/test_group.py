@@ -27,6 +27,8 @@ OPTIONS = {
     "doctor": ["--json"],
     "check": ["--set", "--json"],
     "fmt": ["--check", "--diff"],
+    "fix": ["--diff"],
+    "show": ["--resolved", "--train"],
     "explain": ["--json"],
     "compile": [
         "--mesh",
