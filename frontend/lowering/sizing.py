@@ -16,6 +16,7 @@ from fllmc.frontend.sections.data import DataSection
 from fllmc.frontend.sections.overrides import Overrides
 from fllmc.frontend.semantics.expert_rows import along_rows
 from fllmc.frontend.semantics.facts import failing
+from fllmc.frontend.semantics.kinds import differs
 from fllmc.frontend.semantics.sizes import SizeTable
 from fllmc.frontend.semantics.typed import Block, Key, Requirement
 from fllmc.ir.diagnostics import Diagnostic
@@ -52,6 +53,25 @@ def check_fit(block: Block, train: ast.Train) -> Iterator[Diagnostic]:
         reason = f"it returns {seen.result}, not [batch, seq, {first.index}]"
     if reason:
         yield LossDoesNotFit(train.subject.span, seen.key.name, reason, seen.span)
+
+
+def loss_fit(
+    blocks: Mapping[Key, Block], model: Key, loss: Key, train: ast.Train, sizes: Sizes
+) -> Iterator[Diagnostic]:
+    """What keeps a model from being trained with equations of its own."""
+    seen, wanted = blocks[model].signature, blocks[loss].signature
+    first = wanted.inputs[0]
+    reason = differs(seen.result, first.kind)
+    if reason:
+        reason = f"`{first.name}` is {first.kind}, and the model returns {seen.result}"
+    for name, _ in blocks[loss].dims:
+        if not reason and name not in sizes.dims:
+            reason = f"the model has no dim `{name}`"
+    for given in wanted.inputs[1:]:
+        if not reason and set(given.kind.dims) != set(BOUND):
+            reason = f"`{given.name}` is {given.kind}, and columns of the data are [batch, seq]"
+    if reason:
+        yield LossDoesNotFit(train.subject.span, seen.key.name, reason, wanted.span, loss.name)
 
 
 def sized(

@@ -13,7 +13,7 @@ from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, Named
 from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.groups import grouped
 from fllmc.frontend.lowering.model import Model, lower_model
-from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
+from fllmc.frontend.lowering.sizing import Sized, check_fit, loss_fit, sized
 from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
 from fllmc.frontend.sections.data import DataSection, read_data
 from fllmc.frontend.sections.overrides import FILE, Overrides, read_overrides
@@ -32,6 +32,7 @@ from fllmc.ir.types import Mesh
 OPTIMIZERS = f"{SHIPPED}library/optimizers.fllm"
 RATES = f"{SHIPPED}library/rates.fllm"
 SCHEDULES = f"{SHIPPED}library/schedules.fllm"
+LOSSES = f"{SHIPPED}library/losses.fllm"
 REASON = "the checkpoint's names need one"
 
 
@@ -57,7 +58,7 @@ def lower(
 
 def needed(library: Library) -> Library:
     """The library with the shipped files that a run needs beside what is imported."""
-    for file in (OPTIMIZERS, RATES, SCHEDULES):
+    for file in (OPTIMIZERS, RATES, SCHEDULES, LOSSES):
         library = extended(library, file)
     return library
 
@@ -76,7 +77,10 @@ class Lowering:
     def run(self) -> Spec:
         """The spec; its mistakes are in `found`."""
         train_node = self.overrides.applied("train", self.chosen_train())
-        train, found = read_train(train_node, self.rules("optimizer"), self.rules("rate"))
+        losses = self.losses()
+        known = {name: dict(self.checked.blocks[key].numbers) for name, key in losses.items()}
+        rules = self.rules("optimizer"), self.rules("rate")
+        train, found = read_train(train_node, *rules, losses=known)
         self.found += found
         model_key, adapter_node = self.subject(train_node)
         data = self.data(train, train_node)
@@ -89,10 +93,20 @@ class Lowering:
         if counts_tokens(train_node):
             whole = self.whole_data(data.data, table)
             each = whole.batch * whole.seq
-            train, _ = read_train(train_node, self.rules("optimizer"), self.rules("rate"), each)
+            train, _ = read_train(train_node, *rules, each, known)
         self.sizes, self.choices = table, train
+        wish = train.train.loss
+        chosen = losses.get(wish.kind) if wish.kind != "cross_entropy" else None
+        if chosen:
+            self.found += loss_fit(self.checked.blocks, model_key, chosen, train_node, table.sizes)
+            self.stop()
         model = lower_model(
-            model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
+            model_key,
+            self.checked.blocks,
+            table.sizes,
+            table.table,
+            train.train.precision,
+            (chosen, dict(wish.numbers)) if chosen else None,
         )
         program = self.program(model, table, train)
         paths = paths_of(program)
@@ -144,6 +158,16 @@ class Lowering:
             what = f"{group} section" if group in ("data", "train") else group
             raise DiagnosticError(UnknownSection(name.span, name.text, known, what))
         return bound
+
+    def losses(self) -> dict[str, Key]:
+        """The losses that the file may use; its own before those that ship."""
+        found: dict[str, Key] = {}
+        for module in (self.module, self.checked.library.modules[LOSSES]):
+            for name in module.known("block"):
+                bound = module.find("block", name)
+                if bound and getattr(bound.section, "kind", "") == "loss":
+                    found.setdefault(name, Key(bound.file, bound.section.name.text))
+        return found
 
     def rules(self, group: Group) -> dict[str, Rule]:
         """The optimizers or rates that the file may use; its own before those that ship."""
