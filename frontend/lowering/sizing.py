@@ -56,7 +56,12 @@ def check_fit(block: Block, train: ast.Train) -> Iterator[Diagnostic]:
 
 
 def loss_fit(
-    blocks: Mapping[Key, Block], model: Key, loss: Key, train: ast.Train, sizes: Sizes
+    blocks: Mapping[Key, Block],
+    model: Key,
+    loss: Key,
+    train: ast.Train,
+    sizes: Sizes,
+    columns: Sequence[str],
 ) -> Iterator[Diagnostic]:
     """What keeps a model from being trained with equations of its own."""
     seen, wanted = blocks[model].signature, blocks[loss].signature
@@ -67,7 +72,14 @@ def loss_fit(
     for name, _ in blocks[loss].dims:
         if not reason and name not in sizes.dims:
             reason = f"the model has no dim `{name}`"
+    known = {"targets": seen.inputs[0].kind, **dict.fromkeys(("weights", *columns), None)}
     for given in wanted.inputs[1:]:
+        tokens = known.get(given.name)
+        if not reason and given.name not in known:
+            reason = f"the data has no column `{given.name}`; its `columns` can name it"
+        if not reason and (given.kind.index != (tokens.index if tokens else "")):
+            what = f"indices of `{tokens.index}`" if tokens else "numbers"
+            reason = f"`{given.name}` is {given.kind}, and the data gives {what}"
         if not reason and set(given.kind.dims) != set(BOUND):
             reason = f"`{given.name}` is {given.kind}, and columns of the data are [batch, seq]"
     if reason:

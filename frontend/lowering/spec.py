@@ -98,7 +98,9 @@ class Lowering:
         wish = train.train.loss
         chosen = losses.get(wish.kind) if wish.kind != "cross_entropy" else None
         if chosen:
-            self.found += loss_fit(self.checked.blocks, model_key, chosen, train_node, table.sizes)
+            self.found += loss_fit(
+                self.checked.blocks, model_key, chosen, train_node, table.sizes, data.data.columns
+            )
             self.stop()
         model = lower_model(
             model_key,
