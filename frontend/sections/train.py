@@ -46,7 +46,7 @@ class TrainSection(Struct, frozen=True):
     optimizer: Choice | None
     rate: Choice | None
     no_decay: tuple[ast.Expr, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = ()
 
 
 def read_train(
