@@ -27,6 +27,7 @@ OPTIONS = {
     "doctor": ["--json"],
     "check": ["--set", "--json"],
     "fmt": ["--check", "--diff"],
+    "fix": ["--diff"],
     "show": ["--resolved", "--train"],
     "explain": ["--json"],
     "compile": [
@@ -59,6 +60,9 @@ OPTIONS = {
     "run": ["--mesh", "--set", "-o", "--output", *TRAINING],
     "resume": ["--mesh", *TRAINING],
     "merge": ["--out", "--undo"],
+    "import": ["-o", "--output", "--set"],
+    "export": ["-o", "--output", "--dtype", "--shard-gb"],
+    "ckpt": ["--set", "--json"],
 }
 
 
