@@ -16,7 +16,6 @@ from fllmc.frontend.sections.data import DataSection
 from fllmc.frontend.sections.overrides import Overrides
 from fllmc.frontend.semantics.expert_rows import along_rows
 from fllmc.frontend.semantics.facts import failing
-from fllmc.frontend.semantics.kinds import differs
 from fllmc.frontend.semantics.sizes import SizeTable
 from fllmc.frontend.semantics.typed import Block, Key, Requirement
 from fllmc.ir.diagnostics import Diagnostic
@@ -53,37 +52,6 @@ def check_fit(block: Block, train: ast.Train) -> Iterator[Diagnostic]:
         reason = f"it returns {seen.result}, not [batch, seq, {first.index}]"
     if reason:
         yield LossDoesNotFit(train.subject.span, seen.key.name, reason, seen.span)
-
-
-def loss_fit(
-    blocks: Mapping[Key, Block],
-    model: Key,
-    loss: Key,
-    train: ast.Train,
-    sizes: Sizes,
-    columns: Sequence[str],
-) -> Iterator[Diagnostic]:
-    """What keeps a model from being trained with equations of its own."""
-    seen, wanted = blocks[model].signature, blocks[loss].signature
-    first = wanted.inputs[0]
-    reason = differs(seen.result, first.kind)
-    if reason:
-        reason = f"`{first.name}` is {first.kind}, and the model returns {seen.result}"
-    for name, _ in blocks[loss].dims:
-        if not reason and name not in sizes.dims:
-            reason = f"the model has no dim `{name}`"
-    known = {"targets": seen.inputs[0].kind, **dict.fromkeys(("weights", *columns), None)}
-    for given in wanted.inputs[1:]:
-        tokens = known.get(given.name)
-        if not reason and given.name not in known:
-            reason = f"the data has no column `{given.name}`; its `columns` can name it"
-        if not reason and (given.kind.index != (tokens.index if tokens else "")):
-            what = f"indices of `{tokens.index}`" if tokens else "numbers"
-            reason = f"`{given.name}` is {given.kind}, and the data gives {what}"
-        if not reason and set(given.kind.dims) != set(BOUND):
-            reason = f"`{given.name}` is {given.kind}, and columns of the data are [batch, seq]"
-    if reason:
-        yield LossDoesNotFit(train.subject.span, seen.key.name, reason, wanted.span, loss.name)
 
 
 def sized(

@@ -13,8 +13,9 @@ from fllmc.frontend.errors import NoSize, UnknownBlock
 from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, NamedSection, extended
 from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.groups import grouped
+from fllmc.frontend.lowering.losses import loss_fit, losses_of
 from fllmc.frontend.lowering.model import Model, lower_model
-from fllmc.frontend.lowering.sizing import Sized, check_fit, loss_fit, sized
+from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
 from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
 from fllmc.frontend.sections.data import DataSection, read_data
 from fllmc.frontend.sections.overrides import FILE, Overrides, read_overrides
@@ -78,7 +79,7 @@ class Lowering:
     def run(self) -> Spec:
         """The spec; its mistakes are in `found`."""
         train_node = self.overrides.applied("train", self.chosen_train())
-        losses = self.losses()
+        losses = losses_of(self.module, self.checked.library.modules[LOSSES])
         known = {name: dict(self.checked.blocks[key].numbers) for name, key in losses.items()}
         rules = self.rules("optimizer"), self.rules("rate")
         train, found = read_train(train_node, *rules, losses=known)
@@ -169,16 +170,6 @@ class Lowering:
             what = f"{group} section" if group in ("data", "train") else group
             raise DiagnosticError(UnknownSection(name.span, name.text, known, what))
         return bound
-
-    def losses(self) -> dict[str, Key]:
-        """The losses that the file may use; its own before those that ship."""
-        found: dict[str, Key] = {}
-        for module in (self.module, self.checked.library.modules[LOSSES]):
-            for name in module.known("block"):
-                bound = module.find("block", name)
-                if bound and getattr(bound.section, "kind", "") == "loss":
-                    found.setdefault(name, Key(bound.file, bound.section.name.text))
-        return found
 
     def rules(self, group: Group) -> dict[str, Rule]:
         """The optimizers or rates that the file may use; its own before those that ship."""
