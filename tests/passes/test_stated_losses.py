@@ -112,7 +112,12 @@ loss own(logits: [batch, seq, vocab], {inputs}) -> {result} {{
         ("k = 2", "[batch, seq]", "k * max[vocab](logits)", "E0230"),
         ("weights: [batch]", "[batch, seq]", "max[vocab](logits)", "E0230"),
         ("weights: [batch]", "[batch]", "max[seq, vocab](logits)", "E0250"),
-        ("weights: [batch, seq], odd: [batch, seq]", "[batch, seq]", "odd + 0", "E0250"),
+        (
+            "weights: [batch, seq], odd: [batch, seq]",
+            "[batch, seq]",
+            "odd + max[vocab](logits)",
+            "E0250",
+        ),
         ("weights: [batch, seq], k = seq", "[batch, seq]", "k * max[vocab](logits)", "E0230"),
     ],
 )
