@@ -19,7 +19,9 @@ from fllmc.frontend.semantics.choosing import (
     ExpertDot,
     ExpertTake,
     Join,
+    Number,
     OneHot,
+    Part,
     Pick,
     Shift,
     Split,
@@ -138,6 +140,7 @@ Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
     | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
     | ExpertDot | ExpertTake | Tally | Shift | Concat
+    | Part | Number
 )  # fmt: skip
 
 
