@@ -31,6 +31,7 @@ BODIES = {
     "checkpoint_items": "checkpoint_item",
     "config_items": "config_item",
     "fields": "field",
+    "train_items": "train_item",
 }
 """The rules of lists of items that no comma parts, and those of their items."""
 CLOSERS = {"(": ")", "[": "]", "{": "}"}

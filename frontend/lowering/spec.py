@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import structs
 
 from fllmc.frontend import ast
 from fllmc.frontend.checking import Checked
 from fllmc.frontend.errors import NoSize, UnknownBlock
-from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, NamedSection, extended
+from fllmc.frontend.library import SHIPPED, Bound, Group, Module, NamedSection
 from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.model import Model, lower_model
 from fllmc.frontend.lowering.rules import lower_optimizer, lower_rate, lower_states
 from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
 from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
 from fllmc.frontend.sections.data import DataSection, read_data
-from fllmc.frontend.sections.overrides import FILE, Overrides, read_overrides
+from fllmc.frontend.sections.overrides import FILE, Overrides
 from fllmc.frontend.sections.schedule import read_adapter, read_mesh, read_schedule
 from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
+from fllmc.frontend.sections.stages import (
+    OF_ADAPTER,
+    OF_DATA,
+    OF_TRAIN,
+    Part,
+    adapted,
+    parts_of,
+    selected,
+    with_fields,
+)
 from fllmc.frontend.sections.train import Choice, TrainSection, counts_tokens, read_train
 from fllmc.frontend.semantics.typed import Key, Rule
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
@@ -34,37 +44,11 @@ SCHEDULES = f"{SHIPPED}library/schedules.fllm"
 REASON = "the checkpoint's names need one"
 
 
-def lower(
-    checked: Checked, train: str | None = None, overrides: Mapping[str, str] | None = None
-) -> tuple[Spec | None, tuple[Diagnostic, ...]]:
-    """The spec of the run called `train` (or the only one) with fields overridden.
-
-    None with at least one error, never raising on bad input; the warnings of the check are not
-    repeated. `checked` must be without errors.
-    """
-    given = dict(overrides or {})
-    if train is not None:
-        given.setdefault("train", train)
-    lowering = Lowering(checked, read_overrides(given, checked.module.dims))
-    try:
-        spec = lowering.run()
-    except DiagnosticError as error:
-        return None, (*lowering.found, *error.diagnostics)
-    broken = any(found.severity == "error" for found in lowering.found)
-    return (None if broken else spec), tuple(lowering.found)
-
-
-def needed(library: Library) -> Library:
-    """The library with the shipped files that a run needs beside what is imported."""
-    for file in (OPTIMIZERS, RATES, SCHEDULES):
-        library = extended(library, file)
-    return library
-
-
 class Lowering:
     """Lowers one spec. A mistake that leaves nothing to go on with is raised."""
 
-    def __init__(self, checked: Checked, overrides: Overrides) -> None:
+    def __init__(self, checked: Checked, overrides: Overrides, part: Part | None = None) -> None:
+        self.part = part
         self.checked = checked
         self.module: Module = checked.module
         self.overrides = overrides
@@ -75,6 +59,9 @@ class Lowering:
     def run(self) -> Spec:
         """The spec; its mistakes are in `found`."""
         train_node = self.overrides.applied("train", self.chosen_train())
+        if self.part:
+            fields = with_fields(train_node.fields, self.part.under(OF_TRAIN))
+            train_node = structs.replace(train_node, fields=fields)
         train, found = read_train(train_node, self.rules("optimizer"), self.rules("rate"))
         self.found += found
         model_key, adapter_node = self.subject(train_node)
@@ -105,6 +92,11 @@ class Lowering:
         name = self.module.file.rsplit("/", 1)[-1].removesuffix(".fllm")
         whole = self.whole_data(data.data, table)
         return Spec(name, program, whole, settings, schedule, mesh, adapter, sources, foreign)
+
+    def parts(self) -> tuple[tuple[Part, ...], list[Diagnostic]]:
+        """The parts of a run in stages; none where it has no stages."""
+        parts, found = parts_of(self.chosen_train())
+        return parts, list(found)
 
     def stop(self) -> None:
         """Give up if an error was found."""
@@ -189,6 +181,9 @@ class Lowering:
         bound = self.find("data", name)
         assert isinstance(bound.section, ast.Data)
         section = self.overrides.applied("data", bound.section)
+        if self.part:
+            fields = with_fields(section.fields, self.part.under(OF_DATA))
+            section = structs.replace(section, fields=fields)
         # A source from the command line is where the command runs, not where the spec is.
         beside = "" if self.overrides.sets("data", "source") else bound.file
         data, found = read_data(section, beside, self.data_sections())
@@ -283,12 +278,23 @@ class Lowering:
 
     def adapter(self, bound: Bound | None, paths: Paths) -> Adapter | None:
         """The adapter's settings."""
-        if bound is None:
-            return None
-        assert isinstance(bound.section, ast.Adapter)
-        adapter, found = read_adapter(bound.section, paths)
+        adapter = None
+        if bound is not None:
+            assert isinstance(bound.section, ast.Adapter)
+            adapter, found = read_adapter(bound.section, paths)
+            self.found += found
+        if self.part is None:
+            return adapter
+        freeze, tune = (self.selectors(self.part, key, paths) for key in OF_ADAPTER)
+        return adapted(adapter, self.part.name, freeze, tune)
+
+    def selectors(self, part: Part, key: str, paths: Paths) -> tuple[ast.Expr, ...]:
+        """What a stage freezes or tunes."""
+        selectors, found = selected(part, key)
         self.found += found
-        return adapter
+        for selector in selectors:
+            self.found += paths.parameters(selector)
+        return selectors
 
     def foreign(self, model: Key, table: Sized) -> Foreign | None:
         """The names in a foreign format: the section asked for, else the only one of the model."""
