@@ -30,8 +30,8 @@ BODIES = {
     "adapter_items": "adapter_item",
     "checkpoint_items": "checkpoint_item",
     "config_items": "config_item",
-    "fields": "field",
     "train_items": "train_item",
+    "fields": "field",
 }
 """The rules of lists of items that no comma parts, and those of their items."""
 CLOSERS = {"(": ")", "[": "]", "{": "}"}

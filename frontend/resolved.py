@@ -208,9 +208,10 @@ class _Writer:
         parts: list[str] = []
         groups: tuple[Group, ...] = ("optimizer", "rate")
         for group in groups:
-            bound = self.main.find(group, _callee(self.train, group))
-            if bound:
-                parts.append(self.written(bound.file, bound.section, []))
+            for name in dict.fromkeys(_callees(self.train, group)):
+                bound = self.main.find(group, name)
+                if bound:
+                    parts.append(self.written(bound.file, bound.section, []))
         return parts
 
     def adapted(self, section: ast.Adapter) -> Iterator[Edit]:
@@ -283,8 +284,15 @@ class _Writer:
         if self.train.stages:
             fields = {key: text for key, text in fields.items() if key not in OF_TRAIN}
         yield from self.fields(self.train.fields, fields, self.train.span)
+        yield from self.selected()
         if self.train.stages:
             yield from self.rates()
+
+    def selected(self) -> Iterator[Edit]:
+        """Optimizers and rates of some parameters, with all their arguments."""
+        fields = [field for field in self.train.fields if isinstance(field, ast.FieldIn)]
+        for field, part in zip(fields, self.lowering.choices.parts, strict=True):
+            yield _instead(field.value.span, call(part.optimizer or part.rate))
 
     def rates(self) -> Iterator[Edit]:
         """The rates of a run in stages, each with all its arguments."""
@@ -295,7 +303,8 @@ class _Writer:
         places = [("", self.train.fields), *((s.name.text, s.fields) for s in self.train.stages)]
         for name, fields in places:
             for field in fields:
-                if field.key.text == "rate" and chosen.get(name):
+                plain = field.key.text == "rate" and not isinstance(field, ast.FieldIn)
+                if plain and chosen.get(name):
                     yield _instead(field.value.span, call(chosen[name]))
 
     def placed(self) -> list[str]:
@@ -317,7 +326,7 @@ class _Writer:
         self, given: tuple[ast.Field, ...] | list[ast.Field], wanted: Mapping[str, str], span: Span
     ) -> Iterator[Edit]:
         """Calls among the fields written out, and the fields that were left out, last."""
-        have = {field.key.text: field.value for field in given}
+        have = {f.key.text: f.value for f in given if not isinstance(f, ast.FieldIn)}
         source = self.checked.library.sources[span.file]
         lines: list[str] = []
         for key, text in wanted.items():
@@ -344,13 +353,14 @@ def begun(param: Param) -> str:
     return f"normal(std: 1 / sqrt({' * '.join(param.source)}))"
 
 
-def _callee(train: ast.Train, key: str) -> str:
-    """The name of the rule that a field of the run calls."""
-    for field in train.fields:
+def _callees(train: ast.Train, key: str) -> Iterator[str]:
+    """The names of the rules that a run calls, in its stages too."""
+    fields = [*train.fields, *(field for stage in train.stages for field in stage.fields)]
+    for field in fields:
         if field.key.text == key:
             value = field.value.function if isinstance(field.value, ast.Call) else field.value
-            return value.name if isinstance(value, ast.Ref) else ""
-    return ""
+            if isinstance(value, ast.Ref):
+                yield value.name
 
 
 def _instead(span: Span, text: str) -> Edit:

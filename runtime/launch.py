@@ -54,7 +54,7 @@ def launch(
     where given, is kept in the run's, for `resume`.
     """
     if not plan.later:
-        return launch_part(plan, source, options, artifact)[0]
+        return launch_part(plan, source, options, artifact, True)[0]
     done = steps_done(options)
     parts = list(zip(plan.parts, (source, *later), strict=True))
     status = SUCCESS
@@ -64,7 +64,7 @@ def launch(
             continue
         if options.steps and options.steps <= part.train.begin:
             break
-        status, folder = launch_part(part, text, options, artifact)
+        status, folder = launch_part(part, text, options, artifact, last)
         options = structs.replace(options, folder=folder, resume=True)
         artifact = None
         if status != SUCCESS:
@@ -81,7 +81,7 @@ def steps_done(options: Options) -> int:
 
 
 def launch_part(
-    plan: Plan, source: str, options: Options, artifact: Path | None
+    plan: Plan, source: str, options: Options, artifact: Path | None, last: bool
 ) -> tuple[int, str]:
     """Run one plan: the exit status, and the folder of the run where this process knows it."""
     rank = 0
@@ -89,6 +89,7 @@ def launch_part(
         place = joined(os.environ)
         rank = place.rank if place else 0
         job = _prepare(plan, source, options, artifact, place)
+        job = structs.replace(job, stays=place is not None and not last)
     except Exception as error:
         # All ranks find the same fault before the run begins; one of them says so.
         told = describe_failure(error, rank, options)

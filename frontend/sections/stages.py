@@ -109,9 +109,10 @@ def _share(value: ast.Expr, at: int, count: int) -> ast.Expr:
 
 
 def with_fields(own: tuple[ast.Field, ...], others: tuple[ast.Field, ...]) -> tuple[ast.Field, ...]:
-    """Fields with others in place of those that have the same key."""
+    """Fields with others in place of those that have the same key; `rate in ...` is another."""
     keys = {field.key.text for field in others}
-    return (*(field for field in own if field.key.text not in keys), *others)
+    kept = (f for f in own if isinstance(f, ast.FieldIn) or f.key.text not in keys)
+    return (*kept, *others)
 
 
 def selected(part: Part, key: str) -> tuple[tuple[ast.Expr, ...], tuple[Diagnostic, ...]]:

@@ -77,6 +77,7 @@ from fllmc.ir.ops.experts import (
 from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.record import Record
+from fllmc.ir.ops.shift import Shift
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
 AnyAttrs = (
@@ -136,6 +137,7 @@ AnyAttrs = (
     | Rsqrt
     | Scan
     | Share
+    | Shift
     | Sigmoid
     | Silu
     | SiluGrad
@@ -225,6 +227,7 @@ __all__ = [
     "Rsqrt",
     "Scan",
     "Share",
+    "Shift",
     "Sigmoid",
     "Signature",
     "Silu",

@@ -175,7 +175,7 @@ def test_stages_are_stated_too() -> None:
 
 def test_every_setting_has_a_field() -> None:
     spec = loaded("a.fllm", SPEC)
-    nothing = TrainSection(spec.train, None, None, None, ())
+    nothing = TrainSection(spec.train, None, None, None, (), ())
     given = (
         (Data, data_fields(Data("d", "s", 1, 1), part=False)),
         (settings.Train, train_fields(spec, nothing)),
