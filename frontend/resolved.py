@@ -204,13 +204,13 @@ class _Writer:
     # Other sections.
 
     def rules(self) -> list[str]:
-        """The optimizer and the rate, where they are the file's own."""
+        """The loss, the optimizers and the rates, where they are the file's own."""
         parts: list[str] = []
-        groups: tuple[Group, ...] = ("optimizer", "rate")
-        for group in groups:
-            for name in dict.fromkeys(_callees(self.train, group)):
+        groups: dict[str, Group] = {"loss": "block", "optimizer": "optimizer", "rate": "rate"}
+        for key, group in groups.items():
+            for name in dict.fromkeys(_callees(self.train, key)):
                 bound = self.main.find(group, name)
-                if bound:
+                if bound and (key != "loss" or getattr(bound.section, "kind", "") == "loss"):
                     parts.append(self.written(bound.file, bound.section, []))
         return parts
 
@@ -283,7 +283,8 @@ class _Writer:
             yield _instead(self.train.subject.span, self.names[self.model])
         if self.train.stages:
             fields = {key: text for key, text in fields.items() if key not in OF_TRAIN}
-        yield from self.fields(self.train.fields, fields, self.train.span)
+        whole = [each for each in self.train.fields if not isinstance(each, ast.FieldIn)]
+        yield from self.fields(whole, fields, self.train.span)
         yield from self.selected()
         if self.train.stages:
             yield from self.rates()

@@ -266,7 +266,8 @@ def attend(s: Site, attrs: ops.Attend, position: int) -> int | None:
 
 GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
-        (ops.Fill, ops.Iota, ops.Less, ops.Random, ops.Reindex, ops.Stop, ops.Tally), nothing
+        (ops.Fill, ops.Iota, ops.Less, ops.Number, ops.Random, ops.Reindex, ops.Stop, ops.Tally),
+        nothing,
     ),
     **dict.fromkeys((ops.Dequantize, ops.Quantize), nothing),
     ops.Add: elementwise(passed),

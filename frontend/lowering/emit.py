@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec import structs
 
-from fllmc.frontend.lowering.attention import attend_attrs, rope_attrs
+from fllmc.frontend.lowering.attention import attend_attrs, part_start, rope_attrs
 from fllmc.frontend.semantics.typed import (
     Apply,
     Combine,
@@ -19,8 +19,10 @@ from fllmc.frontend.semantics.typed import (
     ExpertTake,
     Join,
     Local,
+    Number,
     OneHot,
     Param,
+    Part,
     Pick,
     Plain,
     Positions,
@@ -126,6 +128,13 @@ class Emitter:
                 return b.one(ops.Dot(dims), *self._alike(args))
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
+            case Part(of, to, first):
+                b.path = "part"
+                start = part_start(first, b.sizes, of, to)
+                return arranged(b, b.one(ops.Shift(of, to, start), *args), typed.kind.dims)
+            case Number():
+                b.path = "number"
+                return b.one(ops.Number(self.wide), *args)
             case Split() | Join() | Pick() | OneHot() | Shift() | Concat():
                 return self._indexed(typed, args)
             case Plain(param=param):
@@ -221,6 +230,8 @@ class Emitter:
         b, param = self.b, self.params[op.param]
         b.path = op.param
         weight = b.cast(self.values[op.param], self.compute)
+        if not b.types[arg].index:
+            arg = b.cast(arg, self.compute)  # numbers of positions and counts are wider
         stored = tuple(primed(name, param.source) for name in param.target)
         back = {new: old for old, new in zip(param.target, stored, strict=True)}
         source = stored if op.transposed else param.source
@@ -233,8 +244,9 @@ class Emitter:
 
     def _attend(self, op: Attend, args: tuple[int, ...]) -> int:
         b = self.b
-        q, k, v, *extras = args
         b.path = "attend"
+        q, k, v = (b.cast(arg, self.compute) for arg in args[:3])
+        extras = args[3:]
         attrs = attend_attrs(op, b.sizes)
         order = tuple(attrs.width if name == op.dim else name for name in b.types[k].names)
         return b.emit(attrs, q, k, arranged(b, v, order), *extras)[0]

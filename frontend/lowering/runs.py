@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fllmc.frontend.checking import Checked
 from fllmc.frontend.library import Library, extended
-from fllmc.frontend.lowering.spec import OPTIMIZERS, RATES, SCHEDULES, Lowering
+from fllmc.frontend.lowering.spec import LOSSES, OPTIMIZERS, RATES, SCHEDULES, Lowering
 from fllmc.frontend.sections.overrides import read_overrides
 from fllmc.frontend.sections.stages import in_order
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
@@ -43,6 +43,6 @@ def lower(
 
 def needed(library: Library) -> Library:
     """The library with the shipped files that a run needs beside what is imported."""
-    for file in (OPTIMIZERS, RATES, SCHEDULES):
+    for file in (OPTIMIZERS, RATES, SCHEDULES, LOSSES):
         library = extended(library, file)
     return library

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Sequence
 
 from msgspec import structs
@@ -9,26 +10,18 @@ from msgspec import structs
 from fllmc.frontend import ast
 from fllmc.frontend.checking import Checked
 from fllmc.frontend.errors import NoSize, UnknownBlock
-from fllmc.frontend.library import SHIPPED, Bound, Group, Module, NamedSection
+from fllmc.frontend.library import SHIPPED, Bound, Group, Module
 from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.groups import grouped
+from fllmc.frontend.lowering.losses import loss_fit, losses_of
 from fllmc.frontend.lowering.model import Model, lower_model
 from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
 from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
+from fllmc.frontend.sections import stages
 from fllmc.frontend.sections.data import DataSection, read_data
 from fllmc.frontend.sections.overrides import FILE, Overrides
 from fllmc.frontend.sections.schedule import read_adapter, read_mesh, read_schedule
 from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
-from fllmc.frontend.sections.stages import (
-    OF_ADAPTER,
-    OF_DATA,
-    OF_TRAIN,
-    Part,
-    adapted,
-    parts_of,
-    selected,
-    with_fields,
-)
 from fllmc.frontend.sections.train import TrainSection, counts_tokens, read_train
 from fllmc.frontend.semantics.typed import Key
 from fllmc.frontend.semantics.typed_rules import Rule
@@ -42,13 +35,16 @@ from fllmc.ir.types import Mesh
 OPTIMIZERS = f"{SHIPPED}library/optimizers.fllm"
 RATES = f"{SHIPPED}library/rates.fllm"
 SCHEDULES = f"{SHIPPED}library/schedules.fllm"
+LOSSES = f"{SHIPPED}library/losses.fllm"
 REASON = "the checkpoint's names need one"
 
 
 class Lowering:
     """Lowers one spec. A mistake that leaves nothing to go on with is raised."""
 
-    def __init__(self, checked: Checked, overrides: Overrides, part: Part | None = None) -> None:
+    def __init__(
+        self, checked: Checked, overrides: Overrides, part: stages.Part | None = None
+    ) -> None:
         self.part = part
         self.checked = checked
         self.module: Module = checked.module
@@ -59,11 +55,11 @@ class Lowering:
 
     def run(self) -> Spec:
         """The spec; its mistakes are in `found`."""
-        train_node = self.overrides.applied("train", self.chosen_train())
-        if self.part:
-            fields = with_fields(train_node.fields, self.part.under(OF_TRAIN))
-            train_node = structs.replace(train_node, fields=fields)
-        train, found = read_train(train_node, self.rules("optimizer"), self.rules("rate"))
+        train_node = self.train_node()
+        losses = losses_of(self.module, self.checked.library.modules[LOSSES])
+        known = {name: dict(self.checked.blocks[key].numbers) for name, key in losses.items()}
+        rules = self.rules("optimizer"), self.rules("rate")
+        train, found = read_train(train_node, *rules, losses=known)
         self.found += found
         model_key, adapter_node = self.subject(train_node)
         data = self.data(train, train_node)
@@ -76,10 +72,22 @@ class Lowering:
         if counts_tokens(train_node):
             whole = self.whole_data(data.data, table)
             each = whole.batch * whole.seq
-            train, _ = read_train(train_node, self.rules("optimizer"), self.rules("rate"), each)
+            train, _ = read_train(train_node, *rules, each, known)
         self.sizes, self.choices = table, train
+        wish = train.train.loss
+        chosen = losses.get(wish.kind) if wish.kind != "cross_entropy" else None
+        if chosen:
+            self.found += loss_fit(
+                self.checked.blocks, model_key, chosen, train_node, table.sizes, data.data.columns
+            )
+            self.stop()
         model = lower_model(
-            model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
+            model_key,
+            self.checked.blocks,
+            table.sizes,
+            table.table,
+            train.train.precision,
+            (chosen, dict(wish.numbers)) if chosen else None,
         )
         program = self.program(model, table, train)
         paths = paths_of(program)
@@ -89,15 +97,24 @@ class Lowering:
         adapter = self.adapter(adapter_node, paths)
         foreign = self.foreign(model_key, table)
         self.stop()
-        settings = structs.replace(train.train, model=model_key.name)
+        init = self.beside(train.train.init)
+        settings = structs.replace(train.train, model=model_key.name, init=init)
         sources = self.sources()
         name = self.module.file.rsplit("/", 1)[-1].removesuffix(".fllm")
         whole = self.whole_data(data.data, table)
         return Spec(name, program, whole, settings, schedule, mesh, adapter, sources, foreign)
 
-    def parts(self) -> tuple[tuple[Part, ...], list[Diagnostic]]:
+    def train_node(self) -> ast.Train:
+        """The `train` section, with what this part of the run changes."""
+        node = self.overrides.applied("train", self.chosen_train())
+        if self.part is None:
+            return node
+        fields = stages.with_fields(node.fields, self.part.under(stages.OF_TRAIN))
+        return structs.replace(node, fields=fields)
+
+    def parts(self) -> tuple[tuple[stages.Part, ...], list[Diagnostic]]:
         """The parts of a run in stages; none where it has no stages."""
-        parts, found = parts_of(self.chosen_train())
+        parts, found = stages.parts_of(self.chosen_train())
         return parts, list(found)
 
     def stop(self) -> None:
@@ -110,6 +127,13 @@ class Lowering:
         extra = ((FILE, self.overrides.text),) if self.overrides.text else ()
         return (*self.checked.library.sources.items(), *extra)
 
+    def beside(self, init: str) -> str:
+        """A path of the spec as one from where the command runs; one of `--set` is that already."""
+        shipped = self.module.file.startswith(SHIPPED)
+        if not init or shipped or self.overrides.sets("train", "init"):
+            return init
+        return posixpath.join(posixpath.dirname(self.module.file), init)
+
     # Choosing sections.
 
     def chosen_train(self) -> ast.Train:
@@ -119,7 +143,7 @@ class Lowering:
             raise DiagnosticError(NothingToTrain(NOWHERE, self.module.file))
         name = self.overrides.choice("train")
         if name is None and len(own) > 1:
-            raise DiagnosticError(_ambiguous("train", own))
+            raise DiagnosticError(_ambiguous("train", [each.name for each in own]))
         if name is None:
             return own[0]
         for section in own:
@@ -184,7 +208,7 @@ class Lowering:
         assert isinstance(bound.section, ast.Data)
         section = self.overrides.applied("data", bound.section)
         if self.part:
-            fields = with_fields(section.fields, self.part.under(OF_DATA))
+            fields = stages.with_fields(section.fields, self.part.under(stages.OF_DATA))
             section = structs.replace(section, fields=fields)
         # A source from the command line is where the command runs, not where the spec is.
         beside = "" if self.overrides.sets("data", "source") else bound.file
@@ -243,7 +267,7 @@ class Lowering:
         fitting = [s for s in own if s.train and s.train.text == train]
         fitting = fitting or [s for s in own if s.train is None]
         if len(fitting) > 1:
-            raise DiagnosticError(_ambiguous("schedule", fitting))
+            raise DiagnosticError(_ambiguous("schedule", [each.name for each in fitting]))
         return fitting[0] if fitting else None
 
     def default_schedule(self, dims: Iterable[str]) -> ast.Schedule:
@@ -287,12 +311,12 @@ class Lowering:
             self.found += found
         if self.part is None:
             return adapter
-        freeze, tune = (self.selectors(self.part, key, paths) for key in OF_ADAPTER)
-        return adapted(adapter, self.part.name, freeze, tune)
+        freeze, tune = (self.selectors(self.part, key, paths) for key in stages.OF_ADAPTER)
+        return stages.adapted(adapter, self.part.name, freeze, tune)
 
-    def selectors(self, part: Part, key: str, paths: Paths) -> tuple[ast.Expr, ...]:
+    def selectors(self, part: stages.Part, key: str, paths: Paths) -> tuple[ast.Expr, ...]:
         """What a stage freezes or tunes."""
-        selectors, found = selected(part, key)
+        selectors, found = stages.selected(part, key)
         self.found += found
         for selector in selectors:
             self.found += paths.parameters(selector)
@@ -340,25 +364,23 @@ class Lowering:
 def chosen_names(checked: Checked, model: Key, overrides: Overrides) -> Key | None:
     """The checkpoint section of a model: that asked for, else the only one; None if there is none.
 
+    One comes with its model, imported or not; those of the main file go before others.
     DiagnosticError where there are several, or none of the name that is asked for.
     """
-    module = checked.module
-    fitting: dict[str, Key] = {}
-    for each in module.known("checkpoint"):
-        bound = module.find("checkpoint", each)
-        key = Key(bound.file, bound.section.name.text) if bound else model
-        if key in checked.names and checked.names[key].subject == model:
-            fitting[each] = key
+    own = checked.module.file
+    every = [key for key, each in checked.names.items() if each.subject == model]
+    fitting = {key.name: key for key in sorted(every, key=lambda key: key.file == own)}
     wish = overrides.choice("checkpoint")
     if wish is not None and wish.text not in fitting:
         known = tuple(fitting)
         raise DiagnosticError(UnknownSection(wish.span, wish.text, known, "checkpoint section"))
     if wish is not None:
         return fitting[wish.text]
-    if len(fitting) > 1:
-        sections = [b.section for n in fitting if (b := module.find("checkpoint", n))]
-        raise DiagnosticError(_ambiguous("checkpoint", sections))
-    return next(iter(fitting.values()), None)
+    nearest = [key for key in every if key.file == own] or every
+    if len(nearest) > 1:
+        shown = [checked.names[key].name for key in nearest]
+        raise DiagnosticError(_ambiguous("checkpoint", shown))
+    return nearest[0] if nearest else None
 
 
 def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, ...]:
@@ -373,7 +395,7 @@ def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, .
     )
 
 
-def _ambiguous(what: str, sections: Sequence[NamedSection]) -> Diagnostic:
-    names = [section.name.text for section in sections]
+def _ambiguous(what: str, sections: Sequence[ast.Name]) -> Diagnostic:
+    names = [section.text for section in sections]
     shown = ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
-    return Ambiguous(sections[-1].name.span, what, shown, names[-1])
+    return Ambiguous(sections[-1].span, what, shown, names[-1])

@@ -19,7 +19,9 @@ from fllmc.frontend.semantics.choosing import (
     ExpertDot,
     ExpertTake,
     Join,
+    Number,
     OneHot,
+    Part,
     Pick,
     Shift,
     Split,
@@ -138,6 +140,7 @@ Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
     | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
     | ExpertDot | ExpertTake | Tally | Shift | Concat
+    | Part | Number
 )  # fmt: skip
 
 
@@ -265,7 +268,10 @@ class Update(Struct, frozen=True):
 
 
 class Block(Struct, frozen=True):
-    """A typed block or model. `dims` are those it speaks of, each with one place."""
+    """A typed block, model or loss. `dims` are those it speaks of, each with one place.
+
+    `numbers` are what a loss takes beside tensors, with their defaults.
+    """
 
     signature: Signature
     is_model: bool
@@ -276,6 +282,8 @@ class Block(Struct, frozen=True):
     dims: tuple[tuple[str, Span], ...]
     updates: tuple[Update, ...] = ()
     facts: tuple[ast.Require, ...] = ()
+    numbers: tuple[tuple[str, float], ...] = ()
+    is_loss: bool = False
 
     @property
     def params(self) -> Mapping[str, Param]:

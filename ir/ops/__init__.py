@@ -50,6 +50,7 @@ from fllmc.ir.ops.elementwise import (
     MulAdd,
     MulSub,
     Neg,
+    Number,
     Pow,
     Random,
     Rename,
@@ -118,6 +119,7 @@ AnyAttrs = (
     | MulAdd
     | MulSub
     | Neg
+    | Number
     | Pick
     | Pipeline
     | Pow
@@ -207,6 +209,7 @@ __all__ = [
     "MulAdd",
     "MulSub",
     "Neg",
+    "Number",
     "Pick",
     "Pipeline",
     "Pow",

@@ -288,6 +288,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
         (
             ops.Dot,
             ops.Iota,
+            ops.Number,
             ops.Random,
             ops.Rope,
             ops.Spread,
