@@ -107,10 +107,8 @@ class Lowering:
     def train_node(self) -> ast.Train:
         """The `train` section, with what this part of the run changes."""
         node = self.overrides.applied("train", self.chosen_train())
-        if self.part is None:
-            return node
-        fields = stages.with_fields(node.fields, self.part.under(stages.OF_TRAIN))
-        return structs.replace(node, fields=fields)
+        own = self.part.under(stages.OF_TRAIN) if self.part else ()
+        return structs.replace(node, fields=stages.with_fields(node.fields, own))
 
     def parts(self) -> tuple[tuple[stages.Part, ...], list[Diagnostic]]:
         """The parts of a run in stages; none where it has no stages."""
@@ -207,9 +205,8 @@ class Lowering:
         bound = self.find("data", name)
         assert isinstance(bound.section, ast.Data)
         section = self.overrides.applied("data", bound.section)
-        if self.part:
-            fields = stages.with_fields(section.fields, self.part.under(stages.OF_DATA))
-            section = structs.replace(section, fields=fields)
+        own = self.part.under(stages.OF_DATA) if self.part else ()
+        section = structs.replace(section, fields=stages.with_fields(section.fields, own))
         # A source from the command line is where the command runs, not where the spec is.
         beside = "" if self.overrides.sets("data", "source") else bound.file
         data, found = read_data(section, beside, self.data_sections())
