@@ -31,6 +31,7 @@ from fllmc.ir.ops.contraction import (
     Spread,
     Take,
 )
+from fllmc.ir.ops.convolution import Conv, ConvInput, ConvWeight
 from fllmc.ir.ops.elementwise import (
     Add,
     AddN,
@@ -76,6 +77,7 @@ from fllmc.ir.ops.experts import (
 )
 from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
+from fllmc.ir.ops.recurrence import Recur, RecurGrad
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
 AnyAttrs = (
@@ -92,6 +94,9 @@ AnyAttrs = (
     | Chunk
     | Coalesced
     | Combine
+    | Conv
+    | ConvInput
+    | ConvWeight
     | Cos
     | Dequantize
     | Dispatch
@@ -123,6 +128,8 @@ AnyAttrs = (
     | PutAdd
     | Quantize
     | Random
+    | Recur
+    | RecurGrad
     | ReduceMax
     | ReduceScatter
     | ReduceSum
@@ -177,6 +184,9 @@ __all__ = [
     "Chunk",
     "Coalesced",
     "Combine",
+    "Conv",
+    "ConvInput",
+    "ConvWeight",
     "Cos",
     "Dequantize",
     "Dispatch",
@@ -210,6 +220,8 @@ __all__ = [
     "PutAdd",
     "Quantize",
     "Random",
+    "Recur",
+    "RecurGrad",
     "Reduce",
     "ReduceMax",
     "ReduceScatter",
