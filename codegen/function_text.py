@@ -47,14 +47,18 @@ class FunctionText:
             return f"r{place.number}"
         kind = self.function.types[value]
         if place.kind == "offload":
-            shape = shape_text(self.sizes.local_shape(kind))
-            return self.view(f"rt.waiting({quoted(kind.dtype)}, {place.number}, {shape})")
+            return self.waiting(kind, place.number)
         return self.view(self.arena(kind, f"base + {place.number}"), f"v{value}")
 
     def arena(self, kind: Type, offset: str, shape: Sequence[int] | None = None) -> str:
         """The text of a view of the arena."""
         extents = self.sizes.local_shape(kind) if shape is None else shape
         return f"rt.view({quoted(kind.dtype)}, {offset}, {shape_text(extents)})"
+
+    def waiting(self, kind: Type, offset: int) -> str:
+        """The name of a view of host memory."""
+        shape = shape_text(self.sizes.local_shape(kind))
+        return self.view(f"rt.waiting({quoted(kind.dtype)}, {offset}, {shape})")
 
     def view(self, text: str, name: str = "") -> str:
         """The name bound to this text; the same text is bound once."""

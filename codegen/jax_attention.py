@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,16 +35,24 @@ def rope(attrs: ops.Rope, site: Site, x: Value) -> Value:
     return aligned(sides.reshape(rows.shape), order, names)
 
 
-def scored(attrs: ops.Attend, q: Value, k: Value) -> Value:
-    """Masked scores [rest, heads, queries, keys] of q and k in [rest, heads, along, dim]."""
+def scored(attrs: ops.Attend, q: Value, k: Value, starts: Value | None) -> Value:
+    """Masked scores [rest, heads, queries, keys] of q and k in [rest, heads, along, dim].
+
+    `starts` are [rest, along].
+    """
     scores = _jnp.einsum("...qd,...kd->...qk", q, k, precision="highest") * attrs.scale
     if attrs.mask == "causal":
         seen = _jnp.tril(_jnp.ones(scores.shape[-2:], bool), attrs.first)
         scores = _jnp.where(seen, scores, -_jnp.inf)
+    if starts is not None:
+        before = _jnp.arange(scores.shape[-1]) < starts[..., None, :, None]
+        scores = _jnp.where(before, -_jnp.inf, scores)
     return scores
 
 
-def attend(attrs: ops.Attend, site: Site, q: Value, k: Value, v: Value) -> tuple[Value, Value]:
+def attend(
+    attrs: ops.Attend, site: Site, q: Value, k: Value, v: Value, *starts: Value
+) -> tuple[Value, Value]:
     """The output and the log-sum-exp of the scores."""
     q_names, k_names = site.operands[0].names, site.operands[1].names
     special = (attrs.along, attrs.heads, attrs.dim)
@@ -54,7 +61,8 @@ def attend(attrs: ops.Attend, site: Site, q: Value, k: Value, v: Value) -> tuple
     k_order = (*rest, attrs.kv_heads, attrs.over, attrs.dim)
     repeats = site.size(attrs.heads) // site.size(attrs.kv_heads)
     k, v = (_jnp.repeat(aligned(x, k_names, k_order), repeats, axis=-3) for x in (k, v))
-    scores = scored(attrs, aligned(q, q_names, q_order), k)
+    begins = [aligned(x, site.operands[-1].names, (*rest, attrs.along)) for x in starts]
+    scores = scored(attrs, aligned(q, q_names, q_order), k, begins[0] if begins else None)
     lse = _jax.nn.logsumexp(scores, axis=-1)
     out = _jnp.einsum(
         "...qk,...kd->...qd", _jax.nn.softmax(scores, axis=-1), v, precision="highest"
@@ -65,7 +73,10 @@ def attend(attrs: ops.Attend, site: Site, q: Value, k: Value, v: Value) -> tuple
 
 def attend_grad(attrs: ops.AttendGrad, site: Site, *arrays: Value) -> tuple[Value, ...]:
     """By JAX's own reverse mode over attend; the saved output and log-sum-exp are not used."""
-    q, k, v, _, _, d_out = arrays
-    forward: Callable[..., Value] = lambda *args: attend(attrs, site, *args)[0]  # noqa: E731
+    q, k, v, _, _, d_out, *starts = arrays
+
+    def forward(*args: Value) -> Value:
+        return attend(attrs, site, *args, *starts)[0]
+
     _, pull = _jax.vjp(forward, q, k, v)
     return tuple(pull(d_out))

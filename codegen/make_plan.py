@@ -8,9 +8,9 @@ from typing import Final, Literal, NamedTuple
 from fllmc.codegen.buckets import buckets, stored_runs
 from fllmc.codegen.donations import copied_input
 from fllmc.codegen.handovers import handover_faults
+from fllmc.codegen.host_memory import host_bytes
 from fllmc.codegen.meetings import meeting_faults
 from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
-from fllmc.codegen.offloaded import host_bytes
 from fllmc.codegen.packing import copied_bytes
 from fllmc.codegen.turns import Turns
 from fllmc.ir.diagnostics import InternalError

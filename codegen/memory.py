@@ -23,7 +23,7 @@ from fllmc.codegen.donations import (
     updated_carry,
     updated_operand,
 )
-from fllmc.codegen.offloaded import away_from
+from fllmc.codegen.host_memory import away_from
 from fllmc.codegen.offsets import Item, aligned, live_bytes, offsets
 from fllmc.codegen.packing import in_one_piece, packed_bytes, packed_lists
 from fllmc.codegen.storage_classes import Classes

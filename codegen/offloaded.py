@@ -1,14 +1,12 @@
-"""What waits in host memory between the forward and the backward scan of a stack, and where.
+"""What waits in host memory between the forward and the backward scan of a stack.
 
 A scan's stacked result is there if the body gives it by `to_host` and every use of it is a slice of
-a scan whose body takes it by `from_host` alone. Each such value has a stretch of its own.
+a scan whose body takes it by `from_host` alone. The two scans stand in one function, or in two that
+are the forward and the backward of a stage of a pipeline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from fllmc.codegen.offsets import aligned
 from fllmc.ir.ops import FromHost, Scan, ToHost, Wait
 from fllmc.ir.program import Function, Op, Program
 
@@ -70,23 +68,21 @@ def taken(op: Op, value: int, program: Program) -> bool:
     )
 
 
-def host_places(program: Program) -> tuple[Mapping[tuple[str, int], int], int]:
-    """The offset in host memory of every value that waits there, and the bytes of all."""
-    found: dict[tuple[str, int], int] = {}
-    end = 0
-    for function in program.functions:
-        for value in offloaded(function, program):
-            found[function.name, value] = end
-            end += aligned(program.sizes.local_bytes(function.types[value]))
-    return found, end
+def gives_away(function: Function, name: str, program: Program) -> bool:
+    """Whether a function gives a result for host memory: made there by a scan, and used no more."""
+    value = function.results[function.outputs.index(name)]
+    made = maker(function, value)
+    return (
+        made is not None
+        and isinstance(made.attrs, Scan)
+        and value in given(made, made.attrs, program)
+        and function.results.count(value) == 1
+        and not uses(function, value)
+    )
 
 
-def away_from(function: Function, program: Program) -> dict[int, int]:
-    """The offset in host memory of each value of the function that waits there."""
-    places = host_places(program)[0]
-    return {value: at for (name, value), at in places.items() if name == function.name}
-
-
-def host_bytes(program: Program) -> int:
-    """Bytes of host memory that a rank needs."""
-    return host_places(program)[1]
+def takes_back(function: Function, name: str, program: Program) -> bool:
+    """Whether a function takes an input of host memory: by scans that copy it back alone."""
+    value = [each.name for each in function.inputs].index(name)
+    readers = uses(function, value)
+    return value not in function.results and all(taken(op, value, program) for op in readers)

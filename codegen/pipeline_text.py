@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fllmc.codegen.function_text import FunctionText
+from fllmc.codegen.host_memory import host_places
 from fllmc.codegen.turns import Held, Turn, Turns
 from fllmc.codegen.views import quoted
 from fllmc.ir.ops import Pipeline
@@ -20,6 +21,7 @@ class PipelineText:
         self.views: dict[tuple[str, int], str] = {}
         self.bound: dict[str, str] = {}
         self.operands: dict[str, str] = {}
+        self.waiting, _ = host_places(text.program)
         self.sites = {
             (c.kind, c.port): c.site
             for c in text.plan.collectives
@@ -40,6 +42,10 @@ class PipelineText:
                 label = f"{self.label}_{name.replace('.', '_').replace(' ', '_')}_{slot}"
                 label = label if label.isidentifier() else ""
                 self.views[name, slot] = self.text.view(self.text.arena(kind, place), label)
+        for name, kind, count in self.turns.waiting():
+            for slot in range(count):
+                place = self.waiting[self.text.function.name, (name, slot)]
+                self.views[name, slot] = self.text.waiting(kind, place)
         self.bind_operands()
         lines = [f"    {self.turn(turn)}," for turn in self.turns.turns]
         self.text.bind += [f"{self.label}_turns = (", *lines, ")"]

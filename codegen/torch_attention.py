@@ -35,14 +35,23 @@ def views(text: FunctionText, op: Op, attrs: Attend) -> tuple[list[str], list[st
     k = (attrs.kv_heads, attrs.over, attrs.dim)
     backward = isinstance(attrs, AttendGrad)
     orders: Sequence[tuple[str, ...]] = [q, k, k, q, q, q] if backward else [q, k, k]
-    given = [heads_first(text, v, o) for v, o in zip(op.operands, orders, strict=True)]
+    own = op.operands[: attrs.tensors]
+    given = [heads_first(text, v, o) for v, o in zip(own, orders, strict=True)]
     results = zip(op.results, [q, k, k] if backward else [q, q], strict=True)
     return given, [heads_first(text, v, o) for v, o in results]
 
 
-def options(attrs: Attend, out: Sequence[str]) -> str:
-    """The keyword arguments that all have."""
-    return f"scale={attrs.scale!r}, causal={attrs.mask == 'causal'}, out=({', '.join(out)})"
+def options(text: FunctionText, op: Op, attrs: Attend, out: Sequence[str]) -> str:
+    """The keyword arguments that all have, and where documents start: [batch, along]."""
+    starts = ""
+    if attrs.documents:
+        value = op.operands[-1]
+        kind = text.function.types[value]
+        batch = [name for name in kind.names if name != attrs.along]
+        view = matrix(text.tensor(value), kind, text.sizes, [batch, [attrs.along]])
+        starts = f"starts={text.view(view)}, "
+    given = f"scale={attrs.scale!r}, causal={attrs.mask == 'causal'}"
+    return f"{given}, {starts}out=({', '.join(out)})"
 
 
 def attend(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -58,8 +67,10 @@ def attend(text: FunctionText, op: Op, at: int) -> list[str]:
         held = positions(text, along)
         if attrs.first:
             held = text.view(f"rt.moved({held}, {attrs.first})")
-        return [f"kernels.attend_part{suffix}({', '.join((*given, held))}, {options(attrs, out)})"]
-    return [f"kernels.attend{suffix}({', '.join(given)}, {options(attrs, out)})"]
+        given = [*given, held]
+        suffix = f"_part{suffix}"
+    more = options(text, op, attrs, out)
+    return [f"kernels.attend{suffix}({', '.join(given)}, {more})"]
 
 
 def ring_attend(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -79,7 +90,8 @@ def ring_attend(text: FunctionText, op: Op, at: int) -> list[str]:
         sums = "f64" if kind.dtype == "f64" else "f32"
         grads = text.view(f"rt.view({quoted(sums)}, {text.offset(at, 1)}, (3, 2, *{shape}))")
         name, rest = "ring_attend_grad", f"{rest}, {grads}"
-    return [f"rt.{name}({site}, {', '.join(given)}, {rest}, {options(attrs, out)})"]
+    more = options(text, op, attrs, out)
+    return [f"rt.{name}({site}, {', '.join(given)}, {rest}, {more})"]
 
 
 def rope(text: FunctionText, op: Op, at: int) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from fllmc.codegen.offloaded import gives_away, takes_back
 from fllmc.ir.ops import Pipeline
 from fllmc.ir.plan import Frame, Place
 from fllmc.ir.program import Function, Program
@@ -59,6 +60,8 @@ class Turns:
         self.types: dict[str, Type] = {}
         self.written: dict[tuple[str, int], int] = {}
         self.read: dict[tuple[str, int], list[int]] = {}
+        self.given_by: dict[str, dict[str, None]] = {}
+        self.taken_by: dict[str, dict[tuple[str, str], None]] = {}
         self.actions = [self._parsed(action) for action in attrs.actions]
         self.messages = {port: self._message(text) for port, text in attrs.takes}
         self.gifts = {port: self._message(text) for port, text in attrs.gives}
@@ -66,6 +69,7 @@ class Turns:
         for at in range(len(self.actions)):
             self._note(at)
         self.slots, self.counts = self._slots()
+        self.away = frozenset(port for port in self.counts if self._is_away(port, program))
         self.turns = tuple(self._turn(at) for at in range(len(self.actions)))
 
     def _parsed(self, action: str) -> tuple[str, str, int]:
@@ -114,11 +118,13 @@ class Turns:
                 port = self.port(given.name, stage)
                 self.types.setdefault(port, kind)
                 self.read.setdefault((port, micro), []).append(at)
+                self.taken_by.setdefault(port, {})[key, given.name] = None
         for name, kind in zip(function.outputs, function.signature.results, strict=True):
             if name not in self.attrs.names:
                 port = f"{name}.{stage}"
                 self.types[port] = kind
                 self.written[port, micro] = at
+                self.given_by.setdefault(port, {})[key] = None
 
     def _slots(self) -> tuple[dict[tuple[str, int], int], dict[str, int]]:
         """The buffer of each value, and how many buffers each port has."""
@@ -145,6 +151,17 @@ class Turns:
                     counts[port] = len(free_from)
                 slots[port, micro] = slot
         return slots, counts
+
+    def _is_away(self, port: str, program: Program) -> bool:
+        """Whether a port's values wait in host memory, by all that give and take them."""
+        givers, takers = self.given_by.get(port, {}), self.taken_by.get(port, {})
+        name = port.rpartition(".")[0]
+        return (
+            len(givers) > 0
+            and not self.leaves(port)
+            and all(gives_away(self.functions[key], name, program) for key in givers)
+            and all(takes_back(self.functions[key], own, program) for key, own in takers)
+        )
 
     def _held(self, port: str, micro: int) -> Held:
         return Held(port, self.slots[port, micro])
@@ -184,7 +201,7 @@ class Turns:
         )
 
     def buffers(self, frames: Mapping[str, Frame], slices: Sequence[Type]) -> list[Buffers]:
-        """All buffers, in the order in which they are laid out.
+        """All buffers on the device, in the order in which they are laid out.
 
         `slices` are the types of the operands that micro-batches take their position of.
         """
@@ -193,13 +210,21 @@ class Turns:
             Buffers(name, kind.placed(kind.dims[1:]), 1)
             for name, kind in zip(names, slices, strict=True)
         ]
-        found += [Buffers(port, self.types[port], count) for port, count in self.counts.items()]
+        found += [
+            Buffers(port, self.types[port], count)
+            for port, count in self.counts.items()
+            if port not in self.away
+        ]
         return found + [
             Buffers(f"{key} {name}", kind, 1)
             for key, function in self.functions.items()
             for name, kind in zip(function.outputs, function.signature.results, strict=True)
             if name in self.attrs.names and copied(function, frames[function.name], name)
         ]
+
+    def waiting(self) -> list[Buffers]:
+        """The buffers in host memory, in the order in which they are laid out."""
+        return [Buffers(port, self.types[port], self.counts[port]) for port in sorted(self.away)]
 
 
 def copied(function: Function, frame: Frame, name: str) -> bool:

@@ -37,6 +37,7 @@ class Layout:
         self.rows = attrs.first + here.positions(self.q.dim(attrs.along))
         self.rest = tuple(name for name in self.q.names if name not in special)
         self.groups = here.extent(self.k.dim(attrs.kv_heads))
+        self.starts = here.operands[-1] if attrs.documents else None
 
     def order(self, kind: Type) -> tuple[str, ...]:
         """The dims of a q-like or k-like type in working order; lse has no `dim`."""
@@ -60,7 +61,7 @@ class Layout:
         shape = (*array.shape[:at], self.groups, -1, *array.shape[at + 1 :])
         return array.reshape(shape)
 
-    def scores(self, q: Array, k: Array) -> Array:
+    def scores(self, q: Array, k: Array, starts: Array | None) -> Array:
         """Scaled, masked scores [..., key heads, heads of each, queries, keys]."""
         queries = self.grouped(self.arrange(q, self.q), 2)
         keys = self.arrange(k, self.k)[..., :, None, :, :]
@@ -68,6 +69,11 @@ class Layout:
         if self.attrs.mask == "causal":
             seen = np.arange(scores.shape[-1], dtype=np.int64) <= self.rows[:, None]
             scores = np.where(seen, scores, -np.inf)
+        if self.starts is not None and starts is not None:
+            order = (*self.rest, self.attrs.along)
+            begins = starts.transpose([self.starts.names.index(name) for name in order])
+            keys = np.arange(scores.shape[-1], dtype=np.int64)
+            scores = np.where(keys >= begins[..., None, None, :, None], scores, -np.inf)
         return scores
 
 
@@ -77,10 +83,11 @@ def flat_heads(array: Array, behind: int) -> Array:
     return array.reshape((*array.shape[:at], -1, *array.shape[at + 2 :]))
 
 
-def attend(attrs: Attend, here: Here, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+def attend(attrs: Attend, here: Here, *arrays: Array) -> tuple[Array, Array]:
     """softmax(q k^T * scale + mask) v and the log-sum-exp of the scores."""
+    q, k, v = arrays[:3]
     layout = Layout(attrs, here)
-    scores = layout.scores(q, k)
+    scores = layout.scores(q, k, arrays[3] if attrs.documents else None)
     top = scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
@@ -95,11 +102,10 @@ def attend(attrs: Attend, here: Here, q: Array, k: Array, v: Array) -> tuple[Arr
 
 def attend_grad(attrs: AttendGrad, here: Here, *arrays: Array) -> tuple[Array, Array, Array]:
     """The gradients of q, k and v from the saved output and log-sum-exp."""
-    q, k, v, out, lse, d_out = arrays
+    q, k, v, out, lse, d_out = arrays[:6]
     layout = Layout(attrs, here)
-    weights = np.exp(
-        layout.scores(q, k) - layout.grouped(layout.arrange(lse, here.operands[4]), 1)[..., None]
-    )
+    scores = layout.scores(q, k, arrays[6] if attrs.documents else None)
+    weights = np.exp(scores - layout.grouped(layout.arrange(lse, here.operands[4]), 1)[..., None])
     queries, outs, d_outs = (
         layout.grouped(layout.arrange(array, layout.q), 2) for array in (q, out, d_out)
     )

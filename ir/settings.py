@@ -12,6 +12,7 @@ import msgspec
 
 from fllmc.ir.program import Program
 from fllmc.ir.span import NOWHERE, Span
+from fllmc.ir.target import Target
 from fllmc.ir.types import Mesh
 
 
@@ -23,12 +24,45 @@ class Precision(msgspec.Struct, frozen=True):
     reduce: str = "f32"
 
 
+class Chat(msgspec.Struct, frozen=True):
+    """How conversations are written: `{role}` in `open` and `close` stands for the role.
+
+    Turns of the roles in `learn` count in the loss, with what closes them; `begin` opens the whole.
+    """
+
+    begin: str = ""
+    open: str = "<|im_start|>{role}\n"
+    close: str = "<|im_end|>\n"
+    learn: tuple[str, ...] = ("assistant",)
+
+
+class FillMiddle(msgspec.Struct, frozen=True):
+    """Documents told out of order (fill in the middle): how often, and as SPM rather than PSM.
+
+    The marks are tokens, by number or as text that is one token.
+    """
+
+    rate: float = 0.5
+    spm: float = 0.5
+    prefix: int | str = "<fim_prefix>"
+    suffix: int | str = "<fim_suffix>"
+    middle: int | str = "<fim_middle>"
+
+
+Pack = Literal["stream", "documents", "whole"]
+"""How documents share samples: without regard to where they end, kept apart and cut where a sample
+ends, or whole with padding behind them."""
+
+
 class Data(msgspec.Struct, frozen=True):
     """A data source and how it is cut into samples.
 
-    `source` is `builtin:NAME` or a path or glob, relative to `folder`. `tokenizer` is `bytes`,
-    `bpe:VOCAB` (trained on the training part) or the path of a tokenizer file. `holdout` is the
-    fraction at the end that is only validated on. `batch` counts samples, `seq` tokens.
+    `source` is `builtin:NAME` or a path or glob, relative to `folder`; of a mixture it is empty and
+    `parts` are its sources, which `weights` weigh. `tokenizer` is `bytes`, `none`, `bpe:VOCAB`
+    (trained on the training part) or the path of a tokenizer file. `holdout` is the fraction at the
+    end that is only validated on. `batch` counts samples, `seq` tokens. `end` is the token behind
+    each document. `stored` is how raw token files hold numbers. `columns` are the numbers that come
+    with the tokens.
     """
 
     name: str
@@ -39,9 +73,16 @@ class Data(msgspec.Struct, frozen=True):
     vocab: int = 256
     holdout: float = 0.1
     seed: int = 0
-    pack: str = "stream"
+    pack: Pack = "stream"
     folder: str = ""
     span: Span = NOWHERE
+    end: int | str | None = None
+    stored: Literal["u16", "u32"] = "u16"
+    columns: tuple[str, ...] = ()
+    chat: Chat = Chat()
+    fim: FillMiddle | None = None
+    parts: tuple[Data, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -238,6 +279,10 @@ class Schedule(msgspec.Struct, frozen=True):
     def place_of(self, field: str) -> Span:
         """Where a field stands, or nowhere."""
         return dict(self.places).get(field, NOWHERE)
+
+    def host_bytes(self, target: Target) -> int:
+        """The bytes of a rank's host memory in which values may wait."""
+        return target.host_bytes if self.host_gib is None else int(self.host_gib * 2**30)
 
 
 class Spec(msgspec.Struct, frozen=True):

@@ -3,8 +3,10 @@
 Shapes: q, o and their gradients [batch, heads, queries, dim]; k, v and theirs [batch, groups, keys,
 dim]; lse [batch, heads, queries], the natural log-sum-exp of the scaled scores, float32 (float64
 for float64). Head h uses group h // (heads / groups). A causal mask is aligned bottom right: the
-last query sees every key. On the CPU PyTorch's blocked kernel does the work; other devices go
-through the scores of some queries at a time, which bounds memory. Sums are in float32 at least.
+last query sees every key. `starts` [batch, queries], if given, are the first keys that queries see,
+and a query that sees none gives 0 with a log-sum-exp of -inf. On the CPU PyTorch's blocked kernel
+does the work where no starts are given; else scores are made for some queries at a time, which
+bounds memory. Sums are in float32 at least.
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ def attend(
     scale: float,
     causal: bool,
     out: tuple[Tensor, Tensor],
+    starts: Tensor | None = None,
 ) -> None:
     """(o, lse) = softmax(q k^T * scale + mask) v and the log-sum-exp of its scores."""
-    if _blocked(q, k, causal):
+    if starts is None and _blocked(q, k, causal):
         o, lse = _FLASH(_packed(q), _packed(k), _packed(v), 0.0, causal, scale=scale)
         out[0].copy_(o)
         out[1].copy_(lse)
     else:
-        _attend_plain(q, k, v, scale, causal, out)
+        _attend_plain(q, k, v, scale, causal, starts, out)
 
 
 def attend_grad(
@@ -49,14 +52,15 @@ def attend_grad(
     scale: float,
     causal: bool,
     out: tuple[Tensor, Tensor, Tensor],
+    starts: Tensor | None = None,
 ) -> None:
     """(dq, dk, dv) of attend, from its results and the gradient of o.
 
     FlashAttention-2 (Dao 2023), section 3.1: P = exp(scores - lse), D = sum(d_out * o),
     dS = P * (d_out v^T - D).
     """
-    if not _blocked(q, k, causal):
-        _grad_plain(q, k, v, o, lse, d_out, scale, causal, out)
+    if starts is not None or not _blocked(q, k, causal):
+        _grad_plain(q, k, v, o, lse, d_out, scale, causal, starts, out)
     elif q.shape[1] == k.shape[1] or q.dtype in (torch.float32, torch.float64):
         given = [_packed(x) for x in (d_out, q, k, v, o)]
         found = _FLASH_GRAD(*given, lse, 0.0, causal, scale=scale)
@@ -111,8 +115,11 @@ def _grad_groups(
 class _Chunk:
     """Some queries of all heads against the keys they see: rows are (heads of a group, queries)."""
 
-    def __init__(self, q: Tensor, k: Tensor, causal: bool, first: int, last: int) -> None:
+    def __init__(
+        self, q: Tensor, k: Tensor, causal: bool, starts: Tensor | None, first: int, last: int
+    ) -> None:
         self.queries = slice(first, last)
+        self.starts = None if starts is None else starts[:, self.queries]
         self.groups, self.shift = k.shape[1], k.shape[2] - q.shape[2]
         self.causal, self.device = causal, q.device
         self.keys = slice(0, last + self.shift if causal else k.shape[2])
@@ -135,6 +142,10 @@ class _Chunk:
             columns = torch.arange(self.keys.stop, device=self.device)
             hidden = columns > rows[:, None] + self.shift
             scores.unflatten(2, (-1, len(rows))).masked_fill_(hidden, -torch.inf)
+        if self.starts is not None:
+            columns = torch.arange(self.keys.stop, device=self.device)
+            before = columns < self.starts[:, None, None, :, None]
+            scores.unflatten(2, (-1, before.shape[3])).masked_fill_(before, -torch.inf)
         return scores
 
     def store(self, target: Tensor, rows: Tensor) -> None:
@@ -143,23 +154,32 @@ class _Chunk:
         target[:, :, self.queries] = rows.unflatten(2, (-1, count)).flatten(1, 2)
 
 
-def _chunks(q: Tensor, k: Tensor, causal: bool) -> Iterator[_Chunk]:
+def _chunks(q: Tensor, k: Tensor, causal: bool, starts: Tensor | None) -> Iterator[_Chunk]:
     if q.numel() == 0:
         return
     queries = q.shape[2]
     step = max(1, _SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
     for first in range(0, queries, step):
-        yield _Chunk(q, k, causal, first, min(queries, first + step))
+        yield _Chunk(q, k, causal, starts, first, min(queries, first + step))
 
 
 def _attend_plain(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, out: tuple[Tensor, Tensor]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    causal: bool,
+    starts: Tensor | None,
+    out: tuple[Tensor, Tensor],
 ) -> None:
-    for chunk in _chunks(q, k, causal):
+    for chunk in _chunks(q, k, causal, starts):
         scores = chunk.scores(chunk.rows(q), chunk.seen(k), scale)
         chunk.store(out[1].unsqueeze(-1), scores.logsumexp(dim=-1, keepdim=True))
         # Not exp(scores - lse), which would carry the rounding of a large lse into every weight.
-        chunk.store(out[0], torch.matmul(scores.softmax(dim=-1), chunk.seen(v)))
+        weights = scores.softmax(dim=-1)
+        if starts is not None:
+            weights.nan_to_num_()
+        chunk.store(out[0], torch.matmul(weights, chunk.seen(v)))
 
 
 def _grad_plain(
@@ -171,11 +191,12 @@ def _grad_plain(
     d_out: Tensor,
     scale: float,
     causal: bool,
+    starts: Tensor | None,
     out: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     total_k, total_v = (torch.zeros(k.shape, dtype=wide, device=k.device) for _ in range(2))
-    for chunk in _chunks(q, k, causal):
+    for chunk in _chunks(q, k, causal, starts):
         queries, d_rows, keys = chunk.rows(q), chunk.rows(d_out), chunk.seen(k)
         sums = chunk.rows(lse.unsqueeze(-1))
         weights = chunk.scores(queries, keys, scale).sub_(sums).exp_()

@@ -168,6 +168,7 @@ def quantized(*, elements: int, block: int, bits: int, width: int) -> Cost:
 
 
 _Q, _K = "[batch, heads, queries, dim]", "[batch, groups, keys, dim]"
+_STARTS = "[batch, queries] first keys, or none"
 _LSE = "[batch, heads, queries], f32, or f64 for f64"
 _BLOCKS, _SCALES = "[blocks, block, inner]", "f32 [blocks, inner]"
 _CODES = "i8 [blocks, block, inner], or u8 [blocks, block / 2, inner] at 4 bits"
@@ -198,7 +199,7 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "attend",
         "attention",
         (("q", _Q), ("k", _K), ("v", _K), ("scale", "number"), ("causal", "bool"),
-         ("out", f"(o as q, lse {_LSE})")),
+         ("out", f"(o as q, lse {_LSE})"), ("starts", _STARTS)),
         "out",
         "softmax(q k^T * scale + mask) v, and the log-sum-exp of the scores",
         (_GROUPS, _MASK, _APART),
@@ -208,7 +209,8 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "attend_grad",
         "attention",
         (("q", _Q), ("k", _K), ("v", _K), ("o", _Q), ("lse", _LSE), ("d_out", _Q),
-         ("scale", "number"), ("causal", "bool"), ("out", "(dq as q, dk as k, dv as v)")),
+         ("scale", "number"), ("causal", "bool"), ("out", "(dq as q, dk as k, dv as v)"),
+         ("starts", _STARTS)),
         "out",
         "the gradients of attend's operands",
         (_GROUPS, _MASK, _APART),
@@ -218,7 +220,7 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "attend_part",
         "attention_parts",
         (("q", _Q), ("k", _K), ("v", _K), ("positions", _POSITIONS), ("scale", "number"),
-         ("causal", "bool"), ("out", f"(o as q, lse {_LSE})")),
+         ("causal", "bool"), ("out", f"(o as q, lse {_LSE})"), ("starts", _STARTS)),
         "out",
         "attend, with the queries at these positions of the keys",
         (_GROUPS, _APART),
@@ -229,7 +231,7 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "attention_parts",
         (("q", _Q), ("k", _K), ("v", _K), ("o", _Q), ("lse", _LSE), ("d_out", _Q),
          ("positions", _POSITIONS), ("scale", "number"), ("causal", "bool"),
-         ("out", "(dq as q, dk as k, dv as v)")),
+         ("out", "(dq as q, dk as k, dv as v)"), ("starts", _STARTS)),
         "out",
         "the gradients of attend_part's operands",
         (_GROUPS, _APART),

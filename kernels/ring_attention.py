@@ -39,12 +39,13 @@ def ring_attend(
     scale: float,
     causal: bool,
     out: tuple[Tensor, Tensor],
+    starts: Tensor | None = None,
 ) -> None:
     """attend to the keys of all ranks, rank i holding the positions held[i].
 
     `blocks` [2, 2, dims of k] is scratch: the keys and values at hand, and those on their way.
     """
-    found = Combined(q, scale)
+    found = Combined(q, scale, starts)
     here, there = _packed(blocks, k, v)
     for step in range(ring.size):
         last = step + 1 == ring.size
@@ -72,13 +73,14 @@ def ring_attend_grad(
     scale: float,
     causal: bool,
     out: tuple[Tensor, Tensor, Tensor],
+    starts: Tensor | None = None,
 ) -> None:
     """(dq, dk, dv) of ring_attend.
 
     `grads` [3, 2, dims of k] is scratch in the dtype of sums: this rank's share of the gradients of
     the block at hand, the sums that it passes on, and those on their way.
     """
-    found = Backward((q, o, lse, d_out), scale)
+    found = Backward((q, o, lse, d_out), scale, starts)
     here, there = _packed(blocks, k, v)
     share, sums, coming = grads.unbind(0)
     sums.zero_()

@@ -95,10 +95,13 @@ def data_name(b: Builder, wish: str) -> str:
 
 
 def vocab_dim(model: Function) -> str:
-    """The dim of the logits that the tokens index; the last one if none does."""
+    """The dim of the logits that the tokens index; the last one if none does.
+
+    Indices of one of their own dims are places, not tokens.
+    """
     logits = model.signature.results[0].names
-    pairs = zip(model.inputs, model.types, strict=False)
-    found = [kind.index for given, kind in pairs if given.role == "data" and kind.index in logits]
+    data = [k for i, k in zip(model.inputs, model.types, strict=False) if i.role == "data"]
+    found = [kind.index for kind in data if kind.index in logits and kind.index not in kind.names]
     return found[-1] if found else logits[-1]
 
 

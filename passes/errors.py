@@ -284,21 +284,6 @@ class OffloadsNothing(Diagnostic, frozen=True):
     selector: str
 
 
-class OffloadInPipeline(Diagnostic, frozen=True):
-    """What a pipeline stage keeps for its micro-batches in flight stays on the device.
-
-    It is handed from the forward to the backward turn of a stage, and these turns lie apart.
-    """
-
-    code: ClassVar[str] = "W0373"
-    severity: ClassVar[Severity] = "warning"
-    title: ClassVar[str] = "`offload {selector}` changes nothing in pipeline stages"
-    label: ClassVar[str] = "the schedule has a pipeline"
-    help: ClassVar[tuple[str, ...]] = ("`recompute` or `budget_gib` lets a stage keep less",)
-
-    selector: str
-
-
 class BudgetUnmet(Diagnostic, frozen=True):
     """A rank needs more than `budget_gib` even with the fewest bytes kept for the backward pass.
 

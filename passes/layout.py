@@ -115,7 +115,9 @@ def wanted_orders(op: Op, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
             q = attend_order(op.attrs, op.attrs.heads, kinds[0], batch)
             k = attend_order(op.attrs, op.attrs.kv_heads, kinds[1], batch)
             lse = tuple(name for name in q if name != op.attrs.dim)
-            orders[:] = [q, k, k, q, lse, q][: len(kinds)]
+            starts = tuple(name for name in q if name not in (op.attrs.heads, op.attrs.dim))
+            orders[:] = [q, k, k, q, lse, q][: op.attrs.tensors]
+            orders += [starts] if op.attrs.documents else []
         case Recur():
             orders[:] = recur_orders(op.attrs, kinds)
         case Conv():

@@ -4,7 +4,8 @@
 
 The forward body of a stack gives such a value by `to_host`, as soon as it is made, and the backward
 body takes it by `from_host`, just before it is first used. On the device it lives in the frame of a
-layer only. The numbers stay the same to the last bit.
+layer only. The numbers stay the same to the last bit. In the stages of a pipeline, which take the
+two bodies as they are, it waits there for each micro-batch that is in flight.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.settings import Compress
 from fllmc.ir.settings import Offload as Directive
 from fllmc.passes.base import Context, Pass
-from fllmc.passes.errors import OffloadInPipeline, OffloadsNothing
+from fllmc.passes.errors import OffloadsNothing
 from fllmc.passes.recompute_policy import Place, all_places, matches
 from fllmc.passes.recompute_rewrite import emit_op
 from fllmc.passes.recompute_stacks import Stack, scan_of, stacks
@@ -34,27 +35,35 @@ class Offload(Pass, frozen=True):
     keeps: ClassVar[str] = "bits"
 
     selectors: tuple[Directive, ...] = ()
-    pipelined: bool = False
+
+    chosen: bool = False
 
     def run(self, program: Program, cx: Context) -> Program:
-        """Rewrite the bodies of every stack that keeps something selected."""
-        if self.pipelined:
-            for rule in self.selectors:
-                cx.report(OffloadInPipeline(rule.span, rule.selector))
-            return program
-        done: set[Directive] = set()
-        for name, places in all_places(program).items() if self.selectors else ():
-            for stack in stacks(program.function(name)):
-                function = program.function(name)
-                found = selected(function, stack, program, places[0], self.selectors)
-                done.update(rule for rules in found.values() for rule in rules)
-                chosen = frozenset(found) - there_already(function, stack, program)
-                if chosen:
-                    program = offloaded(function, stack, program, chosen)
+        """Rewrite the bodies of every stack that keeps something selected.
+
+        With `chosen` that is done where it is chosen what each stage of a pipeline keeps.
+        """
+        after, done = by_directives(program, self.selectors)
         for rule in self.selectors:
             if rule not in done:
                 cx.report(OffloadsNothing(rule.span, rule.selector))
-        return program
+        return program if self.chosen else after
+
+
+def by_directives(
+    program: Program, selectors: tuple[Directive, ...]
+) -> tuple[Program, set[Directive]]:
+    """The program with what is kept and selected in host memory, and the directives of use."""
+    done: set[Directive] = set()
+    for name, places in all_places(program).items() if selectors else ():
+        for stack in stacks(program.function(name)):
+            function = program.function(name)
+            found = selected(function, stack, program, places[0], selectors)
+            done.update(rule for rules in found.values() for rule in rules)
+            chosen = frozenset(found) - there_already(function, stack, program)
+            if chosen:
+                program = offloaded(function, stack, program, chosen)
+    return program, done
 
 
 def selected(

@@ -21,6 +21,7 @@ from fllmc.passes.early_rows import EarlyRows
 from fllmc.passes.fuse import Fuse
 from fllmc.passes.inline import Inline
 from fllmc.passes.join_updates import JoinUpdates
+from fllmc.passes.keep_apart import KeepApart
 from fllmc.passes.layout import Layout
 from fllmc.passes.offload import Offload
 from fllmc.passes.optimizer_step import OptimizerStep
@@ -39,6 +40,7 @@ from fllmc.passes.trim_last import TrimLast
 
 PASSES: Final[tuple[type[Pass], ...]] = (
     Inline,
+    KeepApart,
     ApplyAdapter,
     SplitRows,
     QuantizeFrozen,
@@ -89,7 +91,7 @@ def standard_pipeline(
     """
     train, schedule = spec.train, spec.schedule
     return (
-        Inline(),
+        *reading(spec),
         *adapting(spec),
         ShareEqual(),
         ApplyLoss(kind=train.loss.kind, z_loss=train.loss.z_loss),
@@ -130,6 +132,11 @@ def standard_pipeline(
     )
 
 
+def reading(spec: Spec) -> tuple[Pass, ...]:
+    """The passes that make the model one function, which sees samples as the data packs them."""
+    return (Inline(),) if spec.data.pack == "stream" else (Inline(), KeepApart())
+
+
 def compressing(spec: Spec) -> tuple[Pass, ...]:
     """The pass that a schedule with `compress` asks for."""
     schedule = spec.schedule
@@ -153,8 +160,8 @@ def adapting(spec: Spec) -> tuple[Pass, ...]:
 
 def keeping(spec: Spec, within: Recompute | Within | None) -> tuple[Pass, ...]:
     """The passes that say where what is kept is; the last of them once stages are cut."""
-    pipelined = bool(pipeline_shards(spec.schedule, spec.program))
-    offload, tidy = Offload(spec.schedule.offload, pipelined), (ShareEqual(), DropUnused())
+    offload = Offload(spec.schedule.offload, chosen=isinstance(within, Within))
+    tidy = (ShareEqual(), DropUnused())
     if isinstance(within, Recompute):
         return (within, *tidy, offload)
     return (offload, *tidy) if within is not None else (offload,)

@@ -178,12 +178,16 @@ def windows_of(
 
 
 def away_of(program: Program, body: Function, value: int, turns: int, room: Room) -> Away | None:
-    """What a value of a forward body takes while it waits in host memory, if it can."""
+    """What a value of a forward body takes while it waits in host memory, if it can.
+
+    It waits there for each micro-batch in flight, and is copied there and back for each alone.
+    """
     kind = body.types[value]
     if not room.host or not room.target.host_gbps or kind.partial:
         return None
     size = turns * program.sizes.local_bytes(kind)
-    return Away(-(-size // ALIGNMENT) * ALIGNMENT, 2 * size / (room.target.host_gbps * 1e9))
+    waits = -(-size // ALIGNMENT) * ALIGNMENT * room.in_flight
+    return Away(waits, 2 * size / (room.target.host_gbps * 1e9))
 
 
 def kept_within(program: Program, policy: Policy, room: Room) -> Program:

@@ -47,6 +47,22 @@ class UnevenMicrobatches(Diagnostic, frozen=True):
         return (f"`microbatches` can be {', '.join(map(str, near))}",)
 
 
+class DocumentsMeet(Diagnostic, frozen=True):
+    """Documents that share a sample are kept apart in attention under a causal mask, and in nothing
+    else that looks at several tokens at once.
+    """
+
+    code: ClassVar[str] = "E0507"
+    title: ClassVar[str] = "`{path}` {reason}, and the data keeps documents apart"
+    label: ClassVar[str] = "tokens of different documents meet here"
+    help: ClassVar[tuple[str, ...]] = (
+        "use `pack: stream`, or attend with `mask: causal` along the sequence",
+    )
+
+    path: str
+    reason: str
+
+
 class DimTaken(Diagnostic, frozen=True):
     """The compiler adds the dim `microbatches` to what a step is fed, so a model can't have it."""
 

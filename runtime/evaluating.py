@@ -6,7 +6,7 @@ import torch
 
 from fllmc.ir.plan import Plan
 from fllmc.runtime.communicator import Communicator
-from fllmc.runtime.data.windows import HeldOut
+from fllmc.runtime.data.dataset import Validation
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.feeding import Feeder
 
@@ -20,7 +20,7 @@ class Evaluation:
         self,
         plan: Plan,
         executor: Executor,
-        held_out: HeldOut,
+        held_out: Validation,
         rank: int,
         comm: Communicator | None,
     ) -> None:
@@ -50,7 +50,7 @@ class Evaluation:
 def evaluation(
     plan: Plan,
     executor: Executor,
-    held_out: HeldOut | None,
+    held_out: Validation | None,
     rank: int,
     comm: Communicator | None,
 ) -> Evaluation | None:

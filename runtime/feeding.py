@@ -7,13 +7,14 @@ from collections.abc import Callable
 import msgspec
 import torch
 
-from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.diagnostics import DiagnosticError, InternalError
 from fllmc.ir.plan import Plan
+from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Type
+from fllmc.runtime import data_errors
+from fllmc.runtime.data.documents import Array
 from fllmc.runtime.data.windows import Batch
 from fllmc.runtime.executor import Executor
-
-FIELDS = ("tokens", "targets", "weights", "samples")
 
 Read = Callable[[int, int], Batch]
 """Samples `first .. first + count`."""
@@ -52,8 +53,6 @@ class Feeder:
             if given.role in ("param", "state", "host"):
                 continue
             field, kind = given.name.rpartition(".")[2], function.types[number]
-            if field not in FIELDS:
-                raise InternalError(f"{entry} has a data input `{given.name}`")
             tensor = executor.tensor(given.name)
             if tuple(tensor.shape) != sizes.local_shape(kind):
                 raise InternalError(f"`{given.name}` of {entry} shares its name with another")
@@ -71,9 +70,18 @@ class Feeder:
                 if field == "samples":
                     target.copy_(numbers)
                     continue
-                whole = torch.from_numpy(getattr(batch, field))
+                whole = torch.from_numpy(column_of(batch, field))
                 parts = [whole[:, stretch.start : stretch.stop] for stretch in own.columns]
                 torch.cat(parts, dim=1, out=target) if len(parts) > 1 else target.copy_(parts[0])
+
+
+def column_of(batch: Batch, field: str) -> Array:
+    """A column of the data, or DiagnosticError that names those that there are."""
+    column = batch.column(field)
+    if column is None:
+        known = ", ".join(("tokens", "targets", "weights", *batch.more))
+        raise DiagnosticError(data_errors.NoSuchColumn(NOWHERE, field, known))
+    return column
 
 
 def tokens_type(plan: Plan, entry: str) -> Type:

@@ -67,6 +67,12 @@ def next_logits(
         target = executor.tensor(data["tokens"])
         # Every row of the batch is the same text, so any rank's first row will do.
         target.copy_(_own(whole, kind, plan, executor).expand(target.shape))
+    # The text is one document.
+    places = {"starts": torch.zeros_like(whole), "positions": torch.arange(seq)}
+    for field, column in places.items():
+        if field in data:
+            target = executor.tensor(data[field])
+            target.copy_(_own(column, kind, plan, executor).expand(target.shape))
     if "position" in data:
         executor.tensor(data["position"]).fill_(place)
     executor.run(ENTRY, seed=plan.train.seed)

@@ -8,7 +8,7 @@ from fllmc.ir.plan import Plan
 from fllmc.ir.quantities import bytes_text
 from fllmc.runtime.communicator import Communicator
 from fllmc.runtime.data.baseline import bigram_baseline
-from fllmc.runtime.data.dataset import Dataset
+from fllmc.runtime.data.dataset import Dataset, source_text
 from fllmc.runtime.data.tokenizers import Tokenizer
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.parts import parameter_count
@@ -20,8 +20,8 @@ def opening_lines(plan: Plan, dataset: Dataset, folder: str, device: str) -> Ite
     count, mesh = f"{parameter_count(plan):,} parameters", plan.program.mesh
     yield f"{plan.train.name}: {count} on {mesh} ({device}), into {folder}"
     held = f"{dataset.held_out.count:,}" if dataset.held_out else "none"
-    tokens = f"{len(dataset.train.tokens):,} tokens to train on, {held} held out"
-    yield f"{dataset.corpus.source}: {tokens}, sha256 {dataset.corpus.sha256[:12]}"
+    tokens = f"{dataset.train.count:,} tokens to train on, {held} held out"
+    yield f"{source_text(dataset.data)}: {tokens}, sha256 {dataset.sha256[:12]}"
     for decision in plan.decisions:
         if decision.subject.startswith("compress "):
             yield f"{decision.subject}: {decision.choice}"
@@ -32,7 +32,7 @@ def valid_lines(dataset: Dataset, valid: float | None, baseline: bool) -> Iterat
     if valid is None or dataset.held_out is None:
         return
     yield f"validation loss {valid:.4f} over {dataset.held_out.count:,} held-out tokens"
-    if baseline and dataset.tokenizer.name == "bytes":
+    if baseline and dataset.tokenizer.name == "bytes" and dataset.held_text:
         pairs = bigram_baseline(dataset.train_text, dataset.held_text)
         yield f"letter pairs    {pairs:.4f} by an interpolated byte-bigram model on the same text"
 

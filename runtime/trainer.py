@@ -81,18 +81,9 @@ class Run:
         return self._open_dataset()
 
     def _open_dataset(self) -> Dataset:
-        data = self.plan.data
-        return open_dataset(
-            data.source,
-            data.tokenizer,
-            seq=data.seq,
-            vocab=data.vocab,
-            seed=data.seed,
-            holdout=data.holdout,
-            folder=Path(self.options.base) / data.folder,
-            trained=self.folder / TOKENIZER,
-            span=data.span,
-        )
+        plan = self.plan
+        trained = self.folder / TOKENIZER
+        return open_dataset(plan.data, Path(self.options.base), trained, plan.train.loss.mask)
 
     def begin(self, display: Display) -> None:
         """Fill the arena anew, or from the newest checkpoint."""
@@ -268,10 +259,8 @@ def _due(step: int, every: int) -> bool:
 
 def refuse_unrunnable(plan: Plan) -> None:
     """What the language can say and this version compiles, but can't carry out."""
-    data, settings = plan.data, plan.train
+    settings = plan.train
     asked = (
-        (data.pack != "stream", f"data with `pack: {data.pack}`", data.span),
-        (bool(settings.loss.mask), f"a loss with `mask: {settings.loss.mask}`", settings.span),
         (bool(settings.init), f'a run with `init: checkpoint("{settings.init}")`', settings.span),
     )
     found = [run_errors.NotYetRunnable(span, what) for refused, what, span in asked if refused]

@@ -180,9 +180,18 @@ class Lowering:
         section = self.overrides.applied("data", bound.section)
         # A source from the command line is where the command runs, not where the spec is.
         beside = "" if self.overrides.sets("data", "source") else bound.file
-        data, found = read_data(section, beside)
+        data, found = read_data(section, beside, self.data_sections())
         self.found += found
         return data
+
+    def data_sections(self) -> dict[str, tuple[ast.Data, str]]:
+        """The data sections of the file and those that it imports, with their files."""
+        found: dict[str, tuple[ast.Data, str]] = {}
+        for name in self.module.known("data"):
+            bound = self.module.find("data", name)
+            if bound and isinstance(bound.section, ast.Data):
+                found[name] = bound.section, bound.file
+        return found
 
     def whole_data(self, data: Data, table: Sized) -> Data:
         """The data settings with what the dims say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from fllmc.frontend import ast
 from fllmc.frontend.errors import Duplicate
@@ -13,6 +14,7 @@ from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import Span
 
 LARGEST = 2**62
+Word = TypeVar("Word", bound=str)
 
 
 class Record:
@@ -126,13 +128,14 @@ class Record:
         where = f"`{key}` of {self.what}"
         self.found.append(OutOfRange(value.span, where, wanted, value.text))
 
-    def word(self, key: str, words: Sequence[str], default: str) -> str:
+    def word(self, key: str, words: Sequence[Word], default: Word) -> Word:
         """One of some words."""
         value = self.value(key)
         if value is None:
             return default
-        if isinstance(value, ast.Ref) and value.name in words:
-            return value.name
+        for word in words:
+            if isinstance(value, ast.Ref) and value.name == word:
+                return word
         self.wrong(key, value, " or ".join(f"`{word}`" for word in words), words)
         return default
 
@@ -153,6 +156,17 @@ class Record:
             return "" if value is None else value.name
         self.wrong(key, value, "a name")
         return ""
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A name, or a list of names; empty if the field is missing."""
+        value = self.value(key)
+        if value is None:
+            return ()
+        items = value.items if isinstance(value, ast.List) else (value,)
+        found = tuple(item.name for item in items if isinstance(item, ast.Ref))
+        if len(found) < len(items):
+            self.wrong(key, value, "a list of names such as `[first, second]`")
+        return found
 
     def flag(self, key: str) -> bool:
         """`true` or `false`; false if missing."""

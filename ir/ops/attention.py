@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import msgspec
 
@@ -48,6 +49,9 @@ class Attend(Attrs, frozen=True, tag="attend"):
 
     Query i stands at position first + i of the dim `keys`, which is `along` unless it is named, and
     under a causal mask sees the keys up to there. Queries may be divided; keys are whole.
+
+    With `documents` a further operand, the last, gives each query the first key that it sees, as an
+    index of the dim `keys`: [dims of q less heads and dim]. That takes a causal mask.
     """
 
     along: str
@@ -58,7 +62,10 @@ class Attend(Attrs, frozen=True, tag="attend"):
     mask: str = "causal"
     keys: str = ""
     first: int = 0
-    arity = 3
+    documents: bool = False
+    arity = -1
+    tensors: ClassVar[int] = 3
+    """Operands beside those of documents."""
 
     @property
     def over(self) -> str:
@@ -89,14 +96,29 @@ class Attend(Attrs, frozen=True, tag="attend"):
         require(inside or self.mask == "none", f"queries stand at {self.first} to {last}")
         self.check_keys(q, k)
 
+    def split(self, operands: Sequence[Type]) -> tuple[Sequence[Type], Type | None]:
+        """The operands, and apart from them where documents start."""
+        count = self.tensors + self.documents
+        require(len(operands) == count, f"{count} operands are needed, not {len(operands)}")
+        return operands[: self.tensors], operands[-1] if self.documents else None
+
+    def check_starts(self, q: Type, starts: Type | None) -> None:
+        """Where documents start, for each query."""
+        if starts is not None:
+            require(self.mask == "causal", "documents take a causal mask")
+            require(starts.index == self.over, f"{starts} are no indices of {self.over}")
+            rest = q.without((self.heads, self.dim))
+            require(set(starts.dims) == set(rest.dims), f"{starts} does not fit {q}")
+
     def check_keys(self, q: Type, k: Type) -> None:
         """Where queries and keys may be."""
         require(not k.axes_of(self.over), f"attention needs the keys' {self.over} whole: {k}")
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        q, k, v = operands
+        (q, k, v), starts = self.split(operands)
         linear_in_one(operands, ())
         self.check(q, k, v, env)
+        self.check_starts(q, starts)
         wide = "f64" if q.dtype == "f64" else "f32"
         return (q, msgspec.structs.replace(q.without((self.dim,)), dtype=wide))
 
@@ -105,18 +127,19 @@ class Attend(Attrs, frozen=True, tag="attend"):
 
 
 class AttendGrad(Attend, frozen=True, tag="attend_grad"):
-    """The gradient of attend: (q, k, v, out, lse, d_out) -> (d_q, d_k, d_v).
+    """The gradient of attend: (q, k, v, out, lse, d_out, starts?) -> (d_q, d_k, d_v).
 
     FlashAttention-2 (Dao 2023), section 3.1: P = exp(S - lse), D = sum(d_out * out),
     dS = P * (d_out v^T - D). With divided queries, d_k and d_v are partial sums.
     """
 
-    arity = 6
+    tensors: ClassVar[int] = 6
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
-        q, k, v, out, lse, d_out = operands
+        (q, k, v, out, lse, d_out), starts = self.split(operands)
         linear_in_one(operands, ())
         self.check(q, k, v, env)
+        self.check_starts(q, starts)
         require(out == q and d_out == q, f"{out} and {d_out} must be as {q}")
         require(lse.dims == q.without((self.dim,)).dims, f"{lse} does not fit {q}")
         summed = msgspec.structs.replace(k, partial=merged(self.summed(q)))
@@ -146,7 +169,7 @@ class RingAttend(Attend, frozen=True, tag="ring_attend"):
 class RingAttendGrad(RingAttend, AttendGrad, frozen=True, tag="ring_attend_grad"):
     """The gradient of ring_attend: those of keys and values go round with them, and come home."""
 
-    arity = 6
+    tensors: ClassVar[int] = 6
 
     def summed(self, q: Type) -> tuple[str, ...]:
         return ()

@@ -32,7 +32,7 @@ def attend(site: Site, op: Op, attrs: ops.Attend) -> Sequence[Value]:
     elif axes and context == "exchange":
         queries = keys = exchanged(home, attrs)
     keys = fitting(attrs, keys, sizes)
-    places = (queries, keys, keys, queries, queries, queries)
+    places = (queries, keys, keys, *4 * (queries,))
     operands = [site.take(value, at) for value, at in zip(op.operands, places, strict=False)]
     together = keys.get(attrs.heads, ()) == keys.get(attrs.kv_heads, ())
     found = site.emit(attrs, *operands) if together else copied(site, attrs, operands)

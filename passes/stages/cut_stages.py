@@ -169,7 +169,7 @@ def ordered(program: Program, plan: Plan, works: list[StageWork], body: Body) ->
         return Ordered(halves, made, order, kept)
     works, own = list(works), dict[str, Function]()
     for rank, held in enumerate(plan.within.held):
-        keeping(kept[rank], held, works, own)
+        keeping(kept[rank], held, works, own, plan.within.offload)
     known = with_functions(program, own)
     halves, made = in_halves(known, works, body) if split else (works, {})
     costs = costs_of(with_functions(known, made), halves, plan)

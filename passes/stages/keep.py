@@ -8,7 +8,7 @@
     forward: (in0) -> (out0, kept0), backward: (kept0, in1) -> (out1, grads)
 
 A rank keeps as many micro-batches at once as its row of the timetable has in flight, so early ranks
-may have to compute again what later ones keep. Nothing waits in host memory.
+may have to compute again what later ones keep. What waits in host memory does so for each of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from msgspec import structs
 from fllmc.ir.build import Builder
 from fllmc.ir.ops import Scan
 from fllmc.ir.program import Function, Input, Op, Program
-from fllmc.ir.settings import Recompute
+from fllmc.ir.settings import Offload, Recompute
 from fllmc.ir.target import Target
 from fllmc.ir.timetable import Action, Kind
 from fllmc.passes.budget_choice import Held, Instance
 from fllmc.passes.naming import unique
+from fllmc.passes.offload import by_directives
 from fllmc.passes.recompute_budget import Room, Whole, beside, everything, held_by
 from fllmc.passes.recompute_policy import Policy
 from fllmc.passes.stages.costs import of_stage
@@ -36,13 +37,22 @@ from fllmc.passes.stages.cut_body import StageWork
 class Within(msgspec.Struct, frozen=True):
     """That each rank keeps what is `held` of its values; all of them where nothing is said.
 
-    What is held belongs to stages on the ranks `homes`.
+    What is held belongs to stages on the ranks `homes`. A rank has `host` bytes of host memory in
+    which values may wait, as those must that `offload` selects; with `beside` copies run beside
+    other work.
     """
 
     selectors: tuple[Recompute, ...]
     target: Target
     homes: tuple[int, ...] = ()
     held: tuple[Held, ...] = ()
+    host: int = 0
+    offload: tuple[Offload, ...] = ()
+    beside: bool = False
+
+    def room(self, in_flight: int) -> Room:
+        """What a stage with so many micro-batches in flight can choose from."""
+        return Room(0, in_flight, self.target, self.host, self.offload, self.beside)
 
 
 def in_flight(row: Sequence[Action], stage: int) -> int:
@@ -153,14 +163,13 @@ def choices(
 ) -> Kept:
     """What the rank with these stages can keep, at as many micro-batches as are in flight."""
     policy = Policy(within.selectors, cheap=False)
-    whole = Whole((), Instance((), (), (), ()))
+    whole = Whole((), Instance((), (), (), (), within.host))
     stages: list[tuple[int, Stage]] = []
     for number in own:
         stage = joined(program, works[number], sums)
         if stage is None:
             continue
-        room = Room(0, in_flight(row, number), within.target)
-        found = everything(stage.program, policy, room)
+        found = everything(stage.program, policy, within.room(in_flight(row, number)))
         first = len(whole.instance.costs)
         parts = tuple(structs.replace(part, first=part.first + first) for part in found.parts)
         whole = Whole(whole.parts + parts, beside(whole.instance, found.instance))
@@ -168,14 +177,24 @@ def choices(
     return Kept(whole, tuple(stages), tuple(in_flight(row, number) for number in own))
 
 
-def keeping(kept: Kept, held: Held, works: list[StageWork], made: dict[str, Function]) -> None:
-    """Let the rank keep what is held: its works, and the functions that they run, by name."""
+def keeping(
+    kept: Kept,
+    held: Held,
+    works: list[StageWork],
+    made: dict[str, Function],
+    offload: tuple[Offload, ...],
+) -> None:
+    """Let the rank keep what is held: its works, and the functions that they run, by name.
+
+    What is kept and selected by `offload` waits in host memory, whether there was a choice or not.
+    """
     changed: dict[int, Stage] = {}
     for at, (number, stage) in enumerate(kept.stages):
         now = changed.get(number, stage)
         part, own = kept.whole.parts[at], kept.whole.own(at, held)
         changed[number] = now._replace(program=held_by(now.program, part, own))
     for number, stage in changed.items():
+        stage = stage._replace(program=by_directives(stage.program, offload)[0])
         works[number] = parted(named(stage, dict(kept.stages)[number].program, made))
 
 

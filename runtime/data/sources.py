@@ -47,20 +47,26 @@ class Corpus(msgspec.Struct, frozen=True):
 
 def read_source(source: str, folder: Path, span: Span = NOWHERE) -> Corpus:
     """The corpus named `source`: `builtin:NAME`, or a path or glob relative to `folder`."""
+    parts = parts_of(source, folder, span)
+    return Corpus(source, SEPARATOR.join(parts), len(parts))
+
+
+def parts_of(source: str, folder: Path, span: Span = NOWHERE) -> list[bytes]:
+    """The bytes of each file of a source, in order; at least one is not empty."""
     if source.startswith(PREFIX):
         name = source.removeprefix(PREFIX)
         if name not in BUILTINS:
             raise DiagnosticError(errors.UnknownBuiltin(span, name, tuple(sorted(BUILTINS))))
         parts = BUILTINS[name](span)
     else:
-        parts = [_read(path, span) for path in _matches(source, folder, span)]
-    data = SEPARATOR.join(parts)
+        parts = [_read(path, span) for path in source_files(source, folder, span)]
     if not any(parts):
         raise DiagnosticError(errors.SourceEmpty(span, source, len(parts)))
-    return Corpus(source, data, len(parts))
+    return parts
 
 
-def _matches(source: str, folder: Path, span: Span) -> list[Path]:
+def source_files(source: str, folder: Path, span: Span = NOWHERE) -> list[Path]:
+    """The files that a path or a glob names, in order; at least one."""
     exact = folder / source
     if exact.is_file():
         return [exact]

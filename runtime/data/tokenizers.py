@@ -68,6 +68,22 @@ class ByteTokenizer(msgspec.Struct, frozen=True):
         return bytes(t if t < 256 else 0xFF for t in tokens).decode(errors="replace")
 
 
+class NoTokenizer(msgspec.Struct, frozen=True):
+    """There are tokens, and nothing is known of the text that they stand for."""
+
+    vocab: int
+    name: str = "none"
+    sha256: str = hashlib.sha256(b"none").hexdigest()
+
+    def encode(self, text: bytes) -> Tokens:
+        """No tokens: text says nothing here."""
+        return np.empty(0, np.uint8)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The numbers themselves."""
+        return " ".join(map(str, tokens))
+
+
 class FileTokenizer(msgspec.Struct, frozen=True):
     """A tokenizer in the JSON of the `tokenizers` library. Adds no special tokens."""
 
@@ -157,15 +173,17 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def choose_tokenizer(
-    tokenizer: str, text: bytes, folder: Path, trained: Path, span: Span = NOWHERE
+    tokenizer: str, text: bytes, folder: Path, trained: Path, span: Span = NOWHERE, vocab: int = 0
 ) -> Tokenizer:
-    """The tokenizer a spec names: `bytes`, `bpe:SIZE`, or a `.json` file relative to `folder`.
+    """The tokenizer a spec names: `bytes`, `none`, `bpe:SIZE`, or a `.json` file under `folder`.
 
     A BPE is trained on `text` and stored at `trained`; where that file exists it is loaded, so a
     resumed run keeps its vocabulary.
     """
     if tokenizer == "bytes":
         return ByteTokenizer()
+    if tokenizer == "none":
+        return NoTokenizer(vocab)
     kind, _, size = tokenizer.partition(":")
     if kind == "bpe" and size.isascii() and size.isdigit():
         if trained.exists():

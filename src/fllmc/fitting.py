@@ -18,7 +18,6 @@ from fllmc.ir.program import Program
 from fllmc.ir.quantities import bytes_text, seconds_text
 from fllmc.ir.settings import Schedule, Spec
 from fllmc.ir.span import NOWHERE
-from fllmc.ir.target import Target
 from fllmc.ir.types import Mesh
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.budget_choice import Choice
@@ -186,7 +185,7 @@ class Trial:
             schedule.recompute,
             cheap=False,
             budget=budget,
-            host=host_bytes(schedule, self.target),
+            host=schedule.host_bytes(self.target),
             offload=schedule.offload,
             beside=schedule.overlap == "on",
             target=self.target,
@@ -263,10 +262,3 @@ def check_host(plan: Plan, schedule: Schedule) -> None:
     if allowed is not None and needed > int(allowed * 2**30):
         texts = bytes_text(needed), bytes_text(allowed * 2**30)
         raise DiagnosticError(HostTooSmall(NOWHERE, *texts))
-
-
-def host_bytes(schedule: Schedule, target: Target) -> int:
-    """The bytes of host memory in which values may wait."""
-    if schedule.host_gib is None:
-        return target.host_bytes
-    return int(schedule.host_gib * 2**30)

@@ -42,7 +42,14 @@ class StageTrial:
         self.asked, self.target = asked, target
         self.total = int(spec.schedule.budget_gib * 2**30)
         self.microbatches = spec.schedule.microbatches
-        self.within = Within(spec.schedule.recompute, target)
+        schedule = spec.schedule
+        self.within = Within(
+            schedule.recompute,
+            target,
+            host=schedule.host_bytes(target),
+            offload=schedule.offload,
+            beside=schedule.overlap == "on",
+        )
         first, self.then = cut_pipeline(standard_pipeline(spec, self.within, beside))
         self.before = run_pipeline(spec.program, first, self.cx, lambda: 0.0)[0]
         self.done: dict[bytes, Program] = {}
@@ -109,10 +116,11 @@ class StageTrial:
         held = [(choice.held, len(choice.kept)) for choice in choices]
         for rank, choice in enumerate(choices):
             least = self.choice(rank, 0)
+            away = f", {bytes_text(choice.host_bytes)} in host memory" if choice.away else ""
             yield Decision(
                 f"what is kept on {self.asked.axis} {rank}",
-                f"{bytes_text(choice.bytes)}, and {seconds_text(choice.seconds)} of recomputing "
-                "for a micro-batch",
+                f"{bytes_text(choice.bytes)}{away}, and {seconds_text(choice.seconds)} of "
+                f"{'copies and ' if away else ''}recomputing for a micro-batch",
                 f"a rank has {bytes_text(self.total)}, and {proof(choice)} on {self.target.name}; "
                 f"micro-batches in flight at once: {self.in_flight(rank)}",
                 f"keeping {bytes_text(least.bytes)}: {seconds_text(least.seconds)} of recomputing",

@@ -90,6 +90,8 @@ def drawn(name: str, kind: Type, program: Program) -> Any:
     """Random numbers; optimizer states and weights are positive."""
     shape = program.sizes.shape(kind)
     rng = np.random.default_rng([*shape, *name.encode()])
+    if name.endswith("starts"):  # no later than the token itself
+        return np.minimum(rng.integers(0, shape[-1], shape), np.arange(shape[-1]))
     if kind.index:
         return rng.integers(0, program.sizes.size(kind.index), shape)
     if kind.dtype == "i64":

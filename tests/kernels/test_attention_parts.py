@@ -38,7 +38,7 @@ def pairs(seen: Sequence[Sight]) -> list[tuple[int, int]]:
     """The (query, key) places of all sights, those hidden by a causal mask left out."""
     return [
         (row, column)
-        for rows, columns, causal in seen
+        for rows, columns, causal, _ in seen
         for i, row in enumerate(range(rows.start, rows.stop))
         for j, column in enumerate(range(columns.start, columns.stop))
         if not causal or j <= i
@@ -87,14 +87,20 @@ def given_values(dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
-def whole(values: Sequence[Tensor], causal: bool) -> list[Tensor]:
+def first_keys() -> Tensor:
+    """Where documents start, [batch, queries]: some within ranks' stretches, some across."""
+    cuts = torch.tensor([[0, 5, 24, 25, SEQ], [0, 13, 30, 40, SEQ]])
+    return torch.stack([torch.repeat_interleave(c[:-1], c.diff()) for c in cuts])
+
+
+def whole(values: Sequence[Tensor], causal: bool, starts: Tensor | None = None) -> list[Tensor]:
     """o, lse, dq, dk and dv on one rank."""
     q, k, v, d_out = values
     wide = torch.promote_types(q.dtype, torch.float32)
     o, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=wide)
-    attend(q, k, v, scale=0.3, causal=causal, out=(o, lse))
+    attend(q, k, v, scale=0.3, causal=causal, out=(o, lse), starts=starts)
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    attend_grad(q, k, v, o, lse, d_out, scale=0.3, causal=causal, out=grads)
+    attend_grad(q, k, v, o, lse, d_out, scale=0.3, causal=causal, out=grads, starts=starts)
     return [o, lse, *grads]
 
 
@@ -102,10 +108,12 @@ def own(x: Tensor, held: Sequence[range]) -> Tensor:
     return x[:, :, places(held)].contiguous()
 
 
-def check(found: Sequence[Tensor], values: Sequence[Tensor], causal: bool) -> None:
+def check(
+    found: Sequence[Tensor], values: Sequence[Tensor], causal: bool, starts: Tensor | None = None
+) -> None:
     """The error is at most twice that of one rank in the same dtype, or 1e-12 in float64."""
-    exact = whole([x.double() for x in values], causal)
-    for mine, theirs, expected in zip(found, whole(values, causal), exact, strict=True):
+    exact = whole([x.double() for x in values], causal, starts)
+    for mine, theirs, expected in zip(found, whole(values, causal, starts), exact, strict=True):
         error, allowed = ((x.double() - expected).norm() for x in (mine, theirs))
         assert error <= max(2 * allowed, 1e-12 * expected.norm())
 
@@ -118,7 +126,8 @@ def joined(parts: Sequence[Tensor], held: Sequence[Sequence[range]]) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mark", MARKS)
-def test_queries_of_each_rank_against_all_keys(mark: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_queries_of_each_rank_against_all_keys(apart: bool, mark: str, dtype: torch.dtype) -> None:
     values = given_values(dtype)
     q, k, v, d_out = values
     results: list[tuple[Tensor, ...]] = []
@@ -126,14 +135,16 @@ def test_queries_of_each_rank_against_all_keys(mark: str, dtype: torch.dtype) ->
     for held in dealt(mark):
         mine, d_mine = own(q, held), own(d_out, held)
         found = torch.empty_like(mine), sums[0].new_empty(mine.shape[:3])
-        attend_part(mine, k, v, held, scale=0.3, causal=True, out=found)
+        starts = first_keys()[:, places(held)] if apart else None
+        attend_part(mine, k, v, held, scale=0.3, causal=True, out=found, starts=starts)
         grads = torch.empty_like(mine), torch.empty_like(k), torch.empty_like(v)
-        attend_part_grad(mine, k, v, *found, d_mine, held, scale=0.3, causal=True, out=grads)
+        more = {"scale": 0.3, "causal": True, "starts": starts}
+        attend_part_grad(mine, k, v, *found, d_mine, held, out=grads, **more)
         results.append((*found, grads[0]))
         for total, part in zip(sums, grads[1:], strict=True):
             total.add_(part)
     rows = [joined(parts, dealt(mark)) for parts in zip(*results, strict=True)]
-    check([*rows, *sums], values, True)
+    check([*rows, *sums], values, True, first_keys() if apart else None)
 
 
 class Threads:
@@ -151,9 +162,9 @@ class Threads:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("causal", "apart"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("mark", MARKS)
-def test_a_ring_of_ranks(mark: str, causal: bool, dtype: torch.dtype) -> None:
+def test_a_ring_of_ranks(mark: str, causal: bool, apart: bool, dtype: torch.dtype) -> None:
     values = given_values(dtype)
     held = dealt(mark)
     boxes: list[dict[int, Queue[Tensor]]] = [{0: Queue(), 1: Queue()} for _ in held]
@@ -165,10 +176,13 @@ def test_a_ring_of_ranks(mark: str, causal: bool, dtype: torch.dtype) -> None:
         sums = torch.promote_types(dtype, torch.float32)
         blocks, grads = k.new_empty((2, 2, *k.shape)), k.new_empty((3, 2, *k.shape), dtype=sums)
         found = torch.empty_like(q), torch.empty(q.shape[:3], dtype=sums)
-        ring_attend(ring, q, k, v, held, blocks, scale=0.3, causal=causal, out=found)
+        more = {"scale": 0.3, "causal": causal}
+        if apart:
+            more["starts"] = first_keys()[:, places(held[position])]
+        ring_attend(ring, q, k, v, held, blocks, out=found, **more)
         back = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         rest = (*found, d_out, held, blocks, grads)
-        ring_attend_grad(ring, q, k, v, *rest, scale=0.3, causal=causal, out=back)
+        ring_attend_grad(ring, q, k, v, *rest, out=back, **more)
         results[position] = (*found, *back)
 
     threads = [Thread(target=rank, args=(position,)) for position in range(RANKS)]
@@ -177,4 +191,5 @@ def test_a_ring_of_ranks(mark: str, causal: bool, dtype: torch.dtype) -> None:
     for thread in threads:
         thread.join()
     parts = [results[position] for position in range(RANKS)]
-    check([joined(part, held) for part in zip(*parts, strict=True)], values, causal)
+    starts = first_keys() if apart else None
+    check([joined(part, held) for part in zip(*parts, strict=True)], values, causal, starts)

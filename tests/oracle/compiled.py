@@ -37,7 +37,7 @@ from fllmc.runtime.parts import Part, absent, lasting_parts, rows_held
 from fllmc.runtime.ranks import communicator
 from tests.oracle.reference import Batch
 
-FIELDS = DataBatch.__struct_fields__
+FIELDS = ("tokens", "targets", "weights")
 PATIENCE = 120.0
 """Seconds to wait for the other processes."""
 

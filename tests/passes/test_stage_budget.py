@@ -30,12 +30,20 @@ COMPARED = (
     ("1f1b", "experts"),
     ("interleaved", "zero 3", "recompute"),
 )
+ON_DEVICE = "host_gib: 0"
+HOSTED: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("gpipe",), "overlap: off"),
+    (("zb-v",), "overlap: on"),
+    (("1f1b", "accumulate"), "overlap: off\n  offload body.*"),
+    (("four stages", "zero 3"), "overlap: off\n  host_gib: 0.0002"),
+)
+"""Pipelines with more lines in their schedules, where values may wait in host memory."""
 
 
-def trial(names: tuple[str, ...]) -> StageTrial:
-    """Trials of a technique's small Llama."""
+def trial(names: tuple[str, ...], more: str = ON_DEVICE) -> StageTrial:
+    """Trials of a technique's small Llama, with more lines in its schedule."""
     case = combined(names)
-    spec, _, _ = load("spec.fllm", text=case.text)
+    spec, _, _ = load("spec.fllm", text=with_lines(names, more))
     assert spec is not None
     found = trial_of(spec, parse_mesh(case.mesh, spec.mesh)[0], "")
     assert isinstance(found, StageTrial)
@@ -48,10 +56,14 @@ def bounds(found: StageTrial) -> tuple[list[int], list[int]]:
     return found.arenas(found.least()), found.arenas([found.choice(r, 2**40) for r in ranks])
 
 
-def with_budget(names: tuple[str, ...], budget: int) -> str:
+def with_lines(names: tuple[str, ...], lines: str) -> str:
+    """The text with more lines in its schedule."""
+    return combined(names).text.replace("microbatches:", f"{lines}\n  microbatches:")
+
+
+def with_budget(names: tuple[str, ...], budget: int, more: str = ON_DEVICE) -> str:
     """The text with a budget of so many bytes."""
-    text = combined(names).text
-    return text.replace("microbatches:", f"budget_gib: {budget / 2**30!r}\n  microbatches:")
+    return with_lines(names, f"budget_gib: {budget / 2**30!r}\n  {more}")
 
 
 @pytest.mark.parametrize("names", COMPARED, ids=" + ".join)
@@ -135,3 +147,28 @@ def test_a_budget_that_no_choice_meets() -> None:
     (said,) = caught.value.diagnostics
     assert isinstance(said, BudgetUnmet)
     assert said.over == "1.00 KiB"
+
+
+@pytest.mark.parametrize(("names", "more"), HOSTED)
+def test_values_wait_in_host_memory_for_each_micro_batch(names: tuple[str, ...], more: str) -> None:
+    """Below what the ranks need that compute as much again as they can."""
+    found, without = trial(names, more), trial(names)
+    least, computed = (max(each.arenas(each.least())) for each in (found, without))
+    assert least < computed
+    text = with_budget(names, (least + computed) // 2, more)
+    case = combined(names)
+    spec, _, _ = load("spec.fllm", text=text)
+    assert spec is not None
+    mesh, _ = parse_mesh(case.mesh, spec.mesh)
+    within, told = within_budget(spec, mesh, "")
+    assert isinstance(within, Within)
+    cx = Context(mesh, lambda said: None)
+    done = finish(spec, cx, lambda: 0.0, lambda number, name, program: None, found.target, within)
+    made = derived_all(done.programs)
+    assert max(each.arena_bytes for each in made) <= spec.schedule.budget_gib * 2**30
+    waiting = [each.host_bytes for each in made]
+    assert max(waiting) > 0
+    assert max(waiting) <= spec.schedule.host_bytes(found.target)
+    assert any("in host memory" in decision.choice for decision in told)
+    wanted = evaluated_step(alone(names).text, "1")
+    assert difference(evaluated_step(text, case.mesh), wanted, 1e-11) == ""

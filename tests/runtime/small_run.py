@@ -103,6 +103,14 @@ def made(folder: Path, mesh: str = "", microbatches: int = 1, **train: float) ->
     return Made(structs.replace(compiled.plan, train=settings), compiled.source, folder)
 
 
+def compile_in(folder: Path, spec: str, mesh: str = "") -> Made:
+    """A run of this spec, compiled beside its text."""
+    (folder / "text.txt").write_bytes(text())
+    (folder / "small.fllm").write_text(spec.replace("MICROBATCHES", "1"))
+    compiled = compile_spec(str(folder / "small.fllm"), mesh)
+    return Made(compiled.plan, compiled.source, folder)
+
+
 def options(folder: Path, name: str, **given: object) -> Options:
     """Quiet options for a run below the folder."""
     chosen: dict[str, object] = {"folder": str(folder / name), "quiet": True, "base": "/"}

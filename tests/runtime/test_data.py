@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
+from fllmc.ir.settings import Data
 from fllmc.runtime import errors
 from fllmc.runtime.data import baseline, sources
 from fllmc.runtime.data.dataset import Dataset, open_dataset
+from fllmc.runtime.data.documents import plain
 from fllmc.runtime.data.tokenizers import train_bpe
 from fllmc.runtime.data.windows import HeldOut, Windows
 
@@ -33,8 +36,14 @@ def refused(make: Callable[[], object]) -> Diagnostic:
 def dataset(folder: Path, source: str, tokenizer: str = "bytes", **changed: Any) -> Dataset:
     """A dataset of files under `folder`."""
     options: dict[str, Any] = {"seq": 8, "vocab": 300, "seed": 1, "holdout": 0.1} | changed
-    trained = folder / "trained.json"
-    return open_dataset(source, tokenizer, folder=folder, trained=trained, **options)
+    data = Data("data", source, 1, tokenizer=tokenizer, **options)
+    return open_dataset(data, folder, folder / "trained.json")
+
+
+def tokens_of(made: Dataset) -> npt.NDArray[Any]:
+    """The tokens that are trained on."""
+    assert isinstance(made.train, Windows)
+    return made.train.documents.tokens.read(0, made.train.count)
 
 
 def test_pydocs() -> None:
@@ -79,7 +88,7 @@ def test_the_cut_keeps_characters_whole() -> None:
 def test_bytes(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text(TEXT)
     made = dataset(tmp_path, "x.txt")
-    assert made.train.tokens.tobytes() == made.train_text
+    assert tokens_of(made).tobytes() == made.train_text
     assert made.tokenizer.decode(list(made.train_text)) == made.train_text.decode()
 
 
@@ -87,12 +96,12 @@ def test_bpe_is_trained_once_and_the_same_everywhere(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text(TEXT)
     made = dataset(tmp_path, "x.txt", "bpe:280")
     assert 256 < made.tokenizer.vocab <= 280
-    assert made.tokenizer.decode(made.train.tokens.tolist()) == made.train_text.decode()
-    assert len(made.train.tokens) < len(made.train_text)
+    assert made.tokenizer.decode(tokens_of(made).tolist()) == made.train_text.decode()
+    assert made.train.count < len(made.train_text)
     again = dataset(tmp_path, "x.txt", "bpe:280")
     assert again.digest() == made.digest()
     byname = dataset(tmp_path, "x.txt", "trained.json")
-    assert np.array_equal(byname.train.tokens, made.train.tokens)
+    assert np.array_equal(tokens_of(byname), tokens_of(made))
     other = tmp_path / "other.json"
     program = (
         "import sys; from pathlib import Path; from fllmc.runtime.data.tokenizers import train_bpe;"
@@ -173,7 +182,7 @@ def test_an_unwritable_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_an_epoch_has_no_token_twice(count: int, seq: int, epoch: int) -> None:
     if count <= seq:
         return
-    windows = Windows(np.arange(count, dtype=np.uint16), seq, seed=5)
+    windows = Windows(plain(np.arange(count, dtype=np.uint16)), seq, seed=5)
     batch = windows.batch(epoch * windows.per_epoch, windows.per_epoch)
     assert len(np.unique(batch.tokens)) == windows.per_epoch * seq
     assert np.array_equal(batch.targets, batch.tokens + 1) and batch.targets.max() < count
@@ -183,7 +192,7 @@ def test_an_epoch_has_no_token_twice(count: int, seq: int, epoch: int) -> None:
 
 @given(st.integers(0, 60), st.lists(st.integers(1, 9), min_size=1, max_size=6))
 def test_samples_do_not_depend_on_the_batches(first: int, counts: list[int]) -> None:
-    windows = Windows(np.arange(100, dtype=np.uint8), 8, seed=2)
+    windows = Windows(plain(np.arange(100, dtype=np.uint8)), 8, seed=2)
     whole = windows.batch(first, sum(counts))
     starts = np.cumsum([first, *counts])
     parts = [windows.batch(int(s), n).tokens for s, n in zip(starts[:-1], counts, strict=True)]
@@ -192,7 +201,7 @@ def test_samples_do_not_depend_on_the_batches(first: int, counts: list[int]) -> 
 
 def test_epochs_and_seeds_differ() -> None:
     tokens = np.arange(1000, dtype=np.uint16)
-    windows, other = Windows(tokens, 8, seed=2), Windows(tokens, 8, seed=3)
+    windows, other = (Windows(plain(tokens), 8, seed=seed) for seed in (2, 3))
     n = windows.per_epoch
     orders = [w.batch(f, n).tokens for w, f in ((windows, 0), (windows, n), (other, 0))]
     assert not any(np.array_equal(orders[i], orders[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
@@ -202,7 +211,8 @@ def test_epochs_and_seeds_differ() -> None:
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))
 def test_validation_counts_every_token_once(count: int, seq: int, size: int) -> None:
     tokens = np.arange(1, count + 1, dtype=np.uint8)
-    batches = list(HeldOut(tokens, 0, seq).batches(size))
+    held_out = HeldOut(plain(np.arange(count + 1, dtype=np.uint8)), 1, seq)
+    batches = list(held_out.batches(size))
     counted = np.concatenate([b.targets[b.weights > 0] for b in batches])
     assert np.array_equal(counted, tokens)
     inputs = np.concatenate([b.tokens[b.weights > 0] for b in batches])

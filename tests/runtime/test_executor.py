@@ -10,6 +10,7 @@ import torch
 from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import ALIGNMENT, Plan
 from fllmc.runtime.checkpoint.boxes import Box, cover_fault
+from fllmc.runtime.data.documents import plain
 from fllmc.runtime.data.windows import Windows
 from fllmc.runtime.executor import Executor
 from fllmc.runtime.feeding import Feeder
@@ -90,7 +91,7 @@ def test_counts_parameters(tmp_path: Path) -> None:
 def test_ranks_are_fed_the_global_batch(tmp_path: Path, mesh: str, microbatches: int) -> None:
     plan = made(tmp_path, mesh, microbatches).plan
     run = Made(plan, made(tmp_path, mesh, microbatches).source, tmp_path)
-    windows = Windows((np.arange(1000) % 251).astype(np.uint8), plan.data.seq, 3)
+    windows = Windows(plain((np.arange(1000) % 251).astype(np.uint8)), plan.data.seq, 3)
     wanted = windows.batch(24, plan.data.batch)
     for field in ("tokens", "targets"):
         found = _whole_input(plan, run, field, windows)

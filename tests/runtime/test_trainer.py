@@ -137,11 +137,11 @@ def test_collectives_other_than_planned_are_a_fault(
 
 def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
     plan = made(tmp_path).plan
-    packed = structs.replace(plan, data=structs.replace(plan.data, pack="documents"))
+    begun = structs.replace(plan, train=structs.replace(plan.train, init="base"))
     with pytest.raises(DiagnosticError) as caught:
-        refuse_unrunnable(packed)
+        refuse_unrunnable(begun)
     (found,) = caught.value.diagnostics
-    assert isinstance(found, NotYetRunnable) and "documents" in found.message()
+    assert isinstance(found, NotYetRunnable) and "base" in found.message()
 
 
 def test_draws_follow_the_probabilities() -> None:

@@ -1,12 +1,16 @@
-"""Every diagnostic code of the product, wherever its class stands."""
+"""Every diagnostic code of the product, wherever its class stands, and its page."""
 
 from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from pathlib import Path
+from typing import Final
 
 from fllmc.ir.diagnostics import Diagnostic, all_codes
 
+PAGES: Final = Path(__file__).parent / "pages"
+"""A file CODE.md for each code: meaning, reason, an example and the example put right."""
 STAGES = ("ir", "frontend", "passes", "codegen", "runtime", "cli")
 
 
@@ -18,3 +22,8 @@ def every_code() -> dict[str, type[Diagnostic]]:
             if module.name.endswith("errors"):
                 import_module(module.name)
     return all_codes()
+
+
+def page_of(code: str) -> str:
+    """The page of a code that there is."""
+    return (PAGES / f"{code}.md").read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ from fllmc.cli.options import json_option
 @click.argument("code", required=False)
 @json_option
 def command(code: str | None, as_json: bool) -> int | None:
-    """Explain the diagnostic CODE, such as E0201; without one, list all codes."""
-    from fllmc.cli.catalogue import every_code
+    """Print the page of the diagnostic CODE, such as E0201; without one, list all codes."""
+    from fllmc.cli.catalogue import every_code, page_of
     from fllmc.cli.output import say, show, show_json
     from fllmc.ir.diagnostics import did_you_mean, explanation
 
@@ -34,10 +34,8 @@ def command(code: str | None, as_json: bool) -> int | None:
             say(f" = help: {line}")
         return BAD_INPUT
     if as_json:
-        show_json("fllmc.explain/1", {"code": kind.code, "explanation": explanation(kind)})
+        document = {"code": kind.code, "explanation": explanation(kind)}
+        show_json("fllmc.explain/1", {**document, "page": page_of(kind.code)})
     else:
-        show(f"{kind.severity} {kind.code}\n\n{explanation(kind)}")
-        for line in kind.help:
-            if "{" not in line:
-                show(f"\nhelp: {line}")
+        show(page_of(kind.code).rstrip("\n"))
     return None
