@@ -1,4 +1,4 @@
-"""Recurrences along a sequence in plain numpy: position by position; their gradients by matrices."""
+"""Recurrences in plain numpy, position by position; their gradients by whole matrices."""
 
 from __future__ import annotations
 

@@ -428,7 +428,7 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "recurrence",
         (*_STATE, ("out", _VALUES)),
         "out",
-        "y_t = S_t q_t with S_t = exp(g_t) S_{t-1} + v_t k_t^T, or w_t of the error for the delta rule",
+        "S_t q_t with S_t = exp(g_t) S_{t-1} + v_t k_t^T, or with w by the delta rule",
         (_GROUPS, _APART),
         recur,
     ),

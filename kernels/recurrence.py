@@ -6,10 +6,10 @@ products of matrices; what lies before it comes in by the state at its beginning
 section 6; Yang et al. 2024, section 3 for the delta rule). All is in float32 at least.
 
 Both gradients are such sums again. With D_ts the decay from s to t, y_t is the sum over s <= t of
-D_ts (q_t k_s) e_s, so d_q is the same sum with the roles (d_y, e, k), d_k and d_e are such sums from
-the other end of the sequence, and the slope in the decays up to t is q_t d_q_t - k_t d_k_t. What the
-delta rule writes solves (1 + w L) e = w v with L_ts = D_ts (k_t k_s) below the diagonal; the
-transposed system is the same from the other end.
+D_ts (q_t k_s) e_s; so d_q is the same sum with the roles (d_y, e, k), d_k and d_e are such sums
+from the other end of the sequence, and the slope in the decays up to t is q_t d_q_t - k_t d_k_t.
+What the delta rule writes solves (1 + w L) e = w v with L_ts = D_ts (k_t k_s) below the diagonal;
+the transposed system is the same from the other end.
 """
 
 from __future__ import annotations

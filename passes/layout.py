@@ -97,7 +97,7 @@ def conv_orders(attrs: Conv, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
     parts = conv_parts(attrs, kinds)
     return [
         kind.names if runs(kind.names, groups) else tuple(n for group in groups for n in group)
-        for kind, groups in zip(kinds, parts, strict=True)
+        for kind, groups in zip(kinds, parts, strict=False)
     ]
 
 

@@ -14,6 +14,7 @@ from fllmc.frontend.semantics.typed import (
     Composite,
     Constant,
     Contract,
+    Conv,
     Dispatch,
     ExpertDot,
     ExpertTake,
@@ -25,6 +26,7 @@ from fllmc.frontend.semantics.typed import (
     Plain,
     Positions,
     Prim,
+    Recur,
     Reduce,
     Renamed,
     Rope,
@@ -39,7 +41,7 @@ from fllmc.frontend.semantics.typed import (
 from fllmc.ir import ops
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.types import Dim
+from fllmc.ir.types import Dim, Sizes
 
 UNARY: Mapping[str, ops.AnyAttrs] = {
     "cos": ops.Cos(),
@@ -127,6 +129,12 @@ class Emitter:
                 return b.one(ops.Rename(pairs), *args)
             case Split() | Join() | Pick() | OneHot():
                 return self._indexed(typed, args)
+            case Conv():
+                b.path = "conv"
+                return b.one(conv(typed.op, b.sizes), *args)
+            case Recur():
+                b.path = "recur"
+                return b.one(recur(typed.op), *recur_operands(b, typed.op, args))
             case Plain(param=param):
                 b.path = param
                 return b.cast(self.values[param], self.compute)
@@ -254,6 +262,31 @@ class Emitter:
                 placed = b.one(ops.Dispatch(along, choices, (Dim(rows),)), ones, chosen)
                 attrs = ops.GroupedDot(experts, rows, along, choices, ())
                 return b.one(attrs, placed, arranged(b, x, (experts, *own)), chosen)
+
+
+def conv(op: Conv, sizes: Sizes) -> ops.Conv:
+    """A convolution's op; zeros before it by the size of its taps where a word says so."""
+    widths = [sizes.size(name) for name in op.taps]
+    before = {
+        "causal": [width - 1 for width in widths],
+        "same": [(width - 1) // 2 for width in widths],
+    }.get(op.word, op.pad)
+    return ops.Conv(op.along, op.taps, op.to, op.over, op.stride, tuple(before))
+
+
+def recur(op: Recur) -> ops.Recur:
+    """A recurrence's op."""
+    return ops.Recur(op.along, op.dim, op.value, op.heads, op.groups)
+
+
+def recur_operands(b: Builder, op: Recur, args: tuple[int, ...]) -> tuple[int, ...]:
+    """Keys laid out as queries, and decays and rates with a number for each head and position."""
+    q, k, v, *rows = args
+    kind = b.types[v].without((op.value,))
+    for place, row in enumerate(rows):
+        if b.types[row] != kind:
+            rows[place] = arranged(b, b.add(b.zeros(kind), row), kind.names)
+    return (q, arranged(b, k, b.types[q].names), v, *rows)
 
 
 def square(typed: Typed) -> Typed:

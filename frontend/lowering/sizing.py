@@ -132,12 +132,30 @@ def _unsized(
         yield NoSize(place, name, reason, way)
 
 
+def _windows(need: Requirement, sizes: Mapping[str, int]) -> Iterator[Diagnostic]:
+    """A number of windows that is not as their stride and the zeros around make it."""
+    along, taps, stride, pad = need.b.split()
+    width = sizes[taps]
+    words = {"causal": width - 1, "same": width - 1}
+    zeros = words[pad] if pad in words else 2 * int(pad)
+    fit = (sizes[along] + zeros - width) // int(stride) + 1
+    if pad not in words and int(pad) >= width:
+        what = f"`pad` must be less than `{taps}`, or the first window has nothing in it"
+        yield SizesDisagree(need.span, what, f"`{taps}` is {width}")
+    elif sizes[need.a] != fit:
+        what = f"`{need.a}` must have a place for each window along `{along}`"
+        shown = f"`{need.a}` is {sizes[need.a]}, and {fit} windows fit"
+        yield SizesDisagree(need.span, what, shown)
+
+
 def _checked(
     requirements: tuple[Requirement, ...], sizes: Mapping[str, int]
 ) -> Iterator[Diagnostic]:
     for need in requirements:
         a, b = sizes[need.a], sizes.get(need.b, 0)
         factors = need.b.split() if need.rule in ("product", "parts") else []
+        if need.rule == "windows":
+            yield from _windows(need, sizes)
         if need.rule == "divides" and b % a:
             what = f"`{need.a}` must divide `{need.b}`"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 
 from fllmc.frontend import ast
-from fllmc.frontend.semantics import indexing
+from fllmc.frontend.semantics import indexing, sequence
 from fllmc.frontend.semantics.experts import EXPERT_CALLS, Call, expert_call
 from fllmc.frontend.semantics.forms import FORMS, MAX_REDUCE, UNARY, Form, Option, Wanted
 from fllmc.frontend.semantics.infer import Body
+from fllmc.frontend.semantics.sequence import Windows
 from fllmc.frontend.semantics.sizes import evaluate
 from fllmc.frontend.semantics.typed import (
     Attend,
@@ -47,6 +48,7 @@ class Given(Struct, frozen=True):
     over: tuple[str, ...]
     places: Mapping[str, Span]
     named: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, tuple[int, ...]]
 
 
 def call(body: Body, node: ast.Call, name: str) -> Typed:
@@ -69,6 +71,7 @@ class _Matcher:
         self.values: dict[str, Typed] = {}
         self.options: dict[str, ast.Expr] = {}
         self.good = True
+        self.counts: dict[str, tuple[int, ...]] = {}
 
     def given(self) -> Given | None:
         """The matched call; None if a mistake was reported."""
@@ -91,7 +94,8 @@ class _Matcher:
         places = {key: value.span for key, value in self.options.items()}
         over = chosen.get("over", ())
         span = self.node.span
-        return Given(self.form, span, tuple(whole), dims, words, numbers, over, places, chosen)
+        rest = over, places, chosen, self.counts
+        return Given(self.form, span, tuple(whole), dims, words, numbers, *rest)
 
     def report(self, found: Diagnostic) -> None:
         self.body.found.append(found)
@@ -171,12 +175,17 @@ class _Matcher:
                 numbers[key] = float(option.default)
             elif option.wanted == "word" and option.default:
                 words[key] = option.default
+            elif option.wanted == "counts" and option.default:
+                self.counts[key] = (int(option.default),)
             return
         where = f"`{key}` of `{self.form.name}`"
         if option.wanted == "number":
             numbers[key] = self.number(node, where)
-        elif option.wanted == "word":
+        elif option.wanted == "word" or (option.wanted == "counts" and isinstance(node, ast.Ref)):
             words[key] = self.word(node, where, option.words)
+        elif option.wanted == "counts":
+            items = node.items if isinstance(node, ast.Tuple) else (node,)
+            self.counts[key] = tuple(self.count(item, where) for item in items)
         else:
             chosen[key] = self.dims(node, where, option.wanted)
 
@@ -192,6 +201,13 @@ class _Matcher:
             for found in error.diagnostics:
                 self.report(found)
             return 0.0
+
+    def count(self, node: ast.Expr, where: str) -> int:
+        """A whole number that is not below zero."""
+        found = self.number(node, where)
+        if found < 0 or found != int(found):
+            self.report(WrongValue(node.span, where, "a whole number", shown(node)))
+        return int(found)
 
     def word(self, node: ast.Expr, where: str, words: tuple[str, ...]) -> str:
         """One of some words."""
@@ -365,6 +381,26 @@ def _experts(body: Body, given: Given) -> Typed:
     return expert_call(body, Call(name, span, given.tensors, given.dims, given.named))
 
 
+def _conv(body: Body, given: Given) -> Typed:
+    x, weight = given.tensors
+    named = given.named
+    windows = Windows(
+        given.dims,
+        named["taps"],
+        named.get("to", ()),
+        given.over,
+        given.counts.get("stride", ()),
+        given.counts.get("pad", ()),
+        given.words.get("pad", ""),
+    )
+    return sequence.conv(body, given.span, x, weight, windows)
+
+
+def _recur(body: Body, given: Given) -> Typed:
+    words = (given.words.get(key, "") for key in ("along", "dim", "value", "heads"))
+    return sequence.recur(body, given.span, given.tensors, *words)
+
+
 def _less_dims(x: Typed, dims: tuple[str, ...]) -> Kind:
     return Kind(tuple(name for name in x.kind.dims if name not in dims))
 
@@ -378,8 +414,11 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(COMPOSITES, _composite),
     **dict.fromkeys(EXPERT_CALLS, _experts),
     "attend": _attend,
+    "conv": _conv,
+    "delta_attend": _recur,
     "dot": _dot,
     "less": _less,
+    "linear_attend": _recur,
     "max": _max,
     "mean": _mean,
     "one_hot": lambda body, given: indexing.one_hot(body, given.span, *given.tensors),

@@ -7,13 +7,14 @@ from typing import Literal
 
 from msgspec import Struct
 
-Wanted = Literal["dim", "dims", "new", "number", "word"]
+Wanted = Literal["counts", "dim", "dims", "new", "number", "word"]
 
 
 class Option(Struct, frozen=True):
     """A named argument that is not a tensor. `default` is the text of the default, if any.
 
-    `new` wants dims that the first tensor need not have.
+    `new` wants dims that the first tensor need not have; `counts` whole numbers, one for all or
+    one for each dim in brackets, or a word.
     """
 
     wanted: Wanted
@@ -50,6 +51,13 @@ _EPS = {**_OVER, "eps": Option("number", "1e-5")}
 _TO = {"over": Option("dim"), "to": Option("new")}
 _ALONG = {"along": Option("new")}
 _CHOSEN = ("chosen",)
+
+_STATE = {
+    "along": Option("dim"),
+    "dim": Option("dim", ""),
+    "value": Option("new", ""),
+    "heads": Option("new", ""),
+}
 
 FORMS: Mapping[str, Form] = {
     form.name: form
@@ -92,6 +100,21 @@ FORMS: Mapping[str, Form] = {
                 "heads": Option("dim", ""),
             },
         ),
+        Form(
+            "conv",
+            ("x", "weight"),
+            {
+                "taps": Option("new"),
+                "over": Option("dims", ""),
+                "to": Option("new", ""),
+                "stride": Option("counts", "1"),
+                "pad": Option("counts", "0", ("causal", "same")),
+            },
+            brackets=True,
+            free=("weight",),
+        ),
+        Form("linear_attend", ("q", "k", "v", "decay"), _STATE),
+        Form("delta_attend", ("q", "k", "v", "decay", "rate"), _STATE),
         Form("top_k", ("x",), _TO),
         Form("top_k_indices", ("x",), _TO),
         Form("dispatch", ("x", "chosen"), {**_ALONG, "to": Option("new")}, free=_CHOSEN),

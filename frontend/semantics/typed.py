@@ -149,6 +149,28 @@ class Attend(Struct, frozen=True):
     scale: float | None
 
 
+class Conv(Struct, frozen=True):
+    """Windows along dims times a weight; zeros around are `pad` on either side, or by a `word`."""
+
+    along: tuple[str, ...]
+    taps: tuple[str, ...]
+    to: tuple[str, ...]
+    over: tuple[str, ...]
+    stride: tuple[int, ...]
+    pad: tuple[int, ...]
+    word: str
+
+
+class Recur(Struct, frozen=True):
+    """Linear attention, or with a fifth argument the delta rule."""
+
+    along: str
+    dim: str
+    value: str
+    heads: str
+    groups: str
+
+
 class Positions(Struct, frozen=True):
     """The positions along a dim, as indices of it."""
 
@@ -225,7 +247,7 @@ class Tally(Struct, frozen=True):
 Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
     | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
-    | ExpertDot | ExpertTake | Tally
+    | ExpertDot | ExpertTake | Tally | Conv | Recur
 )  # fmt: skip
 
 
@@ -312,9 +334,10 @@ class Signature(Struct, frozen=True):
 class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
     no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
-    choices) or `parts` (the same of a dim and those that it is split into)."""
+    choices), `parts` (the same of a dim and those that it is split into) or `windows` (a is how
+    many windows there are: b holds the dims along and of taps, the stride and the zeros around)."""
 
-    rule: Literal["divides", "even", "same", "at_most", "product", "parts"]
+    rule: Literal["divides", "even", "same", "at_most", "product", "parts", "windows"]
     a: str
     b: str
     span: Span

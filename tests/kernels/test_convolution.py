@@ -1,6 +1,6 @@
 """Convolutions by torch are those of the evaluator, and so are their gradients."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fllmc.ir.ops import Conv, ConvInput, ConvWeight
@@ -13,6 +13,7 @@ windows = st.tuples(
 """Taps, stride, positions before, windows and positions of one dim."""
 
 
+@settings(max_examples=15)
 @given(
     dims=st.lists(windows, min_size=1, max_size=3),
     channels=st.tuples(*[st.integers(1, 3)] * 3),

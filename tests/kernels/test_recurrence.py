@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,6 +34,7 @@ def operands(seed: int, length: int, delta: bool) -> tuple[list[Tensor], list[st
 
 
 @pytest.mark.parametrize("delta", [False, True])
+@settings(max_examples=12)
 @given(seed=seeds, length=st.sampled_from([1, 7, 64, 150]))
 def test_chunks_are_the_recurrence(delta: bool, seed: int, length: int) -> None:
     tensors, dims, dy = operands(seed, length, delta)
