@@ -77,9 +77,9 @@ def recur_grad(attrs: RecurGrad, here: Here, *arrays: Array) -> tuple[Array, ...
     *given, dy = arrays
     q, k, v, g, *more = (layout.arrange(array, n) for n, array in enumerate(given))
     dy = layout.arrange(dy, 2)
-    total = np.cumsum(g, axis=-1)
     length = g.shape[-1]
-    apart = np.where(np.tri(length, dtype=bool), total[..., :, None] - total[..., None, :], -np.inf)
+    steps = np.where(np.tri(length, k=-1, dtype=bool), g[..., :, None], 0.0)
+    apart = np.where(np.tri(length, dtype=bool), np.cumsum(steps, axis=-2), -np.inf)
     decay, swap = np.exp(apart), (lambda x: np.swapaxes(x, -1, -2))
     scores = q @ swap(k)
     written = v

@@ -46,10 +46,12 @@ def recur_grad(
     dy = _wide(dy).transpose(1, 2)
     back = _shifted(g)
     e = _solved(k, v, g, *more) if more else v
-    d_q = _summed(dy, e, k, g)
-    d_k = _flipped(_summed(_flipped(e), _flipped(dy), _flipped(q), back))
+    d_q = _summed(dy, e, k, g, strict=True)
+    d_k = _flipped(_summed(_flipped(e), _flipped(dy), _flipped(q), back, strict=True))
     d_v = _flipped(_summed(_flipped(k), _flipped(q), _flipped(dy), back))
     d_total = (q * d_q).sum(-1) - (k * d_k).sum(-1)
+    here = (dy * e).sum(-1, keepdim=True)  # a position's own decay is one, and has no slope
+    d_q, d_k = d_q + here * k, d_k + here * q
     if more:
         (w_row,) = more
         f = _flipped(_solved(_flipped(k), _flipped(d_v), back, w_row.flip(-1)))
@@ -79,52 +81,60 @@ def _arranged(q: Tensor, k: Tensor, v: Tensor, g: Tensor, w: Tensor | None) -> t
 def _summed(q: Tensor, k: Tensor, v: Tensor, g: Tensor, strict: bool = False) -> Tensor:
     """The sum over s <= t, or s < t if strict, of exp(g_{s+1} + ... + g_t) (q_t k_s) v_s."""
     length = q.shape[2]
-    q, k, v, total = _chunked(q, k, v, g)
-    scores = (q @ k.transpose(-1, -2)) * _decays(total, strict)
-    out = scores @ v
-    end = total[..., -1:]
-    written = (k * (end - total).exp()[..., None]).transpose(-1, -2) @ v
-    reads = q * total.exp()[..., None]
+    q, k, v, g = _chunked(q, k, v, g)
+    out = ((q @ k.transpose(-1, -2)) * _decays(g, strict)) @ v
+    before, behind = _ends(g)
+    written = (k * behind[..., None]).transpose(-1, -2) @ v
+    reads = q * before[..., None]
     state = torch.zeros_like(written[:, :, 0])
     for n in range(q.shape[2]):
         out[:, :, n] += reads[:, :, n] @ state
-        state = state * end[:, :, n, :, None].exp() + written[:, :, n]
+        state = state * before[:, :, n, -1, None, None] + written[:, :, n]
     return out.flatten(2, 3)[:, :, :length]
 
 
 def _solved(k: Tensor, v: Tensor, g: Tensor, w: Tensor) -> Tensor:
     """e with e_t = w_t (v_t - sum over s < t of exp(g_{s+1} + ... + g_t) (k_t k_s) e_s)."""
     length = k.shape[2]
-    k, v, w, total = _chunked(k, v, w[..., None], g)
-    lower = (k @ k.transpose(-1, -2)) * _decays(total, True) * w
-    both = torch.cat((w * v, w * k * total.exp()[..., None]), -1)
+    k, v, w, g = _chunked(k, v, w[..., None], g)
+    before, behind = _ends(g)
+    lower = (k @ k.transpose(-1, -2)) * _decays(g, True) * w
+    both = torch.cat((w * v, w * k * before[..., None]), -1)
     system = lower + torch.eye(k.shape[-2], dtype=k.dtype, device=k.device)
     solved = torch.linalg.solve_triangular(system, both, upper=False, unitriangular=True)
     own, through = solved.split((v.shape[-1], k.shape[-1]), -1)
-    end = total[..., -1:]
-    keys = (k * (end - total).exp()[..., None]).transpose(-1, -2)
+    keys = (k * behind[..., None]).transpose(-1, -2)
     state = torch.zeros_like(keys[:, :, 0] @ own[:, :, 0])
     out = torch.empty_like(own)
     for n in range(k.shape[2]):
         out[:, :, n] = own[:, :, n] - through[:, :, n] @ state
-        state = state * end[:, :, n, :, None].exp() + keys[:, :, n] @ out[:, :, n]
+        state = state * before[:, :, n, -1, None, None] + keys[:, :, n] @ out[:, :, n]
     return out.flatten(2, 3)[:, :, :length]
 
 
 def _chunked(*given: Tensor) -> tuple[Tensor, ...]:
-    """All in chunks, zeros at the end; the last, the logarithms of decays, added up within them."""
-    missing = -given[-1].shape[2] % CHUNK
-    *tensors, g = given
-    pads = (functional.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, CHUNK)) for x in tensors)
-    total = functional.pad(g, (0, missing)).unflatten(2, (-1, CHUNK)).cumsum(-1)
-    return (*pads, total)
+    """All in chunks, zeros at the end."""
+    missing = -given[0].shape[2] % CHUNK
+    pads = (functional.pad(x, (0, 0) * (x.dim() - 3) + (0, missing)) for x in given)
+    return tuple(x.unflatten(2, (-1, CHUNK)) for x in pads)
 
 
-def _decays(total: Tensor, strict: bool) -> Tensor:
-    """The decay from each position of a chunk to each that is not before it, or is behind it."""
-    apart = total[..., :, None] - total[..., None, :]
-    seen = torch.ones(apart.shape[-2:], dtype=torch.bool, device=total.device).tril(-int(strict))
-    return apart.masked_fill(~seen, float("-inf")).exp()
+def _decays(g: Tensor, strict: bool) -> Tensor:
+    """The decay from each position of a chunk to each that is not before it, or is behind it.
+
+    The logarithms between are added up for each pair: differences of sums would lose what small
+    ones add behind a large one.
+    """
+    length = g.shape[-1]
+    ones = torch.ones((length, length), dtype=torch.bool, device=g.device)
+    steps = g[..., :, None].expand(*g.shape, length).masked_fill(~ones.tril(-1), 0.0)
+    return steps.cumsum(-2).masked_fill(~ones.tril(-int(strict)), float("-inf")).exp()
+
+
+def _ends(g: Tensor) -> tuple[Tensor, Tensor]:
+    """The decays from before a chunk to each position, and from each to the chunk's end."""
+    rest = functional.pad(g.flip(-1)[..., :-1], (1, 0)).cumsum(-1).flip(-1)
+    return g.cumsum(-1).exp(), rest.exp()
 
 
 def _shifted(g: Tensor) -> Tensor:
