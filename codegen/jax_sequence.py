@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from fllmc.ir.ops.convolution import Parts, conv_parts
 _jnp: Any = jnp
 _lax: Any = lax
 _jax: Any = jax
+Unary = Callable[[Value], Value]
 
 
 def conv(attrs: ops.Conv, site: Site, x: Value, w: Value) -> Value:
@@ -33,11 +35,11 @@ def conv_grad(attrs: ops.ConvInput | ops.ConvWeight, site: Site, a: Value, b: Va
     unknown = _jnp.zeros(shape, a.dtype)
     if isinstance(attrs, ops.ConvWeight):
         parts, names = (first, third, second), (kinds[0].names, kinds[2].names, kinds[1].names)
-        _, pull = _jax.vjp(lambda w: convolved(attrs, site, parts, names, a, w), unknown)
-        return pull(b)[0]
+        of_w: Unary = lambda w: convolved(attrs, site, parts, names, a, w)  # noqa: E731
+        return _jax.vjp(of_w, unknown)[1](b)[0]
     parts, names = (third, second, first), (kinds[2].names, kinds[1].names, kinds[0].names)
-    _, pull = _jax.vjp(lambda x: convolved(attrs, site, parts, names, x, b), unknown)
-    return pull(a)[0]
+    of_x: Unary = lambda x: convolved(attrs, site, parts, names, x, b)  # noqa: E731
+    return _jax.vjp(of_x, unknown)[1](a)[0]
 
 
 def convolved(
@@ -111,5 +113,5 @@ def recur(attrs: ops.Recur, site: Site, *arrays: Value) -> Value:
 def recur_grad(attrs: ops.RecurGrad, site: Site, *arrays: Value) -> tuple[Value, ...]:
     """By JAX's own reverse mode over the scan."""
     *given, dy = arrays
-    _, pull = _jax.vjp(lambda *args: recur(attrs, site, *args), *given)
-    return tuple(pull(dy))
+    forward: Callable[..., Value] = lambda *args: recur(attrs, site, *args)  # noqa: E731
+    return tuple(_jax.vjp(forward, *given)[1](dy))

@@ -13,6 +13,7 @@ from fllmc.codegen import jax_attention as attention
 from fllmc.codegen import jax_blockwise as blockwise
 from fllmc.codegen import jax_chunks as chunks
 from fllmc.codegen import jax_experts as experts
+from fllmc.codegen import jax_indexing as indexing
 from fllmc.codegen import jax_sequence as sequence
 from fllmc.codegen.jax_bucketed import bucketed
 from fllmc.codegen.jax_site import aligned
@@ -222,7 +223,7 @@ def _dot_add(attrs: ops.DotAdd, site: _Site, base: Value, a: Value, b: Value) ->
 
 
 def _put_add(attrs: ops.PutAdd, site: _Site, base: Value, index: Value, value: Value) -> Value:
-    return base + _put(attrs, site._replace(operands=site.operands[1:]), index, value)
+    return base + indexing.put(attrs, site._replace(operands=site.operands[1:]), index, value)
 
 
 def _places(attrs: ops.Reduce, site: _Site) -> tuple[int, ...]:
@@ -235,48 +236,6 @@ def _sum(attrs: ops.ReduceSum, site: _Site, x: Value) -> Value:
 
 def _max(attrs: ops.ReduceMax, site: _Site, x: Value) -> Value:
     return _jnp.max(x, axis=_places(attrs, site))
-
-
-def _one_hot(index: Value, size: int, dtype: Any) -> Value:
-    # All zeros for an index outside of the dim, which is what take, pick and spread want.
-    return _jax.nn.one_hot(index, size, dtype=dtype)
-
-
-def _take(attrs: ops.Take, site: _Site, table: Value, index: Value) -> Value:
-    rows = _jnp.moveaxis(table, site.operands[0].names.index(attrs.dim), 0)
-    held = (index >= 0) & (index < rows.shape[0])
-    found = _jnp.take(rows, index, axis=0, mode="clip")
-    return _jnp.where(held.reshape(held.shape + (1,) * (rows.ndim - 1)), found, 0)
-
-
-def _reindex(attrs: ops.Reindex, site: _Site, index: Value) -> Value:
-    return index - attrs.first
-
-
-def _put(attrs: ops.Put, site: _Site, index: Value, value: Value) -> Value:
-    positions, kind = site.operands
-    rest = site.results[0].names[1:]
-    values = aligned(value, kind.names, (*positions.names, *rest))
-    rows = site.size(attrs.dim.name)
-    # JAX counts negative indices from the end; they must be dropped as those beyond the end are.
-    target = _jnp.where(index < 0, rows, index)
-    shape = (rows, *values.shape[index.ndim :])
-    return _jnp.zeros(shape, values.dtype).at[target].add(values, mode="drop")
-
-
-def _pick(attrs: ops.Pick, site: _Site, x: Value, index: Value) -> Value:
-    kind, positions = site.operands
-    last = _jnp.moveaxis(x, kind.names.index(attrs.dim), -1)
-    at = aligned(index, positions.names, site.results[0].names)
-    more = site.results[0].names[len(kind.names) - 1 :]
-    last = last.reshape((*last.shape[:-1], *(1 for _ in more), last.shape[-1]))
-    return _jnp.sum(_jnp.where(_one_hot(at, last.shape[-1], bool), last, 0), axis=-1)
-
-
-def _spread(attrs: ops.Spread, site: _Site, value: Value, index: Value) -> Value:
-    kind, positions = site.operands
-    at = aligned(index, positions.names, kind.names)
-    return value[..., None] * _one_hot(at, site.size(attrs.dim.name), value.dtype)
 
 
 def _call(attrs: ops.Call | ops.Fused, site: _Site, *arrays: Value) -> tuple[Value, ...]:
@@ -370,15 +329,16 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Neg: _elementwise(_jnp.negative),
     ops.Chunk: chunks.chunk,
     ops.Unchunk: chunks.unchunk,
-    ops.Pick: _pick,
+    ops.Pick: indexing.pick,
+    ops.Record: indexing.record,
     ops.Pow: _elementwise(_jnp.power),
-    ops.Put: _put,
+    ops.Put: indexing.put,
     ops.PutAdd: _put_add,
     ops.Quantize: blockwise.quantize,
     ops.Random: _random,
     ops.ReduceMax: _max,
     ops.ReduceSum: _sum,
-    ops.Reindex: _reindex,
+    ops.Reindex: indexing.reindex,
     ops.Rename: _same,
     ops.Rope: attention.rope,
     ops.Rsqrt: _elementwise(_lax.rsqrt),
@@ -387,11 +347,11 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Silu: _elementwise(_jax.nn.silu),
     ops.SiluGrad: _elementwise(_silu_grad),
     ops.Sin: _elementwise(_jnp.sin),
-    ops.Spread: _spread,
+    ops.Spread: indexing.spread,
     ops.Sqrt: _elementwise(_jnp.sqrt),
     ops.Stop: _stop,
     ops.Sub: _elementwise(_jnp.subtract),
-    ops.Take: _take,
+    ops.Take: indexing.take,
     ops.Tally: experts.tally,
     ops.Tanh: _elementwise(_jnp.tanh),
     ops.TopK: experts.top_k,

@@ -70,6 +70,7 @@ def make_plan(
         pipe=pipe,
         stages=stages,
         timeline=timeline,
+        foreign=spec.foreign,
     )
 
 

@@ -38,7 +38,7 @@ def recur(text: FunctionText, op: Op, at: int) -> list[str]:
     along, heads, groups = [attrs.along], *([n] if n else [] for n in (attrs.heads, attrs.groups))
     key = (orders.rest, along, groups, [attrs.dim])
     value = (orders.rest, along, heads, [attrs.value])
-    row = (orders.rest, along, heads, [])
+    row: Sequence[Sequence[str]] = (orders.rest, along, heads, ())
     forms: list[Sequence[Sequence[str]]] = [key, key, value, row, row]
     backward = isinstance(attrs, RecurGrad)
     count = len(op.operands) - backward

@@ -209,6 +209,10 @@ class Param(Node, frozen=True):
     init: Expr | None
 
 
+class BlockState(Param, frozen=True):
+    """`state name: shape = init` in a block: what an equation steps, and no gradient."""
+
+
 class Sub(Node, frozen=True):
     """`sub name: block`."""
 
@@ -251,6 +255,14 @@ class Equation(Node, frozen=True):
 
 class Penalty(Equation, frozen=True):
     """`penalty target = value`: an equation whose value is added to the loss."""
+
+
+class Total(Equation, frozen=True):
+    """`total target = value`: an equation whose value is summed over the samples of a step."""
+
+
+class Update(Equation, frozen=True):
+    """`update target = value`: what a state is after a step."""
 
 
 class Return(Node, frozen=True):
@@ -344,10 +356,93 @@ class Quantize(Node, frozen=True):
     fields: tuple[Field, ...] = ()
 
 
-BlockItem = Param | Sub | Stack | Equation | Penalty | Return
+class Place(Node, frozen=True):
+    """`body[i].attn.{wq, wk}`: names, and behind a name its indices (a `Ref` or a `Number`).
+
+    Also a key of a foreign configuration, `text_config.hidden_size`.
+    """
+
+    parts: tuple[Name | Alternatives | Ref | Number, ...]
+
+
+class Side(Node, frozen=True):
+    """`in.embed` or `out.embed`: which dim of a map with one dim on both sides."""
+
+    side: Name
+    dim: Name
+
+
+class LayoutGroup(Node, frozen=True):
+    """`(heads head_dim)`: several dims in one, the last varies fastest."""
+
+    factors: tuple[LayoutAxis, ...]
+
+
+class LayoutSum(Node, frozen=True):
+    """`ffn + ffn`: what several parameters have there, one behind the other."""
+
+    terms: tuple[LayoutAxis, ...]
+
+
+LayoutAxis = Name | Side | Number | LayoutGroup | LayoutSum
+
+
+class Layout(Node, frozen=True):
+    """`[(heads head_dim), embed]`: a foreign tensor's dims in terms of a parameter's."""
+
+    axes: tuple[LayoutAxis, ...]
+
+
+class Split(Node, frozen=True):
+    """`where heads = (kv_heads group)`: a parameter's dim as several."""
+
+    dim: Name
+    group: LayoutGroup
+
+
+class Mapped(Node, frozen=True):
+    """`place <-> "name" : layout`, or with the name of a checkpoint section for the layout.
+
+    Of several names the first is written, and the others may be there too.
+    """
+
+    place: Place
+    names: tuple[String, ...]
+    layout: Layout | Name
+    splits: tuple[Split, ...] = ()
+
+
+class Ignored(Node, frozen=True):
+    """`ignore "name"`."""
+
+    name: String
+
+
+class ConfigDim(Node, frozen=True):
+    """`embed = hidden_size`: a dim and the key that holds its size."""
+
+    dim: Name
+    key: Place
+
+
+class ConfigValue(Node, frozen=True):
+    """`"hidden_act" = "silu"`: a key and the value that it must have."""
+
+    key: String
+    value: Expr
+
+
+class Config(Node, frozen=True):
+    """`config { ... }`."""
+
+    items: tuple[ConfigDim | ConfigValue, ...]
+
+
+BlockItem = Param | BlockState | Sub | Stack | Equation | Penalty | Total | Update | Return
 RuleItem = State | Equation | Return
 ScheduleItem = Shard | Zero | Recompute | Offload | Compress | Field
 AdapterItem = Freeze | Tune | Lora | Quantize
+CheckpointItem = Mapped | Ignored | Config
 
 
 # Sections.
@@ -431,6 +526,14 @@ class Adapter(Node, frozen=True):
     items: tuple[AdapterItem, ...]
 
 
+class Checkpoint(Node, frozen=True):
+    """`checkpoint name for model { ... }`; the subject is a model or a block."""
+
+    name: Name
+    subject: Name
+    items: tuple[CheckpointItem, ...]
+
+
 class Target(Node, frozen=True):
     """`target name { ... }`: the figures of a device."""
 
@@ -439,7 +542,8 @@ class Target(Node, frozen=True):
 
 
 Section = (
-    Import | Dims | Block | Data | Train | Mesh | Optimizer | Rate | Schedule | Adapter | Target
+    Import | Dims | Block | Data | Train | Mesh | Optimizer | Rate | Schedule | Adapter
+    | Checkpoint | Target
 )  # fmt: skip
 
 

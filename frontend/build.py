@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from fllmc.frontend import ast
 from fllmc.frontend.lexer import Token
@@ -51,9 +51,9 @@ class Builder:
     def _first(self, parts: Parts, span: Span) -> Any:
         return parts[0]
 
-    _path_more = _more
+    _path_more = _path_index = _more
     _names = _inputs = _parameters = _exprs = _arguments = _first
-    _pairs = _values = _items = _selectors = _options = _layers = _first
+    _pairs = _values = _items = _selectors = _options = _layers = _axes = _first
 
     def _group(self, parts: Parts, span: Span) -> Any:
         return parts[1]
@@ -125,11 +125,43 @@ class Builder:
     def _selector(self, parts: Parts, span: Span) -> Any:
         return ast.Selector(span, tuple(parts[0]))
 
+    # Checkpoints.
+
+    def _place(self, parts: Parts, span: Span) -> Any:
+        return ast.Place(span, tuple(parts[0]))
+
+    def _foreign(self, parts: Parts, span: Span) -> Any:
+        return [self._string(parts, span)]
+
+    def _foreign_same(self, parts: Parts, span: Span) -> Any:
+        return [*parts[0], self._string(parts[2:], parts[2].span)]
+
+    def _ignored(self, parts: Parts, span: Span) -> Any:
+        return ast.Ignored(span, self._string(parts[1:], parts[1].span))
+
+    def _config_value(self, parts: Parts, span: Span) -> Any:
+        return ast.ConfigValue(span, self._string(parts[:1], parts[0].span), parts[2])
+
+    def _factors(self, parts: Parts, span: Span) -> Any:
+        return [*_listed(parts[0]), parts[1]]
+
+    def _grouped(self, parts: Parts, span: Span) -> Any:
+        return ast.LayoutGroup(span, tuple(_listed(parts[1])))
+
+    def _layout_sum(self, parts: Parts, span: Span) -> Any:
+        first = parts[0]
+        terms = first.terms if isinstance(first, ast.LayoutSum) else (first,)
+        return ast.LayoutSum(span, (*terms, parts[2]))
+
     def _path(self, parts: Parts, span: Span) -> Any:
         first = parts[0][0]
         if len(parts[0]) == 1 and isinstance(first, ast.Name):
             return ast.Ref(span, first.text)
         return self._selector(parts, span)
+
+
+def _listed(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
 
 
 def _block(s: Span, p: Parts) -> ast.Block:
@@ -157,6 +189,11 @@ def _shard(s: Span, p: Parts) -> ast.Shard:
     return ast.Shard(s, tuple(p[1]), tuple(p[3]), selector, elsewhere=len(p) == 5)
 
 
+def _mapped_where(s: Span, p: Parts) -> ast.Mapped:
+    split = ast.Split(p[2].span, p[2], p[4])
+    return ast.Mapped(s, p[0].place, p[0].names, p[0].layout, (*p[0].splits, split))
+
+
 def _zero(s: Span, p: Parts) -> ast.Zero:
     return ast.Zero(s, p[1], tuple(p[3]), p[5] if len(p) > 5 else None)
 
@@ -179,6 +216,7 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "rate": lambda s, p: ast.Rate(s, p[1], tuple(p[3]), tuple(p[6])),
     "schedule": lambda s, p: ast.Schedule(s, p[1], p[2], p[3], tuple(p[5])),
     "adapter": lambda s, p: ast.Adapter(s, p[1], p[3], tuple(p[5])),
+    "checkpoint": lambda s, p: ast.Checkpoint(s, p[1], p[3], tuple(p[5])),
     # Types.
     "arrow": _arrow,
     "scalar": lambda s, p: ast.TensorType(s, (), None),
@@ -197,7 +235,10 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "layer": lambda s, p: ast.Layer(s, None, p[0]),
     "state": lambda s, p: ast.State(s, p[1], p[3]),
     "equation": lambda s, p: ast.Equation(s, p[0], p[2]),
+    "block_state": lambda s, p: ast.BlockState(s, p[1], p[3], p[5]),
     "penalty": lambda s, p: ast.Penalty(s, p[1], p[3]),
+    "total": lambda s, p: ast.Total(s, p[1], p[3]),
+    "update": lambda s, p: ast.Update(s, p[1], p[3]),
     "return_": lambda s, p: ast.Return(s, p[1]),
     "field": lambda s, p: ast.Field(s, p[0], p[2]),
     "parameter": lambda s, p: ast.Parameter(s, p[0], (), None),
@@ -221,6 +262,14 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "quantize": lambda s, p: ast.Quantize(s, p[1], tuple(p[3])),
     "quantize_plain": lambda s, p: ast.Quantize(s, p[1]),
     "lora": lambda s, p: ast.Lora(s, p[1], tuple(p[3])),
+    "mapped": lambda s, p: ast.Mapped(s, p[0], tuple(p[2]), p[4]),
+    "mapped_as": lambda s, p: ast.Mapped(s, p[0], tuple(p[2]), p[4]),
+    "mapped_where": _mapped_where,
+    "layout": lambda s, p: ast.Layout(s, tuple(p[1])),
+    "layout_scalar": lambda s, p: ast.Layout(s, ()),
+    "side": lambda s, p: ast.Side(s, p[0], p[2]),
+    "config": lambda s, p: ast.Config(s, tuple(p[2])),
+    "config_dim": lambda s, p: ast.ConfigDim(s, p[0], p[2]),
     # Expressions.
     "ref": _ref,
     "true": lambda s, p: ast.Boolean(s, True),

@@ -14,6 +14,8 @@ from fllmc.frontend import ast
 from fllmc.frontend.errors import Unused
 from fllmc.frontend.library import Library, Module, named_sections, read_all
 from fllmc.frontend.semantics.blocks import recursions, stacked_stacks, typed_block
+from fllmc.frontend.semantics.foreign import typed_names
+from fllmc.frontend.semantics.foreign_lines import Names
 from fllmc.frontend.semantics.penalties import misfits
 from fllmc.frontend.semantics.rules import typed_rule
 from fllmc.frontend.semantics.typed import Block, Key, Rule
@@ -21,12 +23,16 @@ from fllmc.ir.diagnostics import Diagnostic
 
 
 class Checked(Struct, frozen=True):
-    """A spec whose equations are typed. `blocks` and `rules` are of all files that were read."""
+    """A spec whose equations are typed. `blocks` and `rules` are of all files that were read.
+
+    `names` are checkpoint sections, each with the models' and blocks' parameters proven covered.
+    """
 
     library: Library
     blocks: Mapping[Key, Block]
     rules: Mapping[Key, Rule]
     found: tuple[Diagnostic, ...]
+    names: Mapping[Key, Names] = {}
 
     @property
     def module(self) -> Module:
@@ -64,9 +70,27 @@ def check_library(library: Library) -> Checked:
     circles = tuple(recursions(blocks))
     found.extend(circles or stacked_stacks(blocks))
     found.extend(() if circles else misfits(blocks))
+    names: dict[Key, Names] = {}
+    if not any(each.severity == "error" for each in found):
+        names = _names(library, blocks, found)
     if not any(each.severity == "error" for each in found):
         found.extend(_unused_imports(library.modules[library.main]))
-    return Checked(library, blocks, rules, tuple(found))
+    return Checked(library, blocks, rules, tuple(found), names)
+
+
+def _names(
+    library: Library, blocks: Mapping[Key, Block], found: list[Diagnostic]
+) -> dict[Key, Names]:
+    """All checkpoint sections, typed."""
+    names: dict[Key, Names] = {}
+    for file, module in library.modules.items():
+        for section in module.own("checkpoint"):
+            if isinstance(section, ast.Checkpoint):
+                read, mistakes = typed_names(section, module, library.modules, blocks)
+                found.extend(each for each in mistakes if each not in found)
+                if read:
+                    names[Key(file, section.name.text)] = read
+    return names
 
 
 def _unused_imports(module: Module) -> Iterator[Diagnostic]:
@@ -93,6 +117,10 @@ def _mentioned(tree: ast.File) -> Iterator[str]:
                 yield from (name for field in fields for name in _words(field.value))
             case ast.Adapter(model=model):
                 yield model.text
+            case ast.Checkpoint(subject=subject, items=items):
+                yield subject.text
+                layouts = (i.layout for i in items if isinstance(i, ast.Mapped))
+                yield from (layout.text for layout in layouts if isinstance(layout, ast.Name))
             case ast.Schedule(train=train, mesh=mesh):
                 yield from (name.text for name in (train, mesh) if name)
             case _:

@@ -21,15 +21,19 @@ from fllmc.ir.span import Span
 CLOSER = {"LPAR": "RPAR", "LSQB": "RSQB", "LBRACE": "RBRACE"}
 BODY_RULES = frozenset(
     {"dims", "block", "data", "train", "mesh", "optimizer", "rate", "schedule", "adapter", "lora"}
-    | {"quantize", "target", "freeze_rows", "tune_rows"}
+    | {"quantize", "target", "freeze_rows", "tune_rows", "checkpoint", "config"}
 )
 """Rules whose braces hold items, a line each."""
 TIGHT_RULES = frozenset(
     {"call", "call_dims", "value_call", "index", "index_scalar", "attribute", "rename", "negative"}
-    | {"number_negative", "power", "path", "selector"}
+    | {"number_negative", "power", "path", "selector", "place", "side"}
 )
 """Rules whose parts touch."""
+SPACED_COLONS = frozenset({"mapped", "mapped_as"})
+"""Rules whose colon stands between two things that are as long as each other."""
 CALL_LIKE_RULES = frozenset({"block", "optimizer", "rate"})
+WRAPPING_RULES = frozenset({"path", "selector", "place", "file_bare"})
+"""Rules around a list, which are not a part of it."""
 PRODUCTS = frozenset({"STAR", "SLASH"})
 HARD = Line("", hard=True)
 
@@ -71,7 +75,7 @@ def _tree(rule: str, parts: list[Any], span: Span) -> Any:
         return []
     if rule in ("one", "path_start"):
         return parts
-    if parts and isinstance(parts[0], list) and rule not in ("path", "selector", "file_bare"):
+    if parts and isinstance(parts[0], list) and rule not in WRAPPING_RULES:
         whole = cast("list[Any]", parts[0])
         whole.extend(parts[1:])
         return whole
@@ -157,7 +161,7 @@ class _Formatter:
         for place, unit in enumerate(_units(tree.parts)):
             spaced = tree.rule not in TIGHT_RULES and place > 0 and unit != []
             if isinstance(unit, Token) and unit.kind == "COLON":
-                spaced = False
+                spaced = tree.rule in SPACED_COLONS
             if isinstance(unit, Tree) and unit.rule == "brackets":
                 spaced = spaced and not (tree.rule in CALL_LIKE_RULES and place == 2)
             if spaced:

@@ -77,6 +77,7 @@ def group(body: Doc) -> Group:
         match atom:
             case Group():
                 broken = broken or atom.broken
+                continue  # what stands first in it stands behind the same line
             case Line():
                 broken = broken or waiting
                 waiting = False

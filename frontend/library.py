@@ -24,10 +24,12 @@ from fllmc.ir.span import NOWHERE, Span
 SPECS = Path(__file__).parent.parent / "specs"
 SHIPPED = "fllmc/specs/"
 
-Group = Literal["block", "data", "train", "mesh", "schedule", "optimizer", "rate", "target"]
+Group = Literal[
+    "block", "data", "train", "mesh", "schedule", "optimizer", "rate", "target", "checkpoint"
+]
 NamedSection = (
     ast.Block | ast.Adapter | ast.Data | ast.Train | ast.Mesh | ast.Schedule | ast.Optimizer
-    | ast.Rate | ast.Target
+    | ast.Rate | ast.Target | ast.Checkpoint
 )  # fmt: skip
 GROUPS: Mapping[type, Group] = {
     ast.Block: "block",
@@ -39,6 +41,7 @@ GROUPS: Mapping[type, Group] = {
     ast.Optimizer: "optimizer",
     ast.Rate: "rate",
     ast.Target: "target",
+    ast.Checkpoint: "checkpoint",
 }
 
 

@@ -36,12 +36,14 @@ def load(
     overrides: Mapping[str, str] | None = None,
     text: str | None = None,
     needs_run: bool = True,
+    config: Mapping[str, object] | None = None,
 ) -> tuple[Spec | None, tuple[Diagnostic, ...], Sources]:
     """The spec in a file, or in `text` as if it stood at `path`; also the name of a shipped spec.
 
     Gives no spec exactly if an error is among the diagnostics, except for a file without `train`
     section when no run is needed. Every mistake comes as a diagnostic whose place is in `sources`.
-    `overrides` are the options `--set KEY=VALUE`.
+    `overrides` are the options `--set KEY=VALUE`; `config` is a foreign configuration that sets
+    sizes by the model's `checkpoint` section, and must be of this model.
     """
     file = path if text is not None else spec_path(path)
     library = read_all(file, text)
@@ -56,5 +58,15 @@ def load(
         sources["--set"] = "\n".join(f"{key}={value}" for key, value in overrides.items())
     if not checked.ok or not (runs or needs_run):
         return None, checked.found, sources
+    said: tuple[Diagnostic, ...] = ()
+    if config is not None:
+        from fllmc.frontend.configured import configured
+
+        try:
+            overrides, said = configured(checked, overrides or {}, config)
+        except DiagnosticError as error:
+            return None, (*checked.found, *error.diagnostics), sources
+        sources["--set"] = "\n".join(f"{key}={value}" for key, value in overrides.items())
     spec, found = lower(checked, overrides=overrides)
-    return spec, (*checked.found, *found), sources
+    wrong = any(each.severity == "error" for each in said)
+    return (None if wrong else spec), (*checked.found, *said, *found), sources

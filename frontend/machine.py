@@ -18,7 +18,7 @@ MAX_STACK = 4 * MAX_DEPTH
 LISTS = frozenset(
     {"append", "more", "one", "empty", "absent", "single", "group", "clause", "path_start"}
     | {"path_more", "names", "inputs", "parameters", "exprs", "arguments", "pairs", "values"}
-    | {"items", "selectors", "options"}
+    | {"items", "selectors", "options", "path_index", "axes", "foreign", "foreign_same", "factors"}
 )
 """Rules that make lists of nodes, not nodes, and so do not count for the depth."""
 BODIES = {
@@ -28,6 +28,8 @@ BODIES = {
     "rule_items": "rule_item",
     "schedule_items": "schedule_item",
     "adapter_items": "adapter_item",
+    "checkpoint_items": "checkpoint_item",
+    "config_items": "config_item",
     "fields": "field",
 }
 """The rules of lists of items that no comma parts, and those of their items."""

@@ -21,6 +21,8 @@ PLACES = {
     "rule_item": "an item of a rule",
     "schedule_item": "a line of a schedule",
     "adapter_item": "a line of an adapter",
+    "checkpoint_item": "a line of a checkpoint",
+    "config_item": "a line of a configuration",
 }
 LATER = ("over", "in", "keep", "elsewhere")
 SECTIONS = frozenset({"BLOCK", "MODEL", "DATA", "TRAIN"})

@@ -107,8 +107,8 @@ class UnknownAxis(Named, frozen=True):
 class UnknownOverride(Named, frozen=True):
     """`--set KEY=VALUE` names nothing that can be set.
 
-    Keys are `train`, `data`, `schedule`, `mesh` (choose a section by name) and `train.KEY`,
-    `data.KEY`, `schedule.KEY`, `dims.DIM`.
+    Keys are `train`, `data`, `schedule`, `mesh`, `checkpoint` (choose a section by name) and
+    `train.KEY`, `data.KEY`, `schedule.KEY`, `dims.DIM`.
     """
 
     code: ClassVar[str] = "E0248"

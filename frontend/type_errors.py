@@ -282,6 +282,23 @@ class BadExperts(Diagnostic, frozen=True):
     reason: str
 
 
+class BadState(Diagnostic, frozen=True):
+    """A state of a block has no update, or its update reads what is not known once a step is done.
+
+    `state bias: [experts] = zeros()` is stored as a parameter is, and no gradient steps it: what it
+    is after a step says `update bias = ...`, of the state itself and of one `total load = ...`
+    with the dims of the state. A total has dim `batch` too, and is summed over all samples of the
+    step: those of all devices and micro-batches.
+    """
+
+    code: ClassVar[str] = "E0238"
+    title: ClassVar[str] = "{what}"
+    label: ClassVar[str] = "{reason}"
+
+    what: str
+    reason: str
+
+
 class BadPenalty(Diagnostic, frozen=True):
     """A penalty has a dim that tokens don't have.
 

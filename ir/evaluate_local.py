@@ -213,6 +213,11 @@ def spread(attrs: ops.Spread, here: Here, value: Array, index: Array) -> Array:
     return np.where(at == here.positions(attrs.dim), rows, np.zeros_like(rows))
 
 
+def record(attrs: ops.Record, here: Here, state: Array, value: Array) -> Array:
+    """A zero; the backward pass gives the value."""
+    return np.zeros(())
+
+
 def chunk(attrs: ops.Chunk, here: Here, x: Array) -> Array:
     """Chunks in front; this rank deals out what it holds."""
     at = here.operands[0].names.index(attrs.dim)
@@ -261,6 +266,7 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.MulSub: elementwise(mul_sub),
     ops.Neg: elementwise(np.negative),
     ops.Pick: pick,
+    ops.Record: record,
     ops.Pow: elementwise(np.power),
     ops.Put: put,
     ops.PutAdd: put_add,

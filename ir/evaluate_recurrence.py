@@ -78,33 +78,39 @@ def recur_grad(attrs: RecurGrad, here: Here, *arrays: Array) -> tuple[Array, ...
     q, k, v, g, *more = (layout.arrange(array, n) for n, array in enumerate(given))
     dy = layout.arrange(dy, 2)
     length = g.shape[-1]
-    steps = np.where(np.tri(length, k=-1, dtype=bool), g[..., :, None], 0.0)
-    apart = np.where(np.tri(length, dtype=bool), np.cumsum(steps, axis=-2), -np.inf)
-    decay, swap = np.exp(apart), (lambda x: np.swapaxes(x, -1, -2))
-    scores = q @ swap(k)
-    written = v
-    lower = (k @ swap(k)) * decay * np.tri(length, k=-1)
-    system = np.eye(length)
+    steps: Array = np.where(np.tri(length, k=-1, dtype=bool), g[..., :, None], 0.0)
+    apart: Array = np.where(np.tri(length, dtype=bool), np.cumsum(steps, axis=-2), -np.inf)
+    decay: Array = np.exp(apart)
+    scores: Array = q @ swapped(k)
+    written: Array = v
+    lower: Array = (k @ swapped(k)) * decay * np.tri(length, k=-1)
+    system: Array = np.eye(length)
     if more:
-        w = more[0][..., None]
+        w: Array = more[0][..., None]
         system = system + w * lower
         written = np.linalg.solve(system, w * v)
-    d_weights = dy @ swap(written)
-    d_written = swap(scores * decay) @ dy
-    d_scores, d_apart = d_weights * decay, d_weights * scores * decay
-    d_q, d_k = d_scores @ k, swap(d_scores) @ q
-    d_v, sums = d_written, ()
+    d_weights: Array = dy @ swapped(written)
+    d_v: Array = swapped(scores * decay) @ dy
+    d_scores: Array = d_weights * decay
+    d_apart: Array = d_scores * scores
+    d_q: Array = d_scores @ k
+    d_k: Array = swapped(d_scores) @ q
+    sums: tuple[Array, ...] = ()
     if more:
-        solved = np.linalg.solve(swap(system), d_written)
-        d_system = -solved @ swap(written)
-        d_v = w * solved
-        d_w = (solved * v).sum(-1) + (d_system * lower).sum(-1)
-        d_lower = w * d_system * np.tri(length, k=-1)
-        d_pairs = d_lower * decay
-        d_k = d_k + d_pairs @ k + swap(d_pairs) @ k
+        solved: Array = np.linalg.solve(swapped(system), d_v)
+        d_system: Array = -solved @ swapped(written)
+        d_w: Array = (solved * v).sum(-1) + (d_system * lower).sum(-1)
+        d_lower: Array = more[0][..., None] * d_system * np.tri(length, k=-1)
+        d_pairs: Array = d_lower * decay
+        d_v, d_k = more[0][..., None] * solved, d_k + d_pairs @ k + swapped(d_pairs) @ k
         d_apart = d_apart + d_lower * lower
         sums = (layout.restore(d_w, 4),)
-    d_total = d_apart.sum(-1) - d_apart.sum(-2)
-    d_g = np.flip(np.cumsum(np.flip(d_total, -1), axis=-1), -1)
+    d_total: Array = d_apart.sum(-1) - d_apart.sum(-2)
+    d_g: Array = np.flip(np.cumsum(np.flip(d_total, -1), axis=-1), -1)
     found = (layout.restore(x, n) for n, x in enumerate((d_q, d_k, d_v, d_g)))
     return (*found, *sums)
+
+
+def swapped(x: Array) -> Array:
+    """The transpose of each matrix."""
+    return np.swapaxes(x, -1, -2)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from fllmc.ir.foreign import Foreign
 from fllmc.ir.program import Program
 from fllmc.ir.settings import Data, Train
 from fllmc.ir.target import Target
@@ -185,7 +186,7 @@ class Plan(msgspec.Struct, frozen=True):
     Where the mesh axis `pipe` is a pipeline's, the fields speak of the ranks at its position 0, and
     `stages` of those at the positions from 1 on. `timeline` is the order of work of its stages in a
     training step, with the times that the compiler reckons with. `host_bytes` is what waits in host
-    memory.
+    memory. `foreign` says how parameters lie in a checkpoint of another format.
     """
 
     program: Program
@@ -205,6 +206,7 @@ class Plan(msgspec.Struct, frozen=True):
     timeline: tuple[Timed, ...] = ()
     host_bytes: int = 0
     buckets: tuple[Bucket, ...] = ()
+    foreign: Foreign | None = None
     schema: str = SCHEMA
 
     @property

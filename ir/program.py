@@ -51,6 +51,9 @@ class Parameter(msgspec.Struct, frozen=True):
     whole that a part has, along its first dim. The part that bears the whole's name is frozen, as
     large as the whole, and zero in all other rows; the others name it as what they are `part_of`.
 
+    One that is `stepped_by` a function is the state of a block: its gradient is what a step records
+    for it, and the function gives what comes of both. It is in no norm and no optimizer.
+
     One that `holds` the codes or the scales of a parameter in few `bits` says how blocks lie: each
     of `block` positions, `along` a dim of that. See `ir/coded.py`.
     """
@@ -73,6 +76,7 @@ class Parameter(msgspec.Struct, frozen=True):
     bits: int = 0
     block: int = 0
     along: str = ""
+    stepped_by: str = ""
     period: int = 0
 
     @property

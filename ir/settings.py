@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from fllmc.ir.foreign import Foreign
 from fllmc.ir.program import Program
 from fllmc.ir.span import NOWHERE, Span
 from fllmc.ir.target import Target
@@ -301,3 +302,4 @@ class Spec(msgspec.Struct, frozen=True):
     mesh: Mesh = Mesh()
     adapter: Adapter | None = None
     sources: tuple[tuple[str, str], ...] = ()
+    foreign: Foreign | None = None

@@ -33,7 +33,7 @@ from fllmc.passes.apply_loss import BATCH
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.differentiate import GRADIENT
 from fllmc.passes.gradient_site import zero
-from fllmc.passes.inline import EQUATIONS, reachable
+from fllmc.passes.inline import equations, reachable
 from fllmc.passes.naming import unique
 from fllmc.passes.training_errors import DimTaken, UnevenMicrobatches
 
@@ -62,7 +62,7 @@ class Accumulate(Pass, frozen=True):
             made = by_parts(program, self.reduce)
         kept = tuple(name for name in program.entries if name != GRADIENT)
         program = structs.replace(program, entries=(GRADIENTS, *kept)).with_functions(*made)
-        used = reachable(program, (*program.entries, *EQUATIONS))
+        used = reachable(program, (*program.entries, *equations(program)))
         return program.with_functions(
             drop=tuple(f.name for f in program.functions if f.name not in used)
         )

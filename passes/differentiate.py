@@ -33,7 +33,7 @@ from fllmc.ir.span import NOWHERE
 from fllmc.passes.apply_loss import FORWARD, OBJECTIVE
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.gradient_site import written_out, zero
-from fllmc.passes.inline import EQUATIONS, reachable
+from fllmc.passes.inline import equations, reachable
 from fllmc.passes.naming import unique
 from fllmc.passes.reverse import Bodies, Body, Cotangent, Draft, Key, Reverse, Saved, Stacked
 from fllmc.passes.training_errors import NothingTrains
@@ -58,7 +58,7 @@ class Differentiate(Pass, frozen=True):
         functions = (*bodies.functions.values(), gradient)
         entries = (GRADIENT, *program.entries)
         program = structs.replace(program, functions=functions, entries=entries)
-        used = reachable(program, (*entries, *EQUATIONS))
+        used = reachable(program, (*entries, *equations(program)))
         return program.with_functions(drop=tuple(f.name for f in functions if f.name not in used))
 
 

@@ -31,7 +31,7 @@ from fllmc.ir.ops import (
 )
 from fllmc.ir.program import Function, Op, Program
 from fllmc.passes.base import AnyLevelPass, Context
-from fllmc.passes.inline import EQUATIONS, callees_first, reachable
+from fllmc.passes.inline import callees_first, equations, reachable
 
 
 class Needed(msgspec.Struct):
@@ -99,7 +99,12 @@ def kept_roots(program: Program) -> tuple[str, ...]:
     ]
     attrs = [op.attrs for function in program.functions for op in function.ops]
     joined = [each.function for each in attrs if isinstance(each, Bucketed)]
-    return (*program.entries, *turns, *joined, *(EQUATIONS if early else ("optimizer.states",)))
+    return (
+        *program.entries,
+        *turns,
+        *joined,
+        *(equations(program) if early else ("optimizer.states",)),
+    )
 
 
 def find_needed(program: Program) -> dict[str, Needed]:

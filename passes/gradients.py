@@ -222,6 +222,11 @@ def spread(s: Site, attrs: ops.Spread, position: int) -> int | None:
     return s.b.one(ops.Pick(attrs.dim.name), s.dy_with(names), s.x(1))
 
 
+def record(s: Site, attrs: ops.Record, position: int) -> int | None:
+    """What is recorded, whatever the cotangent."""
+    return None if position else ordered(s.b, s.x(1), s.kind(0))
+
+
 def chunk(s: Site, attrs: ops.Chunk, position: int) -> int | None:
     """Taken up again."""
     back = ops.Unchunk(attrs.dim, attrs.part, attrs.over)
@@ -258,11 +263,11 @@ def conv(s: Site, attrs: ops.Conv, position: int) -> int | None:
     """Windows back to where they were, or what each tap met."""
     x, w = s.kind(0).names, s.kind(1).names
     groups = tuple(name for name in x if name in w and name not in attrs.contract)
-    given = (*msgspec.structs.astuple(attrs), groups)
+    given: dict[str, Any] = {**msgspec.structs.asdict(attrs), "groups": groups}
     dy = written_out(s.b, s.dy, s.result())
     if position == 0:
-        return ordered(s.b, s.b.one(ops.ConvInput(*given), dy, s.x(1)), s.kind(0))
-    return ordered(s.b, s.b.one(ops.ConvWeight(*given), s.x(0), dy), s.kind(1))
+        return ordered(s.b, s.b.one(ops.ConvInput(**given), dy, s.x(1)), s.kind(0))
+    return ordered(s.b, s.b.one(ops.ConvWeight(**given), s.x(0), dy), s.kind(1))
 
 
 def recur(s: Site, attrs: ops.Recur, position: int) -> int | None:
@@ -303,6 +308,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Pow: elementwise(power),
     ops.Put: put,
     ops.Recur: recur,
+    ops.Record: record,
     ops.ReduceMax: greatest,
     ops.ReduceSum: as_it_is,
     ops.Rename: rename,

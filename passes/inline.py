@@ -22,6 +22,11 @@ EQUATIONS = ("optimizer", "optimizer.no_decay", "optimizer.states", "rate")
 """Functions that no op names, but that later passes take the optimizer from."""
 
 
+def equations(program: Program) -> tuple[str, ...]:
+    """Functions that no op names, but that the step of parameters and states is made of."""
+    return (*EQUATIONS, *dict.fromkeys(p.stepped_by for p in program.parameters if p.stepped_by))
+
+
 def callees_first(program: Program) -> tuple[Function, ...]:
     """All functions, each behind those that it runs."""
     by_name = {function.name: function for function in program.functions}
@@ -78,5 +83,5 @@ class Inline(Pass, frozen=True):
         for function in callees_first(program):
             flat[function.name] = flattened(function, flat, program)
         whole = program.with_functions(*flat.values())
-        used = reachable(whole, (*program.entries, *EQUATIONS))
+        used = reachable(whole, (*program.entries, *equations(whole)))
         return whole.with_functions(drop=tuple(n for n in flat if n not in used))

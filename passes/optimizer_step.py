@@ -66,11 +66,13 @@ class OptimizerStep(Pass, frozen=True):
         """The whole step."""
         b = Builder(TRAIN, program.sizes, program.signatures)
         gradients = program.function(GRADIENTS)
-        trained = [parameter for parameter in program.parameters if parameter.trainable]
+        changed = [parameter for parameter in program.parameters if parameter.trainable]
+        trained = [parameter for parameter in changed if not parameter.stepped_by]
         operands, states = train_inputs(b, gradients, trained, program.function(STATES).outputs)
         step = b.input("step", HOST_SCALAR, "host")
         found = dict(zip(gradients.outputs, b.copy(gradients, operands), strict=True))
         outputs = {"loss": found.pop("loss")}
+        totals = {f"grad.{p.name}": found.pop(f"grad.{p.name}") for p in changed if p.stepped_by}
         b.path, b.span = "clip", NOWHERE
         if trained:
             outputs["grad_norm"] = norm(b, list(found.values()))
@@ -86,6 +88,10 @@ class OptimizerStep(Pass, frozen=True):
                 slope = b.mul(b.cast(slope, b.types[scale].dtype), scale)
             given = {"param": inputs[name], "grad": slope, "rate": rate, "step": step}
             updated |= update(b, program, parameter, {**given, **states[name]})
+        for parameter in changed:
+            if parameter.stepped_by:
+                total = totals[f"grad.{parameter.name}"]
+                updated |= stepped(b, program, parameter, inputs[parameter.name], total)
         weights = {name: value for name, value in updated.items() if "#" not in name}
         results = weights | updated | outputs
         return b.finish(list(results.values()), list(results), gradients.span)
@@ -164,3 +170,14 @@ def update(
         name = parameter.name if output == "param" else f"{parameter.name}#{output}"
         found[name] = written_out(b, b.cast(value, kind.dtype), kind)
     return found
+
+
+def stepped(
+    b: Builder, program: Program, parameter: Parameter, state: int, total: int
+) -> dict[str, int]:
+    """The state of a block after the step, by its equation of itself and its total."""
+    kind = b.types[state]
+    b.path, b.span = "optimizer", NOWHERE
+    given = [state, b.cast(total, kind.dtype)]
+    (value,) = equations(b, program.function(parameter.stepped_by), given, kind.dtype)
+    return {parameter.name: written_out(b, b.cast(value, kind.dtype), kind)}

@@ -124,7 +124,7 @@ class Emitter:
                 return b.one((ops.ReduceSum if name == "sum" else ops.ReduceMax)(dims), *args)
             case Contract(dims=dims):
                 b.path = "dot"
-                return b.one(ops.Dot(dims), *args)
+                return b.one(ops.Dot(dims), *self._alike(args))
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
             case Split() | Join() | Pick() | OneHot():
@@ -137,7 +137,8 @@ class Emitter:
                 return b.one(recur(typed.op), *recur_operands(b, typed.op, args))
             case Plain(param=param):
                 b.path = param
-                return b.cast(self.values[param], self.compute)
+                value = b.cast(self.values[param], self.compute)
+                return b.one(ops.Stop(), value) if self.params[param].state else value
             case Apply():
                 return self._apply(typed.op, args[0])
             case Use():
@@ -180,6 +181,7 @@ class Emitter:
         b = self.b
         if name not in SYMBOLS:
             b.path = name
+        args = self._alike(args)
         if name == "abs":
             return b.one(ops.Maximum(), args[0], b.neg(args[0]))
         if name == "sign":
@@ -193,6 +195,21 @@ class Emitter:
         if name == "pow" and len(args) == 1:
             return b.mul(args[0], args[0])
         return b.one(PLAIN[name], *args)
+
+    @property
+    def wide(self) -> str:
+        """The dtype of counts and losses."""
+        return "f64" if self.compute == "f64" else "f32"
+
+    def _alike(self, args: tuple[int, ...]) -> tuple[int, ...]:
+        """The values, tensors in the dtype of the widest: counts are wider than what they meet."""
+        kinds = [self.b.types[arg] for arg in args]
+        wide = any(kind.dims and kind.dtype == self.wide for kind in kinds)
+        if not wide or self.wide == self.compute:
+            return args
+        narrow = [kind.dims and kind.dtype == self.compute for kind in kinds]
+        pairs = zip(args, narrow, strict=True)
+        return tuple(self.b.cast(arg, self.wide) if cast else arg for arg, cast in pairs)
 
     def _number(self, value: int) -> int:
         """A chosen number as a tensor like others: a choice between constants is in f64."""
@@ -234,7 +251,7 @@ class Emitter:
                 return b.emit(ops.TopK(over, to), *args)[indices]
             case Tally(along, choices, experts):
                 b.path = "tally"
-                return b.cast(b.one(ops.Tally(along, choices, Dim(experts)), *args), self.compute)
+                return b.cast(b.one(ops.Tally(along, choices, Dim(experts)), *args), self.wide)
             case Dispatch(along, choices, to, order):
                 b.path = "dispatch"
                 attrs = ops.Dispatch(along, choices, tuple(map(Dim, to)))

@@ -20,9 +20,23 @@ from fllmc.frontend.lowering.composites import composite
 from fllmc.frontend.lowering.emit import Emitter, arranged
 from fllmc.frontend.semantics.penalties import penalty_dims
 from fllmc.frontend.semantics.sizes import SizeTable
-from fllmc.frontend.semantics.typed import Block, Composite, Key, Kind, Nested, Param, Use
+from fllmc.frontend.semantics.states import SAMPLES
+from fllmc.frontend.semantics.typed import (
+    Block,
+    Composite,
+    Key,
+    Kind,
+    Local,
+    Nested,
+    Param,
+    Plain,
+    Typed,
+    Update,
+    Use,
+)
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Call, Fill, Scan, Signature
+from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.ops import Call, Fill, Record, Scan, Signature
 from fllmc.ir.ops.structure import stack_of
 from fllmc.ir.program import Function, Init, Parameter, Role
 from fllmc.ir.settings import Precision
@@ -89,16 +103,26 @@ class _Lowering:
             found: list[Parameter] = []
             for member in self.blocks[key].members:
                 if isinstance(member, Param):
-                    found.append(self.own(member))
+                    found.append(self.own(self.blocks[key], member))
                 else:
                     found.extend(self.under(member))
             self.known[key] = tuple(found)
         return self.known[key]
 
-    def own(self, param: Param) -> Parameter:
-        """A block's own parameter."""
-        kind = tensor(self.precision.params, *param.stored)
-        return Parameter(param.name, kind, self.init(param), span=param.span, plain=not param.arrow)
+    def own(self, block: Block, param: Param) -> Parameter:
+        """A block's own parameter, or its state, which is stored in the dtype of losses."""
+        kind = tensor(self.wide if param.state else self.precision.params, *param.stored)
+        step = self.update(block, param) if param.state else ""
+        plain, init = not param.arrow, self.init(param)
+        return Parameter(param.name, kind, init, span=param.span, plain=plain, stepped_by=step)
+
+    def update(self, block: Block, state: Param) -> str:
+        """The name of the function (state, total) -> state after a step."""
+        name, new = self.name((block.signature.key, state.name), f"{state.name}.update")
+        if new:
+            found = next(each for each in block.updates if each.state == state.name)
+            self.functions[name] = updating(found, name, tensor(self.wide, *state.target), self)
+        return name
 
     def under(self, nested: Nested) -> tuple[Parameter, ...]:
         """The parameters of a sub-block, or those of a stack as one tensor for all layers."""
@@ -183,9 +207,12 @@ class _Lowering:
             values[given.name] = builder.input(given.name, self.type(given.kind), role)
         within = _BlockEmitter(self, block, builder, values)
         emitter = within.emitter()
+        recorded = {update.total: update.state for update in block.updates}
         for step in block.steps:
             values[step.name] = emitter.expr(step.value)
             within.penalties += [values[step.name]] if step.penalty else []
+            if step.name in recorded:
+                within.record(recorded[step.name], values[step.name])
         result = emitter.expr(block.returned)
         builder.span = block.returned.span
         wanted = self.type(block.signature.result)
@@ -198,8 +225,12 @@ class _Lowering:
     def penalty(self, key: Key) -> Type | None:
         """The type of the sum of a block's penalties, in the dtype of losses; None without any."""
         dims = penalty_dims(key, self.blocks)
-        wide = "f64" if self.precision.compute == "f64" else "f32"
-        return None if dims is None else tensor(wide, *dims)
+        return None if dims is None else tensor(self.wide, *dims)
+
+    @property
+    def wide(self) -> str:
+        """The dtype of losses and states."""
+        return "f64" if self.precision.compute == "f64" else "f32"
 
     def type(self, kind: Kind) -> Type:
         """The type of a tensor at a block's border: indices, or numbers in the compute dtype."""
@@ -278,10 +309,43 @@ class _BlockEmitter:
         self.penalties += more
         return result
 
+    def record(self, state: str, total: int) -> None:
+        """Note a total for the update of a state: a zero among the penalties, with a gradient."""
+        b, param = self.builder, self.block.params[state]
+        b.path = state
+        value = b.sum(b.cast(total, self.lowering.wide), (SAMPLES,))
+        self.penalties.append(b.one(Record(), self.values[state], arranged(b, value, param.stored)))
+
     def fitted(self, value: int, wanted: Type) -> int:
         """The value as a block takes it: its dims in order, numbers in the compute dtype."""
         value = self.builder.cast(value, wanted.dtype)
         return arranged(self.builder, value, wanted.names)
+
+
+def updating(update: Update, name: str, kind: Type, lowering: _Lowering) -> Function:
+    """The equation of an update, composites written out."""
+    builder = Builder(name, lowering.sizes)
+    values = {update.state: builder.input(update.state, kind)}
+    values[update.total] = builder.input(update.total, kind)
+
+    def composed(op: Composite, b: Builder, args: tuple[int, ...]) -> int:
+        kinds = tuple(b.types[arg] for arg in args)
+        made = composite(op.name, op.name, kinds, op.over, dict(op.options), lowering.sizes)
+        (result,) = b.copy(made, args)
+        return result
+
+    def unused(op: Use, b: Builder, args: tuple[int, ...]) -> int:
+        raise InternalError(f"{op.name} in an update")
+
+    emitter = Emitter(builder, values, {}, lowering.wide, composed, unused)
+    result = emitter.expr(of_state(update.value))
+    return builder.finish((arranged(builder, result, kind.names),), ("out",), update.value.span)
+
+
+def of_state(value: Typed) -> Typed:
+    """An update's expression, in which the state is a value like others."""
+    op = Local(value.op.param) if isinstance(value.op, Plain) else value.op
+    return structs.replace(value, op=op, args=tuple(map(of_state, value.args)))
 
 
 def summed(b: Builder, values: list[int], kind: Type) -> int:

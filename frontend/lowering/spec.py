@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import structs
 
 from fllmc.frontend import ast
 from fllmc.frontend.checking import Checked
-from fllmc.frontend.errors import UnknownBlock
-from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, extended
+from fllmc.frontend.errors import NoSize, UnknownBlock
+from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, NamedSection, extended
+from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.model import Model, lower_model
 from fllmc.frontend.lowering.rules import lower_optimizer, lower_rate, lower_states
 from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
@@ -21,6 +22,7 @@ from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
 from fllmc.frontend.sections.train import Choice, TrainSection, read_train
 from fllmc.frontend.semantics.typed import Key, Rule
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
+from fllmc.ir.foreign import Foreign
 from fllmc.ir.program import DimSize, Function, Program, layers_dim
 from fllmc.ir.settings import Adapter, Data, Schedule, Shard, Spec
 from fllmc.ir.span import NOWHERE
@@ -29,6 +31,7 @@ from fllmc.ir.types import Mesh
 OPTIMIZERS = f"{SHIPPED}library/optimizers.fllm"
 RATES = f"{SHIPPED}library/rates.fllm"
 SCHEDULES = f"{SHIPPED}library/schedules.fllm"
+REASON = "the checkpoint's names need one"
 
 
 def lower(
@@ -88,12 +91,13 @@ class Lowering:
         program = self.decayed(program, paths, train)
         schedule, mesh = self.schedule(train, program, paths)
         adapter = self.adapter(adapter_node, paths)
+        foreign = self.foreign(model_key, table)
         self.stop()
         settings = structs.replace(train.train, model=model_key.name)
         sources = self.sources()
         name = self.module.file.rsplit("/", 1)[-1].removesuffix(".fllm")
         whole = self.whole_data(data.data, table)
-        return Spec(name, program, whole, settings, schedule, mesh, adapter, sources)
+        return Spec(name, program, whole, settings, schedule, mesh, adapter, sources, foreign)
 
     def stop(self) -> None:
         """Give up if an error was found."""
@@ -279,6 +283,25 @@ class Lowering:
         self.found += found
         return adapter
 
+    def foreign(self, model: Key, table: Sized) -> Foreign | None:
+        """The names in a foreign format: the section asked for, else the only one of the model."""
+        name = chosen_names(self.checked, model, self.overrides)
+        if name is None:
+            return None
+
+        def size(dim: str) -> int:
+            known = table.sizes.dims.get(dim) or table.table.size(dim)
+            if known is None:
+                place = self.checked.names[name].name.span
+                raise DiagnosticError(
+                    *table.table.found, NoSize(place, dim, REASON, f"{dim} = SIZE")
+                )
+            return known
+
+        foreign, found = lower_names(self.checked.names[name], size)
+        self.found += found
+        return foreign
+
     # The program.
 
     def program(self, model: Model, table: Sized, train: TrainSection) -> Program:
@@ -299,6 +322,30 @@ class Lowering:
             for each in program.parameters
         )
         return structs.replace(program, parameters=parameters)
+
+
+def chosen_names(checked: Checked, model: Key, overrides: Overrides) -> Key | None:
+    """The checkpoint section of a model: that asked for, else the only one; None if there is none.
+
+    DiagnosticError where there are several, or none of the name that is asked for.
+    """
+    module = checked.module
+    fitting: dict[str, Key] = {}
+    for each in module.known("checkpoint"):
+        bound = module.find("checkpoint", each)
+        key = Key(bound.file, bound.section.name.text) if bound else model
+        if key in checked.names and checked.names[key].subject == model:
+            fitting[each] = key
+    wish = overrides.choice("checkpoint")
+    if wish is not None and wish.text not in fitting:
+        known = tuple(fitting)
+        raise DiagnosticError(UnknownSection(wish.span, wish.text, known, "checkpoint section"))
+    if wish is not None:
+        return fitting[wish.text]
+    if len(fitting) > 1:
+        sections = [b.section for n in fitting if (b := module.find("checkpoint", n))]
+        raise DiagnosticError(_ambiguous("checkpoint", sections))
+    return next(iter(fitting.values()), None)
 
 
 def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, ...]:
@@ -327,7 +374,7 @@ def _rules(optimizer: Choice | None, rate: Choice | None) -> tuple[Function, ...
     )
 
 
-def _ambiguous(what: str, sections: list[ast.Train] | list[ast.Schedule]) -> Diagnostic:
+def _ambiguous(what: str, sections: Sequence[NamedSection]) -> Diagnostic:
     names = [section.name.text for section in sections]
     shown = ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
     return Ambiguous(sections[-1].name.span, what, shown, names[-1])

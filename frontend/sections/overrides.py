@@ -18,7 +18,7 @@ from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import Span
 
 FILE = "--set"
-CHOICES = ("train", "data", "schedule", "mesh")
+CHOICES = ("train", "data", "schedule", "mesh", "checkpoint")
 RECORDS = ("train", "data", "schedule")
 WORDS = frozenset({"source", "tokenizer"})
 """Fields whose value may be a text without quotes."""
@@ -27,7 +27,7 @@ Section = TypeVar("Section", ast.Train, ast.Data, ast.Schedule)
 
 
 class Override(Struct, frozen=True):
-    """One option: `group` is `train`, `data`, `schedule`, `mesh` or `dims`, `key` maybe empty."""
+    """One option: `group` is one of `CHOICES` or `dims`, `key` maybe empty."""
 
     group: str
     key: str

@@ -9,6 +9,7 @@ from msgspec import structs
 from fllmc.frontend import ast
 from fllmc.frontend.errors import Recursion, UnknownBlock, UnknownDim, Unused
 from fllmc.frontend.library import Bound, Module
+from fllmc.frontend.semantics import states
 from fllmc.frontend.semantics.infer import Body, Entity
 from fllmc.frontend.semantics.kinds import differs
 from fllmc.frontend.semantics.typed import (
@@ -24,9 +25,10 @@ from fllmc.frontend.semantics.typed import (
     Signature,
     Step,
     Typed,
+    Update,
     Use,
 )
-from fllmc.frontend.type_errors import BadParam, BadStack, NoReturn, WrongResult
+from fllmc.frontend.type_errors import BadParam, BadStack, BadState, NoReturn, WrongResult
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import Span
 
@@ -118,6 +120,7 @@ class _Typer:
         self.body = Body(module.dims, lambda name: module.find("block", name) is not None)
         self.members: list[Param | Nested] = []
         self.steps: list[Step] = []
+        self.updates: list[Update] = []
         self.returned: Typed | None = None
         self.patterns: dict[Key, Block] = {}
 
@@ -133,15 +136,18 @@ class _Typer:
                 case _:
                     pass
         for item in self.block.items:
-            if isinstance(item, ast.Equation | ast.Return):
+            if isinstance(item, ast.Total | ast.Update) and self.returned is None:
+                self._of_state(item)
+            elif isinstance(item, ast.Equation | ast.Return):
                 self._equation(item)
         self._end()
         members = tuple(self._looked_up(member) for member in self.members)
         requirements, dims = tuple(self.body.requirements), tuple(self.body.dims.items())
         returned = self.returned or Typed(BROKEN, Constant(0.0), span=self.block.span)
         is_model = self.block.kind == "model"
+        steps, updates = tuple(self.steps), tuple(self.updates)
         return Block(
-            self.signature, is_model, members, tuple(self.steps), returned, requirements, dims
+            self.signature, is_model, members, steps, returned, requirements, dims, updates
         )
 
     def _looked_up(self, member: Param | Nested) -> Param | Nested:
@@ -175,9 +181,12 @@ class _Typer:
         if source is None or target is None:
             body.give(item.name, Entity("param", item.name.span))
             return
-        arrow = isinstance(shape, ast.Arrow)
-        param = Param(item.name.text, item.name.span, source, target, shape.span, init, arrow)
-        if body.give(item.name, Entity("param", item.name.span, param=param)):
+        arrow, state = isinstance(shape, ast.Arrow), isinstance(item, ast.BlockState)
+        param = Param(
+            item.name.text, item.name.span, source, target, shape.span, init, arrow, state=state
+        )
+        what = "state" if state else "param"
+        if body.give(item.name, Entity(what, item.name.span, param=param)):
             self.members.append(param)
         self._init(init)
 
@@ -304,6 +313,18 @@ class _Typer:
             self.steps.append(Step(item.target.text, value, penalty))
             self.body.used.update([item.target.text] if penalty else ())
 
+    def _of_state(self, item: ast.Total | ast.Update) -> None:
+        if isinstance(item, ast.Total):
+            step = states.total(self.body, item)
+            self.steps += [step] if step else []
+            return
+        update = states.update(self.body, item)
+        if update and any(update.state == known.state for known in self.updates):
+            what, reason = f"`{update.state}` is updated twice", "a state has one update"
+            self.body.found.append(BadState(item.span, what, reason))
+        elif update:
+            self.updates.append(update)
+
     def _result(self, item: ast.Return, value: Typed) -> None:
         wanted = self.signature.result
         if value.kind.broken or wanted.broken:
@@ -321,6 +342,11 @@ class _Typer:
             self.body.found.append(NoReturn(name.span, what, "has no `return`"))
         if any(found.severity == "error" for found in self.body.found):
             return
+        updated = {update.state for update in self.updates}
+        for member in self.members:
+            if isinstance(member, Param) and member.state and member.name not in updated:
+                what, reason = f"`{member.name}` is never updated", "so it is no state"
+                self.body.found.append(BadState(member.span, what, reason))
         for given, entity in self.body.entities.items():
             if given not in self.body.used:
                 self.body.found.append(Unused(entity.span, given, entity.what))

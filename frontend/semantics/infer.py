@@ -56,7 +56,7 @@ OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow"}
 class Entity(Struct, frozen=True):
     """What a name of a body stands for: a value, a parameter or a nested block."""
 
-    what: Literal["input", "equation", "param", "sub", "stack", "state", "parameter"]
+    what: Literal["input", "equation", "param", "sub", "stack", "state", "total", "parameter"]
     span: Span
     kind: Kind = BROKEN
     param: Param | None = None
@@ -78,6 +78,7 @@ class Body:
         self.functions = frozenset(functions)
         self.entities: dict[str, Entity] = {}
         self.used: set[str] = set()
+        self.updating = False
         self.lookups: set[str] = set()
         self.requirements: list[Requirement] = []
         self.dims: dict[str, Span] = {}
@@ -173,6 +174,12 @@ class Body:
         self.used.add(node.name)
         if entity.param and not entity.param.arrow:
             return Typed(Kind(entity.param.target), Plain(node.name), span=node.span)
+        if entity.what == "total" and not self.updating:
+            what, way = (
+                "a total of a whole step",
+                f"an update can read it: `update STATE = {node.name}`",
+            )
+            return self.broken(node.span, NotAValue(node.span, node.name, what, way, entity.span))
         if entity.what not in ("param", "sub", "stack"):
             return Typed(entity.kind, Local(node.name), span=node.span)
         if entity.kind.broken and not (entity.param or entity.signature):

@@ -17,6 +17,7 @@ def penalty_dims(key: Key, blocks: Mapping[Key, Block]) -> tuple[str, ...] | Non
     """
     block = blocks[key]
     found = [step.value.kind.dims for step in block.steps if step.penalty]
+    found += [() for _ in block.updates]  # what is recorded goes along, as zeros
     for typed in expressions(block):
         if isinstance(typed.op, Use):
             inner = penalty_dims(block.nested[typed.op.name].block, blocks)

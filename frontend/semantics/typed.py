@@ -270,7 +270,8 @@ class Member(Struct, frozen=True):
 class Param(Member, frozen=True):
     """A parameter. An arrow has a source; a plain tensor has its dims in `target` alone.
 
-    `init` is as written; `lookup` says that the arrow is applied to indices somewhere.
+    `init` is as written; `lookup` says that the arrow is applied to indices somewhere, `state` that
+    an equation steps it and no gradient.
     """
 
     source: tuple[str, ...]
@@ -279,6 +280,7 @@ class Param(Member, frozen=True):
     init: ast.Expr | None = None
     arrow: bool = False
     lookup: bool = False
+    state: bool = False
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -344,11 +346,21 @@ class Requirement(Struct, frozen=True):
 
 
 class Step(Struct, frozen=True):
-    """One equation; `penalty` if its value is added to the loss as well."""
+    """One equation; `penalty` if its value is added to the loss as well, `total` if it is summed
+    over the samples of a step."""
 
     name: str
     value: Typed
     penalty: bool = False
+    total: bool = False
+
+
+class Update(Struct, frozen=True):
+    """What a state is after a step, of what it was and of one total."""
+
+    state: str
+    total: str
+    value: Typed
 
 
 class Block(Struct, frozen=True):
@@ -361,6 +373,7 @@ class Block(Struct, frozen=True):
     returned: Typed
     requirements: tuple[Requirement, ...]
     dims: tuple[tuple[str, Span], ...]
+    updates: tuple[Update, ...] = ()
 
     @property
     def params(self) -> Mapping[str, Param]:

@@ -77,6 +77,7 @@ from fllmc.ir.ops.experts import (
 )
 from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
+from fllmc.ir.ops.record import Record
 from fllmc.ir.ops.recurrence import Recur, RecurGrad
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -130,6 +131,7 @@ AnyAttrs = (
     | Random
     | Recur
     | RecurGrad
+    | Record
     | ReduceMax
     | ReduceScatter
     | ReduceSum
@@ -220,6 +222,7 @@ __all__ = [
     "PutAdd",
     "Quantize",
     "Random",
+    "Record",
     "Recur",
     "RecurGrad",
     "Reduce",

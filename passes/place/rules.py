@@ -113,6 +113,11 @@ def fill(site: Site, op: Op, attrs: ops.Fill) -> Sequence[Value]:
     return (Constant(site.source.types[op.results[0]], attrs.value, op),)
 
 
+def record(site: Site, op: Op, attrs: ops.Record) -> Sequence[Value]:
+    """A zero, made where it is used: what is recorded was read by the backward pass."""
+    return (Constant(site.source.types[op.results[0]], 0.0, op),)
+
+
 def elementwise(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
     """All operands resolved, where the op is done."""
     axes = target(site, op)
@@ -348,6 +353,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.GroupedOuter: experts.grouped,
     ops.Pick: picked,
     ops.Put: put_back,
+    ops.Record: record,
     ops.ReduceMax: greatest,
     ops.ReduceSum: summed,
     ops.Take: looked_up,

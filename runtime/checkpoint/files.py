@@ -41,14 +41,20 @@ def write_pieces(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
 
 
 def write_streamed(
-    path: Path, kinds: Mapping[str, tuple[str, tuple[int, ...]]], read: Callable[[str], Tensor]
+    path: Path,
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
 ) -> FileRecord:
-    """As `write_pieces`, of tensors of known dtypes and shapes that are read one by one."""
+    """As `write_pieces`, of tensors of known dtypes and shapes that are read one by one.
+
+    `metadata` is what the format lets a header say beside tensors.
+    """
     sizes = {name: TORCH_DTYPES[dtype].itemsize for name, (dtype, _) in kinds.items()}
     names = sorted(kinds, key=lambda name: (-sizes[name], name))
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
-        _write(file, _header(names, kinds), digest)
+        _write(file, _header(names, kinds, metadata), digest)
         for name in names:
             for part in _parts(read(name)):
                 _write(file, part, digest)
@@ -57,8 +63,12 @@ def write_streamed(
     return FileRecord(size, digest.hexdigest())
 
 
-def _header(names: list[str], kinds: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    entries: dict[str, object] = {}
+def _header(
+    names: list[str],
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]],
+    metadata: Mapping[str, str] | None,
+) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name in names:
         dtype, shape = kinds[name]

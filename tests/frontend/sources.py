@@ -92,6 +92,20 @@ schedule plain {
   shard batch over data
 }
 
+checkpoint hf for tiny {
+  embedding <-> "wte.weight" = "head.weight" : [vocab, embed]
+  body[i].attn.{wq, wk} <-> "h.{i}.qk" : [embed, (heads head_dim) + (heads head_dim)]
+  body[i].attn.wo <-> "h.{i + 1}.wo" : [out.embed, (heads 2 pairs)] where head_dim = (pairs 2)
+  body[0].mlp <-> "mlp.0" : mlp  # by another section
+  scale <-> "scale" : []
+  ignore "h.{i}.bias"
+
+  config {
+    embed = text_config.n_embd
+    "act" = "silu"
+  }
+}
+
 adapter code on tiny {
   freeze *
   tune body.*.{attn_norm, mlp_norm}.scale

@@ -42,6 +42,22 @@ ROUTING = {
   return mlp(x, 2.5 * top / (sum[choices](top) + 1e-20), chosen) + shared(x)
 }
 """,
+    # The same with a bias that follows how often experts are chosen, and two penalties.
+    "corrected": """block routed_mlp(x: [batch, seq, embed]) -> [batch, seq, embed] {
+  param router: embed -> experts
+  state bias: [experts] = zeros()
+  sub imbalance: imbalance
+  sub mlp: expert_mlp
+
+  scores = sigmoid(router(x))
+  chosen = top_k_indices(scores + 0.1 * bias, over: experts, to: choices)
+  total load = tally(chosen, along: seq)
+  update bias = bias + 0.01 * sign(mean[experts](load) - load)
+  penalty balance = 0.01 * imbalance(scores / sum[experts](scores), chosen)
+  top = pick(scores, chosen)
+  return mlp(x, top / sum[choices](top), chosen)
+}
+""",
     # gpt-oss: biases on router and experts, clamped gates.
     "gpt_oss": """block routed_mlp(x: [batch, seq, embed]) -> [batch, seq, embed] {
   param router: embed -> experts
@@ -73,7 +89,7 @@ ROUTING = {
 SPEC = """fllm 1
 
 import "library/transformer.fllm" (norm)
-import "library/experts.fllm" (expert_mlp, best_groups)
+import "library/experts.fllm" (expert_mlp, best_groups, imbalance)
 
 dims {
   batch

@@ -1,0 +1,200 @@
+"""A checkpoint section with sizes: every foreign name in numbers, every layout in elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+
+from fllmc.frontend import ast
+from fllmc.frontend.checkpoint_errors import (
+    BadForeignName,
+    CoveredTwice,
+    LayoutDiffers,
+    NotCovered,
+)
+from fllmc.frontend.semantics.foreign_lines import Line, Names, Spot, Term, shown, shown_path
+from fllmc.frontend.semantics.layouts import MARK, Token
+from fllmc.frontend.semantics.sizes import Number, evaluate
+from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
+from fllmc.ir.foreign import Count, Factor, Foreign, Part, Pattern, Tensor
+
+Size = Callable[[str], int]
+
+
+def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnostic, ...]]:
+    """The mapping in numbers; None with at least one mistake. `size` gives that of a dim."""
+    found: list[Diagnostic] = []
+    tensors: list[Tensor] = []
+    for line in names.lines:
+        try:
+            tensors.append(_tensor(line, size))
+        except DiagnosticError as error:
+            found += error.diagnostics
+    if not found:
+        found += [*_gaps(names, size), *_collisions(names, tensors)]
+    if found:
+        return None, tuple(found)
+    dims = tuple((i.dim.text, shown(i.key)) for i in names.config if isinstance(i, ast.ConfigDim))
+    values = tuple(
+        (i.key.value, json_of(i.value)) for i in names.config if isinstance(i, ast.ConfigValue)
+    )
+    sizes = tuple((dim, size(dim)) for dim, _ in dims)
+    return Foreign(names.name.text, tuple(tensors), names.ignored, dims, values, sizes), ()
+
+
+def _tensor(line: Line, size: Size) -> Tensor:
+    loops = tuple((name, size(dim)) for dim, name in line.spots[0].indexed if isinstance(name, str))
+    names = tuple(_pattern(name, line, size) for name in line.names)
+    parts = tuple(_part(line, number, spot, size) for number, spot in enumerate(line.spots))
+    return Tensor(names, loops, parts)
+
+
+def _pattern(name: tuple[str | Term, ...], line: Line, size: Size) -> Pattern:
+    return Pattern(tuple(p if isinstance(p, str) else _count(p, line, size) for p in name))
+
+
+def _count(term: Term, line: Line, size: Size) -> Count:
+    """A number in a name, as factors of its indices; it must be linear in them and not negative."""
+    written = dict(term.indices)
+
+    def at(values: dict[str, int]) -> Number:
+        def named(ref: ast.Ref) -> Number:
+            return values.get(ref.name, 0) if ref.name in written else size(ref.name)
+
+        return evaluate(term.expr, named, "the number in a name")
+
+    offset = at({})
+    factors = {old: at({old: 1}) - offset for old in written}
+    checks = [({old: 2}, offset + 2 * factor) for old, factor in factors.items()]
+    checks.append((dict.fromkeys(written, 1), offset + sum(factors.values())))
+    numbers = [offset, *factors.values()]
+    whole = all(isinstance(each, int) for each in numbers)
+    if not whole or offset < 0 or any(at(where) != value for where, value in checks):
+        reason = "a number in it is no sum of multiples of its indices"
+        raise DiagnosticError(BadForeignName(line.span, reason))
+    used = tuple((written[old], int(factor)) for old, factor in factors.items() if factor)
+    return Count(used, int(offset))
+
+
+def _part(line: Line, number: int, spot: Spot, size: Size) -> Part:
+    layout, split = line.layout, line.layout.split[number]
+    lead = spot.indexed[spot.stacks :]
+    for dim, index in spot.indexed:
+        if isinstance(index, int) and index >= _size(dim, size):
+            reason = f"`{dim}` is {_size(dim, size)}, so there is no {index}"
+            raise DiagnosticError(LayoutDiffers(line.span, spot.name, reason, dim))
+    for dim, tokens in zip(spot.rest, split, strict=True):
+        if prod(_size(token, size) for token in tokens) != _size(dim, size):
+            reason = f"`{dim}` is {_size(dim, size)}, and is not split evenly so"
+            raise DiagnosticError(LayoutDiffers(line.span, spot.name, reason, dim))
+    order = [token for tokens in split for token in tokens]
+    axes: list[tuple[Factor, ...]] = []
+    taken: list[Token] = []
+    for axis in layout.axes:
+        factors: list[Factor] = []
+        for factor in axis:
+            lengths = [prod(_size(token, size) for token in term) for term in factor.terms]
+            before = sum(lengths[:number]) if factor.sum else 0
+            total = sum(lengths) if factor.sum else lengths[number]
+            dims = tuple(_position(token, order, taken) for token in factor.terms[number])
+            factors.append(Factor(total, before, lengths[number], dims))
+        axes.append(tuple(factors))
+    shape = tuple(_size(dim, size) for dim, _ in lead) + tuple(
+        _size(dim, size) for dim in spot.rest
+    )
+    return Part(
+        _native(spot),
+        shape,
+        tuple(_place(index) for _, index in lead),
+        tuple(_size(token, size) for token in order),
+        tuple(len(tokens) for tokens in split),
+        tuple(axes),
+    )
+
+
+def _position(token: Token, order: list[Token], taken: list[Token]) -> int:
+    """Where a dim stands among the split ones; of equal ones the next."""
+    places = [number for number, each in enumerate(order) if each == token]
+    taken.append(token)
+    return places[taken.count(token) - 1]
+
+
+def _native(spot: Spot) -> Pattern:
+    parts: list[str | Count] = []
+    for number, part in enumerate(spot.path):
+        dot = "." if number else ""
+        if isinstance(part, int):
+            parts.append(f"{dot}{part}")
+        elif part.startswith("{"):
+            parts += [dot, Count(((part[1:], 1),))]
+        else:
+            parts.append(dot + part)
+    return Pattern(tuple(parts))
+
+
+def _place(index: str | int) -> Count:
+    return Count((), index) if isinstance(index, int) else Count(((index, 1),))
+
+
+def _size(token: str, size: Size) -> int:
+    return int(token[1:]) if token.startswith("#") else size(token.rstrip(MARK))
+
+
+def _gaps(names: Names, size: Size) -> Iterator[Diagnostic]:
+    """Parameters of which lines speak in part only, by numbers for indices."""
+    covered: dict[str, list[tuple[Spot, Line]]] = {}
+    for line in names.lines:
+        for spot in line.spots:
+            covered.setdefault(spot.name, []).append((spot, line))
+    for name, spots in covered.items():
+        first, line = spots[0]
+        stored = (*(dim for dim, _ in first.indexed), *first.rest)
+        whole = prod(_size(dim, size) for dim in stored)
+        held = sum(
+            prod(_size(dim, size) for dim, index in spot.indexed if isinstance(index, str))
+            * prod(_size(dim, size) for dim in spot.rest)
+            for spot, _ in spots
+        )
+        if held != whole:
+            what = f"all of `{name}`"
+            missing = f"{whole - held} of {whole} elements of `{name}`"
+            subject, dims = names.subject.name, ", ".join(first.rest)
+            where = shown_path(first)
+            yield NotCovered(line.span, names.name.text, subject, what, missing, where, dims)
+
+
+def _collisions(names: Names, tensors: list[Tensor]) -> Iterator[Diagnostic]:
+    """Foreign names that two tensors have."""
+    seen: dict[str, Line] = {}
+    for line, tensor in zip(names.lines, tensors, strict=True):
+        for place in tensor.places():
+            for pattern in tensor.names:
+                name = pattern.at(place)
+                if name in seen:
+                    yield CoveredTwice(line.span, "foreign tensor", name, seen[name].span)
+                    return
+                seen[name] = line
+
+
+def json_of(value: ast.Expr) -> str:
+    """A record's value as JSON; a word stands for a text, but `none` for null."""
+    match value:
+        case ast.Number(value=number):
+            return repr(number)
+        case ast.Boolean(value=truth):
+            return "true" if truth else "false"
+        case ast.String(value=text):
+            return _quoted(text)
+        case ast.Ref(name="none"):
+            return "null"
+        case ast.Ref(name=name):
+            return _quoted(name)
+        case ast.List(items=items) | ast.Tuple(items=items):
+            return "[" + ", ".join(map(json_of, items)) + "]"
+        case _:
+            raise DiagnosticError(BadForeignName(value.span, "this is no value of a configuration"))
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + escaped.replace("\n", "\\n").replace("\t", "\\t") + '"'

@@ -1,0 +1,1 @@
+"""Checkpoints of other formats: folders of safetensors files with a `config.json`, both ways."""
