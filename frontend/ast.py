@@ -124,6 +124,22 @@ class Binary(Node, frozen=True):
     right: Expr
 
 
+class Quantity(Node, frozen=True):
+    """A number with a unit: bytes (`40GiB`) or tokens (`4M tokens`), in the unit's base."""
+
+    value: int | float
+    unit: str
+    text: str
+
+
+class Require(Node, frozen=True):
+    """`require left op right`: a fact about sizes that must hold."""
+
+    left: Expr
+    op: str
+    right: Expr
+
+
 class Tuple(Node, frozen=True):
     """`(a, b)`; two items or more."""
 
@@ -166,7 +182,7 @@ class Selector(Node, frozen=True):
 
 Expr = (
     Number | String | Boolean | Ref | Attribute | Call | Rename | Unary | Binary | Tuple | List
-    | Selector
+    | Selector | Quantity
 )  # fmt: skip
 
 
@@ -438,7 +454,9 @@ class Config(Node, frozen=True):
     items: tuple[ConfigDim | ConfigValue, ...]
 
 
-BlockItem = Param | BlockState | Sub | Stack | Equation | Penalty | Total | Update | Return
+BlockItem = (
+    Param | BlockState | Sub | Stack | Equation | Penalty | Total | Update | Return | Require
+)  # fmt: skip
 RuleItem = State | Equation | Return
 ScheduleItem = Shard | Zero | Recompute | Offload | Compress | Field
 AdapterItem = Freeze | Tune | Lora | Quantize
@@ -543,7 +561,7 @@ class Target(Node, frozen=True):
 
 Section = (
     Import | Dims | Block | Data | Train | Mesh | Optimizer | Rate | Schedule | Adapter
-    | Checkpoint | Target
+    | Checkpoint | Target | Require
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, cast
 
 from fllmc.frontend import ast
@@ -18,6 +19,16 @@ from fllmc.ir.span import Span
 
 Parts = list[Any]
 LARGEST = 2**63 - 1
+UNITS = {
+    "": (1, ""),
+    **{name: (1000**power, "") for power, name in enumerate("kMBT", 1)},
+    **{f"{name}iB": (1024**power, "bytes") for power, name in enumerate("KMGT", 1)},
+    **{f"{name}B": (1000**power, "bytes") for power, name in enumerate("kMGT", 1)},
+}
+"""What may touch a number: its factor, and what it then counts."""
+SUFFIXED = re.compile(
+    r"(?P<digits>[0-9](?:_?[0-9]){0,30}(?:\.[0-9](?:_?[0-9]){0,30})?)(?P<unit>[A-Za-z]*)"
+)
 ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 
 
@@ -79,7 +90,27 @@ class Builder:
     # Words.
 
     def _number(self, parts: Parts, span: Span) -> Any:
-        return ast.Number(span, self._value(parts[0]), parts[0].text)
+        text = parts[0].text
+        scaled = SUFFIXED.fullmatch(text)
+        factor, unit = UNITS.get(scaled["unit"], (0, "")) if scaled else (0, "")
+        if not scaled or not factor:
+            return ast.Number(span, self._value(parts[0]), text)
+        value = self._scaled(scaled["digits"], factor, parts[0])
+        return ast.Quantity(span, value, unit, text) if unit else ast.Number(span, value, text)
+
+    def _number_tokens(self, parts: Parts, span: Span) -> Any:
+        number = self._number(parts[:1], parts[0].span)
+        if isinstance(number, ast.Quantity):
+            self.found.append(BadNumber(parts[0].span, number.text[:40]))
+        return ast.Quantity(span, number.value, "tokens", f"{number.text} tokens")
+
+    def _scaled(self, digits: str, scale: int, token: Token) -> int | float:
+        """`digits` times a whole number, whole if it is."""
+        value = Fraction(digits.replace("_", "")) * scale
+        if value > LARGEST:
+            self.found.append(BadNumber(token.span, token.text[:40]))
+            return 1
+        return value.numerator if value.denominator == 1 else float(value)
 
     def _number_negative(self, parts: Parts, span: Span) -> Any:
         return ast.Number(span, -self._value(parts[1]), "-" + parts[1].text)
@@ -240,6 +271,7 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "total": lambda s, p: ast.Total(s, p[1], p[3]),
     "update": lambda s, p: ast.Update(s, p[1], p[3]),
     "return_": lambda s, p: ast.Return(s, p[1]),
+    "require": lambda s, p: ast.Require(s, p[1], p[2].text, p[3]),
     "field": lambda s, p: ast.Field(s, p[0], p[2]),
     "parameter": lambda s, p: ast.Parameter(s, p[0], (), None),
     "parameter_default": lambda s, p: ast.Parameter(s, p[0], (), p[2]),

@@ -14,6 +14,7 @@ from fllmc.frontend import ast
 from fllmc.frontend.errors import Unused
 from fllmc.frontend.library import Library, Module, named_sections, read_all
 from fllmc.frontend.semantics.blocks import recursions, stacked_stacks, typed_block
+from fllmc.frontend.semantics.facts import unknown_dims
 from fllmc.frontend.semantics.foreign import typed_names
 from fllmc.frontend.semantics.foreign_lines import Names
 from fllmc.frontend.semantics.penalties import misfits
@@ -67,6 +68,9 @@ def check_library(library: Library) -> Checked:
             elif isinstance(section, ast.Optimizer | ast.Rate):
                 rules[key], mistakes = typed_rule(section)
                 found.extend(mistakes)
+        for section in module.tree.sections:
+            if isinstance(section, ast.Require):
+                found.extend(unknown_dims(section, module.dims))
     circles = tuple(recursions(blocks))
     found.extend(circles or stacked_stacks(blocks))
     found.extend(() if circles else misfits(blocks))

@@ -34,7 +34,7 @@ SPACED_COLONS = frozenset({"mapped", "mapped_as"})
 CALL_LIKE_RULES = frozenset({"block", "optimizer", "rate"})
 WRAPPING_RULES = frozenset({"path", "selector", "place", "file_bare"})
 """Rules around a list, which are not a part of it."""
-PRODUCTS = frozenset({"STAR", "SLASH"})
+PRODUCTS = frozenset({"STAR", "SLASH", "PERCENT"})
 HARD = Line("", hard=True)
 
 

@@ -37,7 +37,7 @@ def _master() -> re.Pattern[str]:
         "SPACE": patterns["SPACE"],
         "COMMENT": patterns["COMMENT"],
         "NAME": patterns["NAME"],
-        # A letter that touches a number belongs to it, so that `8k` is one bad number.
+        # A letter that touches a number belongs to it: `8k` is one number, and `8q` one bad one.
         "NUMBER": f"(?:{patterns['NUMBER']})[A-Za-z0-9_]*",
         "STRING": patterns["STRING"],
         OPEN_STRING: r'"[^\n]*',
@@ -90,9 +90,15 @@ class Lexer:
         if kind == "SIGN":
             return self._signs[text]
         keyword = self._keywords.get(text) if kind in ("NAME", "NUMBER") else None
+        if keyword == "TOKENS" and self._is_key():
+            return kind
         if keyword and keyword in accepts and (takes(keyword) or not takes(kind)):
             return keyword
         return kind
+
+    def _is_key(self) -> bool:
+        """Whether a colon comes next."""
+        return self.text[self.position :].lstrip()[:1] == ":"
 
     def span(self, start: int, end: int) -> Span:
         """The place of the characters `start` to `end`."""

@@ -90,7 +90,7 @@ class Library(Struct, frozen=True):
 def named_sections(tree: ast.File) -> Iterator[NamedSection]:
     """The sections that have a name."""
     for section in tree.sections:
-        if not isinstance(section, ast.Import | ast.Dims):
+        if not isinstance(section, ast.Import | ast.Dims | ast.Require):
             yield section
 
 

@@ -27,13 +27,15 @@ PLACES = {
 LATER = ("over", "in", "keep", "elsewhere")
 SECTIONS = frozenset({"BLOCK", "MODEL", "DATA", "TRAIN"})
 HEADER = re.compile(
-    r'import\s*"|dims\s*\{|(?:block|model|data|train|mesh|optimizer|rate|schedule|adapter|target)'
+    r'import\s*"|dims\s*\{|(?:block|model|data|train|mesh|optimizer|rate|schedule|adapter|target|require)'
     r"[ \t]+[A-Za-z_]"
 )
 ITEM = re.compile(r"[A-Za-z_]\w*\s*(?:[=:A-Za-z_(*{#]|$)|[A-Za-z_]\w*\s+[\[\"]")
 STARTS_VALUE = frozenset({"NAME", "NUMBER", "STRING"})
 WITHIN_VALUE = frozenset({"TRUE", "FALSE", "LPAR", "LSQB", "MINUS", "STAR", "ONE_F_ONE_B"})
-CONTINUES_VALUE = frozenset({"PLUS", "MINUS", "STAR", "SLASH", "CARET", "DOT", "LPAR", "LBRACE"})
+CONTINUES_VALUE = frozenset(
+    {"PLUS", "MINUS", "STAR", "SLASH", "PERCENT", "CARET", "DOT", "LPAR", "LBRACE"}
+)
 
 
 def diagnosis(machine: Machine, token: Token) -> Diagnostic:

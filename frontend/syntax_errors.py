@@ -141,10 +141,11 @@ class BadNumber(Diagnostic, frozen=True):
     """A number that can't be read, or is too large to be held.
 
     Integers go up to 2^63 - 1; a point or an exponent makes a double-precision number. A single
-    `_` may stand between digits.
+    `_` may stand between digits. `k`, `M`, `B` and `T` behind a number are a thousand and so on;
+    where it counts bytes, `GiB` and the like, and where tokens, ` tokens` may follow.
 
-        steps: 500k                  # no suffixes
-        steps: 500_000
+        steps: 500x                  # no such unit
+        steps: 500k
     """
 
     code: ClassVar[str] = "E0108"

@@ -317,3 +317,19 @@ class BadPenalty(Diagnostic, frozen=True):
     dim: str
     model: str
     tokens: str
+
+
+class FactFails(Diagnostic, frozen=True):
+    """A `require` in a block or a file does not hold for the sizes of this run.
+
+    It compares two numbers made of sizes of dims, by `==`, `!=`, `<`, `<=`, `>` or `>=`.
+
+        require heads % kv_heads == 0
+    """
+
+    code: ClassVar[str] = "E0290"
+    title: ClassVar[str] = "`{fact}` does not hold"
+    label: ClassVar[str] = "{sizes}"
+
+    fact: str
+    sizes: str

@@ -15,6 +15,7 @@ from fllmc.frontend.section_errors import LossDoesNotFit, VocabTooSmall
 from fllmc.frontend.sections.data import DataSection
 from fllmc.frontend.sections.overrides import Overrides
 from fllmc.frontend.semantics.expert_rows import along_rows
+from fllmc.frontend.semantics.facts import failing
 from fllmc.frontend.semantics.sizes import SizeTable
 from fllmc.frontend.semantics.typed import Block, Key, Requirement
 from fllmc.ir.diagnostics import Diagnostic
@@ -79,6 +80,8 @@ def sized(
         for block in blocks:
             found += _checked(block.requirements, known)
         found += along_rows(blocks)
+        found += failing(_facts(checked, blocks), table)
+        found += [each for each in table.found if each not in found]
         found += _vocab(table, vocab, known.get(vocab, 0), data)
     known.update(_turns(blocks, known))
     return Sized(table, Sizes(known), tokens or known.get(vocab, 0), tuple(found))
@@ -98,6 +101,17 @@ def _turns(blocks: Sequence[Block], sizes: Mapping[str, int]) -> dict[str, int]:
     nested = (each for block in blocks for each in block.nested.values() if each.period)
     counts = {each.turns: sizes.get(each.over, 0) // each.period for each in nested}
     return {turns: count for turns, count in counts.items() if count}
+
+
+def _facts(checked: Checked, blocks: list[Block]) -> Iterator[ast.Require]:
+    """The facts of the main file, of the blocks, and of the files that they stand in."""
+    files = dict.fromkeys((checked.library.main, *(block.signature.key.file for block in blocks)))
+    for file in files:
+        for section in checked.library.modules[file].tree.sections:
+            if isinstance(section, ast.Require):
+                yield section
+    for block in blocks:
+        yield from block.facts
 
 
 def _given(data: DataSection) -> dict[str, int]:

@@ -19,7 +19,7 @@ from fllmc.frontend.sections.data import DataSection, read_data
 from fllmc.frontend.sections.overrides import FILE, Overrides, read_overrides
 from fllmc.frontend.sections.schedule import read_adapter, read_mesh, read_schedule
 from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
-from fllmc.frontend.sections.train import Choice, TrainSection, read_train
+from fllmc.frontend.sections.train import Choice, TrainSection, counts_tokens, read_train
 from fllmc.frontend.semantics.typed import Key, Rule
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.foreign import Foreign
@@ -83,6 +83,10 @@ class Lowering:
         table = sized(self.checked, self.module, model_key, data, self.overrides)
         self.found += table.found
         self.stop()
+        if counts_tokens(train_node):
+            whole = self.whole_data(data.data, table)
+            each = whole.batch * whole.seq
+            train, _ = read_train(train_node, self.rules("optimizer"), self.rules("rate"), each)
         model = lower_model(
             model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
         )

@@ -105,6 +105,32 @@ class Record:
             return default
         return number
 
+    def tokens(self, key: str, each: int, default: int = 0, low: int = 0, example: str = "") -> int:
+        """A count of steps, or of tokens as `4M tokens`: the steps of `each` tokens that take them.
+
+        With `each` 0 it is not known yet how many tokens a step has, and 1 stands for the steps.
+        """
+        value = self.fields[key].value if key in self.fields else None
+        if not (isinstance(value, ast.Quantity) and value.unit == "tokens"):
+            return self.count(key, default, low, example)
+        self.asked.append(key)
+        return max(1, -int(-value.value // each)) if each else 1
+
+    def gib(self, key: str) -> float | None:
+        """`KEY: 40GiB`, or `KEY_gib: 40`, in GiB; None where neither is there."""
+        plain = f"{key}_gib"
+        value = self.value(key)
+        if value is None:
+            return self.number(plain) if self.has(plain) else None
+        if plain in self.fields:
+            where = self.fields[plain].key.span
+            self.found.append(Duplicate(where, plain, "field", self.fields[key].key.span))
+        self.asked.append(plain)
+        if isinstance(value, ast.Quantity) and value.unit == "bytes":
+            return value.value / 2**30
+        self.wrong(key, value, "a size such as `40GiB`")
+        return None
+
     def stretch(self, key: str, example: str) -> tuple[int, int]:
         """`(first, stop)`: whole numbers, the second the larger; (0, 1) where that is not so."""
         value = self.value(key, example)

@@ -52,6 +52,9 @@ PIPELINES: Final = (
 CHUNKED: Final = ("interleaved", "breadth_first", "zb_v")
 """Pipeline schedules that give each rank several stages."""
 
+SIZES = {"budget": "budget_gib", "host": "host_gib"}
+"""Fields that are a size with a unit, and the settings in GiB that they give."""
+
 
 class _ScheduleReader:
     """Reads one schedule."""
@@ -100,12 +103,14 @@ class _ScheduleReader:
             expert_rows=cast(
                 ExpertRows, record.word("expert_rows", get_args(ExpertRows), "routed")
             ),
-            budget_gib=record.number("budget_gib", 0.0),
-            host_gib=record.number("host_gib", 0.0) if record.has("host_gib") else None,
+            budget_gib=record.gib("budget") or 0.0,
+            host_gib=record.gib("host"),
             loss_chunks=record.count("loss_chunks", 1, low=1),
             backward_chunks=record.count("backward_chunks", 1, low=1),
             overlap=cast(Switch, record.word("overlap", get_args(Switch), "on")),
-            places=tuple((name, field.value.span) for name, field in record.fields.items()),
+            places=tuple(
+                (SIZES.get(name, name), field.value.span) for name, field in record.fields.items()
+            ),
         )
 
     def pipeline(self) -> Pipeline | None:

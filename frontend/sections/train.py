@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from fllmc.frontend import ast
 from fllmc.frontend.section_errors import BadBinding, NoDecay, UnknownSection
@@ -37,25 +37,28 @@ class TrainSection(Struct, frozen=True):
 
 
 def read_train(
-    section: ast.Train, optimizers: Rules, rates: Rules
+    section: ast.Train, optimizers: Rules, rates: Rules, each: int = 0
 ) -> tuple[TrainSection, tuple[Diagnostic, ...]]:
-    """The section's settings, and what is wrong with it."""
+    """The section's settings, and what is wrong with it.
+
+    `each` is how many tokens a step has, for counts of tokens; 0 where that is not known yet.
+    """
     name = section.name
     record = Record(f"train `{name.text}`", name.span, section.fields)
     data = _name(record, "data", "a data section")
     optimizer = _rule(record, "optimizer", optimizers, "adamw()")
-    rate = _rule(record, "rate", rates, "cosine(peak: 3e-4)")
+    rate = _rule(record, "rate", rates, "cosine(peak: 3e-4)", each)
     no_decay = _selectors(record, "no_decay", optimizer)
     train = Train(
         name.text,
         section.subject.text,
-        record.count("steps", low=1, example="1_000"),
+        record.tokens("steps", each, low=1, example="1_000"),
         _loss(record),
         _precision(record),
         record.number("clip"),
         record.count("seed"),
-        record.count("evaluate_every"),
-        record.count("checkpoint_every"),
+        record.tokens("evaluate_every", each),
+        record.tokens("checkpoint_every", each),
         record.count("log_every", 10),
         _sample(record),
         _init(record),
@@ -145,7 +148,19 @@ def _selectors(record: Record, key: str, optimizer: Choice | None) -> tuple[ast.
 # Optimizers and rates with their arguments.
 
 
-def _rule(record: Record, key: str, rules: Rules, example: str) -> Choice | None:
+def counts_tokens(section: ast.Train) -> bool:
+    """Whether anything in the section is counted in tokens."""
+    values: list[object] = [field.value for field in section.fields]
+    while values:
+        value = values.pop()
+        if isinstance(value, ast.Quantity) and value.unit == "tokens":
+            return True
+        if isinstance(value, ast.Call):
+            values += [argument.value for argument in value.arguments]
+    return False
+
+
+def _rule(record: Record, key: str, rules: Rules, example: str, each: int = 0) -> Choice | None:
     value = record.value(key, example)
     match value:
         case None:
@@ -161,8 +176,20 @@ def _rule(record: Record, key: str, rules: Rules, example: str) -> Choice | None
         where = value.function.span if isinstance(value, ast.Call) else value.span
         record.found.append(UnknownSection(where, name, tuple(rules), key))
         return None
-    given = _bound(record, value, rules[name], arguments)
+    given = _bound(record, value, rules[name], in_steps(arguments, each))
     return None if given is None else Choice(rules[name], given)
+
+
+def in_steps(arguments: tuple[ast.Argument, ...], each: int) -> tuple[ast.Argument, ...]:
+    """The arguments with counts of tokens as steps of so many; 1 step where that is not known."""
+    found: list[ast.Argument] = []
+    for argument in arguments:
+        value = argument.value
+        if isinstance(value, ast.Quantity) and value.unit == "tokens":
+            steps = value.value / each if each else 1.0
+            value = ast.Number(value.span, steps, value.text)
+        found.append(structs.replace(argument, value=value))
+    return tuple(found)
 
 
 def _bound(

@@ -10,6 +10,7 @@ from fllmc.frontend import ast
 from fllmc.frontend.errors import Recursion, UnknownBlock, UnknownDim, Unused
 from fllmc.frontend.library import Bound, Module
 from fllmc.frontend.semantics import states
+from fllmc.frontend.semantics.facts import refs, unknown_dims
 from fllmc.frontend.semantics.infer import Body, Entity
 from fllmc.frontend.semantics.kinds import differs
 from fllmc.frontend.semantics.typed import (
@@ -135,6 +136,9 @@ class _Typer:
                     self._nested(item)
                 case _:
                     pass
+        facts = tuple(item for item in self.block.items if isinstance(item, ast.Require))
+        for fact in facts:
+            self.body.found += unknown_dims(fact, self.body.declared)
         for item in self.block.items:
             if isinstance(item, ast.Total | ast.Update) and self.returned is None:
                 self._of_state(item)
@@ -146,9 +150,8 @@ class _Typer:
         returned = self.returned or Typed(BROKEN, Constant(0.0), span=self.block.span)
         is_model = self.block.kind == "model"
         steps, updates = tuple(self.steps), tuple(self.updates)
-        return Block(
-            self.signature, is_model, members, steps, returned, requirements, dims, updates
-        )
+        given = (self.signature, is_model, members, steps, returned)
+        return Block(*given, requirements, dims, updates, facts)
 
     def _looked_up(self, member: Param | Nested) -> Param | Nested:
         if isinstance(member, Param) and member.name in self.body.lookups:
@@ -364,20 +367,3 @@ def layers_block(key: Key, first: Signature, layers: Sequence[Key], span: Span) 
         value = Typed(first.result, Use(member.name), (value, *given[1:]), span)
     whole = structs.replace(first, key=key)
     return Block(whole, False, tuple(members), (), value, (), ())
-
-
-def refs(expr: ast.Expr) -> Iterator[ast.Ref]:
-    """The names in an arithmetic expression, functions apart."""
-    match expr:
-        case ast.Ref():
-            yield expr
-        case ast.Unary(value=value):
-            yield from refs(value)
-        case ast.Binary(left=left, right=right):
-            yield from refs(left)
-            yield from refs(right)
-        case ast.Call(arguments=arguments):
-            for argument in arguments:
-                yield from refs(argument.value)
-        case _:
-            return

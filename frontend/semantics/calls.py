@@ -243,6 +243,8 @@ def shown(node: ast.Expr) -> str:
             return f"`{name}`"
         case ast.Number(text=text):
             return f"the number {text}"
+        case ast.Quantity(text=text):
+            return f"`{text}`"
         case ast.String(value=value):
             return f'the text "{value}"'
         case ast.Boolean(value=value):

@@ -129,6 +129,9 @@ class Body:
                 return self._ref(node)
             case ast.Unary(value=value):
                 return self._elementwise(node, "neg", "`-`", value)
+            case ast.Binary(op="%"):
+                wanted = "`%` only where sizes are compared or computed"
+                return self.broken(node.span, WrongValue(node.span, "a value", wanted, "`%`"))
             case ast.Binary(op=op, left=left, right=right):
                 return self._elementwise(node, OPERATORS[op], f"`{op}`", left, right)
             case ast.Rename():
@@ -143,6 +146,9 @@ class Body:
                 for item in items:
                     self.expr(item)
                 found = WrongValue(node.span, "a value", "a single tensor or number", "a list")
+                return self.broken(node.span, found)
+            case ast.Quantity(text=text):
+                found = WrongValue(node.span, "a value", "a number without a unit", f"`{text}`")
                 return self.broken(node.span, found)
             case ast.String() | ast.Selector():
                 found = WrongValue(node.span, "a value", "a tensor or number", "text")

@@ -37,7 +37,7 @@ def evaluate(expr: ast.Expr, named: Callable[[ast.Ref], Number], what: str) -> N
                 BadSize(expr.span, f"{what} can't be computed", "root below zero")
             )
         case _:
-            reason = "numbers, dims, `+ - * / ^` and `sqrt` can stand here"
+            reason = "numbers, dims, `+ - * / % ^` and `sqrt` can stand here"
             raise DiagnosticError(BadSize(expr.span, f"{what} is not a number", reason))
 
 
@@ -50,6 +50,8 @@ def _binary(expr: ast.Expr, op: str, a: Number, b: Number, what: str) -> Number:
                 value = a - b
             case "*":
                 value = a * b
+            case "%":
+                value = a % b
             case "^":
                 if abs(b) > 64:
                     raise OverflowError

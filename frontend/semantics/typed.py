@@ -374,6 +374,7 @@ class Block(Struct, frozen=True):
     requirements: tuple[Requirement, ...]
     dims: tuple[tuple[str, Span], ...]
     updates: tuple[Update, ...] = ()
+    facts: tuple[ast.Require, ...] = ()
 
     @property
     def params(self) -> Mapping[str, Param]:

@@ -12,6 +12,7 @@ from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import NOWHERE
 from fllmc.passes import errors, place_errors
 from fllmc.passes.schedule.errors import NoSolver
+from fllmc.runtime import data_errors as data
 from fllmc.runtime import errors as stored
 from fllmc.runtime import run_errors as run
 from fllmc.runtime.checkpoint import change_errors as change
@@ -40,6 +41,12 @@ DATA: tuple[Diagnostic, ...] = (
     stored.BpeTooSmall(NOWHERE, 200),
     stored.TooFewTokens(NOWHERE, "training", "corpus/*.txt", 20, 32, 33),
     stored.BadHoldout(NOWHERE, 1.5),
+    data.BadTokenFile(NOWHERE, "web/0.bin", "4097 bytes are not whole tokens of 2 bytes"),
+    data.BadRecord(NOWHERE, "talk.jsonl:17", "it has no number `trusted`, which `columns` names"),
+    data.MixedKinds(NOWHERE, "corpus/*", "records, text"),
+    data.UnknownToken(NOWHERE, "<eos>", "bytes"),
+    data.NoTextForTokenizer(NOWHERE, "bpe:512", "web/*.bin"),
+    data.NoSuchColumn(NOWHERE, "trusted", "none of its own"),
 )
 CHECKPOINTS: tuple[Diagnostic, ...] = (
     stored.NoCheckpoint(NOWHERE, "runs/tiny/checkpoints"),

@@ -90,6 +90,8 @@ schedule pod_16 for pretrain on pod {
 
 schedule plain {
   shard batch over data
+  budget: 40GiB
+  microbatches: 4M tokens
 }
 
 checkpoint hf for tiny {
@@ -114,6 +116,8 @@ adapter code on tiny {
     dropout: 0.05
   }
 }
+
+require heads % head_dim != 0
 
 target a100 {
   memory_gib: 80

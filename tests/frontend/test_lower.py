@@ -466,3 +466,78 @@ def test_mistakes_in_a_schedule(before: str, after: str, code: str) -> None:
 def test_a_library_needs_no_run() -> None:
     spec, found, _ = load("fllmc/specs/library/transformer.fllm", needs_run=False)
     assert (spec, found) == (None, ())
+
+
+SHARED = """
+require HEADS
+
+train counted: small {
+  data: text
+  loss: cross_entropy()
+  optimizer: sgd()
+  rate: linear(peak: 1e-3, floor: 0, warmup: 2k tokens)
+  steps: 4M tokens
+  evaluate_every: 1M tokens
+  checkpoint_every: 1k
+}
+
+schedule bounded for counted {
+  shard batch over data
+  budget: 40GiB
+  host: 512MiB
+}
+"""
+
+
+def counted(fact: str = "embed % 8 == 0", **changed: str) -> tuple[Spec | None, list[str]]:
+    """The small model trained by tokens, 64 a step."""
+    text = f"{SHAPE} }}\n{SMALL}{SHARED}".replace("HEADS", fact)
+    for old, new in changed.items():
+        text = text.replace({"steps": "4M tokens", "budget": "40GiB"}[old], new)
+    spec, found, _ = load("a.fllm", text=text)
+    return spec, [each.code for each in found]
+
+
+SMALL = """
+model small(tokens: vocab[batch, seq]) -> [batch, seq, vocab] {
+  param embedding: vocab -> embed
+  param head: embed -> vocab
+
+  require embed > seq / 8
+  return head(embedding(tokens))
+}
+
+data text {
+  source: "builtin:pydocs"
+  batch: 4
+  seq: 16
+}
+"""
+
+
+def test_counts_of_tokens_are_steps_and_sizes_are_bytes() -> None:
+    spec, found = counted()
+    assert spec is not None and not found
+    assert spec.train.steps == 4_000_000 // 64
+    assert spec.train.evaluate_every == 1_000_000 // 64
+    assert spec.train.checkpoint_every == 1000
+    assert spec.schedule.budget_gib == 40 and spec.schedule.host_gib == 0.5
+    (rate,) = evaluate(spec.program, "rate", {"step": 1.0, "steps": 62_500.0}).values()
+    assert rate == pytest.approx(1e-3 / (2000 / 64))
+    assert counted(steps="100 tokens")[0].train.steps == 2  # what is begun is a step
+
+
+@pytest.mark.parametrize(
+    ("fact", "changed", "code"),
+    [
+        ("embed % 7 == 0", {}, "E0290"),
+        ("embed < 2", {}, "E0290"),
+        ("nothing == 0", {}, "E0206"),
+        ("embed % (seq - seq) == 0", {}, "E0227"),
+        ("embed == embed", {"steps": "4GiB"}, "E0218"),
+        ("embed == embed", {"budget": "40"}, "E0218"),
+        ("embed == embed", {"budget": "4M tokens"}, "E0218"),
+    ],
+)
+def test_facts_and_units_that_do_not_hold(fact: str, changed: dict[str, str], code: str) -> None:
+    assert code in counted(fact, **changed)[1]

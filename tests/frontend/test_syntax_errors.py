@@ -35,7 +35,7 @@ MISTAKES = {
     "colon for equals": ("t = min", "t : min", "E0101", ":", None),
     "missing comma": ("(peak, floor", "(peak floor", "E0101", "floor", None),
     "missing value": ("heads = 32", "heads = ", "E0101", "=", None),
-    "bad number": ("batch: 512", "batch: 512k", "E0108", "512k", None),
+    "bad number": ("batch: 512", "batch: 512q", "E0108", "512q", None),
     "huge number": ("batch: 512", "batch: " + "9" * 5000, "E0108", "9" * 5000, None),
     "infinite number": ("rank: 16", "rank: 1e999", "E0108", "1e999", None),
     "open string": ('"other.fllm"', '"other.fllm', "E0106", '"other.fllm (mlp)', None),
@@ -72,7 +72,7 @@ def test_all_errors_of_a_file_come_in_one_run() -> None:
     ):
         old, new, code, _, _ = MISTAKES[name]
         if name == "bad number":
-            old, new = "shuffle: true", "shuffle: 5k"
+            old, new = "shuffle: true", "shuffle: 5q"
         assert old in text
         text = text.replace(old, new, 1)
         wanted.append((text.index(new), code))
