@@ -16,8 +16,7 @@ from msgspec import Struct, structs
 
 from fllmc.ir.coded import uncut
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.ops import Attend, Recur
-from fllmc.ir.program import Op, Parameter, Program
+from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
 from fllmc.ir.settings import Context as ContextKind
 from fllmc.ir.settings import Shard, Zero
@@ -25,6 +24,7 @@ from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
 from fllmc.passes.naming import is_stand_in, stand_ins
 from fllmc.passes.place.expert_layout import ExpertDims, apart
+from fllmc.passes.place.heads import shared_heads
 from fllmc.passes.place.part_rows import place_rows
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
@@ -254,7 +254,9 @@ def _fitting(
     Query and key heads are divided together or not at all; but key heads that are too few to be
     divided as query heads are stay whole, and are copied where they are used.
     """
-    pairs = {pair for function in program.functions for op in function.ops for pair in shared(op)}
+    pairs = {
+        pair for function in program.functions for op in function.ops for pair in shared_heads(op)
+    }
     fitting: list[Shard] = []
     found: list[Diagnostic] = []
     for shard in shards:
@@ -281,15 +283,6 @@ def _fitting(
         ]
         fitting.append(structs.replace(shard, dims=kept))
     return tuple(fitting), found
-
-
-def shared(op: Op) -> tuple[tuple[str, str], ...]:
-    """The dims of an op's heads, and of what groups of them share."""
-    match op.attrs:
-        case Attend(heads=heads, kv_heads=few) | Recur(heads=heads, groups=few) if few:
-            return ((heads, few),)
-        case _:
-            return ()
 
 
 def _has(parameter: Parameter, dim: str) -> bool:
