@@ -266,7 +266,8 @@ def describe(
     elif isinstance(attrs, AllGather):
         moved = program.sizes.local_bytes(function.types[op.results[0]])
     elif isinstance(attrs, RingAttend):
-        moved = handed_on(attrs, function.types[op.operands[1]], program.sizes)
+        pair = [function.types[value] for value in op.operands[1:3]]
+        moved = handed_on(attrs, pair, program.sizes)
     return Collective(
         site=site,
         kind=attrs.collective if isinstance(attrs, Coalesced) else attrs.kind,
@@ -283,13 +284,13 @@ def describe(
     )
 
 
-def handed_on(attrs: RingAttend, keys: Type, sizes: Sizes) -> int:
+def handed_on(attrs: RingAttend, pair: Sequence[Type], sizes: Sizes) -> int:
     """The bytes that a rank sends round a ring of attention.
 
     Keys and values go to all but where they are from, and their gradients once round.
     """
     ranks = sizes.mesh.extent(attrs.axes)
-    total = 2 * (ranks - 1) * sizes.local_bytes(keys)
+    total = (ranks - 1) * sum(sizes.local_bytes(kind) for kind in pair)
     if isinstance(attrs, RingAttendGrad):
-        total += 2 * ranks * sizes.local_elements(keys) * sum_bytes(keys)
+        total += ranks * sum(sizes.local_elements(k) * sum_bytes(k) for k in pair)
     return total

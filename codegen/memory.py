@@ -386,11 +386,11 @@ def ring_buffers(op: Op, planner: Planner) -> list[int]:
 
     A backward ring has also three pairs of gradients, in the dtype in which they are summed.
     """
-    kind = planner.function.types[op.operands[1]]
-    blocks = 4 * planner.sizes.local_bytes(kind)
+    pair = [planner.function.types[value] for value in op.operands[1:3]]
+    blocks = 2 * sum(planner.sizes.local_bytes(kind) for kind in pair)
     if not isinstance(op.attrs, RingAttendGrad):
         return [blocks]
-    return [blocks, 6 * planner.sizes.local_elements(kind) * sum_bytes(kind)]
+    return [blocks, 3 * sum(planner.sizes.local_elements(k) * sum_bytes(k) for k in pair)]
 
 
 def sum_bytes(kind: Type) -> int:

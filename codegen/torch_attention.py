@@ -29,29 +29,43 @@ def heads_first(text: FunctionText, value: int, order: tuple[str, ...]) -> str:
     return text.view(f"{text.tensor(value)}.permute({shape_text(permuted)}).unsqueeze(0)")
 
 
-def views(text: FunctionText, op: Op, attrs: Attend) -> tuple[list[str], list[str]]:
-    """Views of the operands and of the results."""
-    q = (attrs.heads, attrs.along, attrs.dim)
-    k = (attrs.kv_heads, attrs.over, attrs.dim)
+def views(text: FunctionText, op: Op, attrs: Attend) -> tuple[list[str], list[str], list[str]]:
+    """Views of the operands, of the results, and of sinks, bias and where documents start."""
+    q, o = ((attrs.heads, attrs.along, width) for width in (attrs.dim, attrs.width))
+    k, v = ((attrs.kv_heads, attrs.over, width) for width in (attrs.dim, attrs.width))
+    extras = [text.tensor(value) for value in op.operands[3 : attrs.taken]]
     backward = isinstance(attrs, AttendGrad)
-    orders: Sequence[tuple[str, ...]] = [q, k, k, q, q, q] if backward else [q, k, k]
-    own = op.operands[: attrs.tensors]
-    given = [heads_first(text, v, o) for v, o in zip(own, orders, strict=True)]
-    results = zip(op.results, [q, k, k] if backward else [q, q], strict=True)
-    return given, [heads_first(text, v, o) for v, o in results]
-
-
-def options(text: FunctionText, op: Op, attrs: Attend, out: Sequence[str]) -> str:
-    """The keyword arguments that all have, and where documents start: [batch, along]."""
-    starts = ""
+    orders: Sequence[tuple[str, ...]] = [q, k, v, o, o, o] if backward else [q, k, v]
     if attrs.documents:
-        value = op.operands[-1]
-        kind = text.function.types[value]
-        batch = [name for name in kind.names if name != attrs.along]
-        view = matrix(text.tensor(value), kind, text.sizes, [batch, [attrs.along]])
-        starts = f"starts={text.view(view)}, "
-    given = f"scale={attrs.scale!r}, causal={attrs.mask == 'causal'}"
-    return f"{given}, {starts}out=({', '.join(out)})"
+        extras.append(starts_view(text, op.operands[-1], attrs))
+    behind = op.operands[attrs.taken : attrs.taken + 3] if backward else ()
+    values = (*op.operands[:3], *behind)
+    given = [heads_first(text, value, order) for value, order in zip(values, orders, strict=True)]
+    results = zip(op.results, [q, k, v] if backward else [o, o], strict=False)
+    out = [heads_first(text, value, order) for value, order in results]
+    out += [text.tensor(value) for value in op.results[len(out) :]]
+    return given, out, extras
+
+
+def starts_view(text: FunctionText, value: int, attrs: Attend) -> str:
+    """Where documents start, [batch, along]."""
+    kind = text.function.types[value]
+    batch = [name for name in kind.names if name != attrs.along]
+    return text.view(matrix(text.tensor(value), kind, text.sizes, [batch, [attrs.along]]))
+
+
+def options(attrs: Attend, out: Sequence[str], extras: Sequence[str]) -> str:
+    """The keyword arguments that all have."""
+    found = [f"scale={attrs.scale!r}", f"causal={attrs.mask == 'causal'}"]
+    named = {"window": attrs.window, "cap": attrs.cap}
+    found += [f"{name}={value!r}" for name, value in named.items() if value]
+    if attrs.sinks:
+        found.append(f"sinks={extras[0]}")
+    if attrs.bias:
+        found.append(f"bias={extras[attrs.taken - 4]}, origin={attrs.origin}")
+    if attrs.documents:
+        found.append(f"starts={extras[-1]}")
+    return ", ".join((*found, f"out=({', '.join(out)})"))
 
 
 def attend(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -59,39 +73,38 @@ def attend(text: FunctionText, op: Op, at: int) -> list[str]:
     del at
     assert isinstance(op.attrs, Attend)
     attrs = op.attrs
-    given, out = views(text, op, attrs)
+    given, out, extras = views(text, op, attrs)
     suffix = "_grad" if isinstance(attrs, AttendGrad) else ""
     along = text.function.types[op.operands[0]].dim(attrs.along)
     stop = attrs.first + text.sizes.size(attrs.along)
-    if attrs.mask == "causal" and (along.axes or stop < text.sizes.size(attrs.over)):
+    rest = options(attrs, out, extras)
+    if attrs.positional and (along.axes or stop != text.sizes.size(attrs.over)):
         held = positions(text, along)
         if attrs.first:
             held = text.view(f"rt.moved({held}, {attrs.first})")
-        given = [*given, held]
-        suffix = f"_part{suffix}"
-    more = options(text, op, attrs, out)
-    return [f"kernels.attend{suffix}({', '.join(given)}, {more})"]
+        return [f"kernels.attend_part{suffix}({', '.join((*given, held))}, {rest})"]
+    return [f"kernels.attend{suffix}({', '.join(given)}, {rest})"]
 
 
 def ring_attend(text: FunctionText, op: Op, at: int) -> list[str]:
     """Attention whose keys and values go round, with room for those on their way."""
     attrs = op.attrs
     assert isinstance(attrs, RingAttend)
-    given, out = views(text, op, attrs)
-    kind = text.function.types[op.operands[1]]
+    given, out, extras = views(text, op, attrs)
+    kinds = [text.function.types[value] for value in op.operands[1:3]]
     held = text.view(f"rt.held({quoted(attrs.along)}, {attrs.axes!r})")
-    offset = f"{text.offset(at, 0)}"
-    shape = f"{given[1]}.shape"
-    blocks = text.view(f"rt.view({quoted(kind.dtype)}, {offset}, (2, 2, *{shape}))")
+    elements = sum(text.sizes.local_elements(kind) for kind in kinds)
+    dtype = kinds[0].dtype
+    blocks = text.view(f"rt.view({quoted(dtype)}, {text.offset(at, 0)}, (2, {elements}))")
     site = text.sites[text.function.name, at]
     rest = f"{held}, {blocks}"
     name = "ring_attend"
     if isinstance(attrs, RingAttendGrad):
-        sums = "f64" if kind.dtype == "f64" else "f32"
-        grads = text.view(f"rt.view({quoted(sums)}, {text.offset(at, 1)}, (3, 2, *{shape}))")
+        sums = "f64" if dtype == "f64" else "f32"
+        grads = text.view(f"rt.view({quoted(sums)}, {text.offset(at, 1)}, (3, {elements}))")
         name, rest = "ring_attend_grad", f"{rest}, {grads}"
-    more = options(text, op, attrs, out)
-    return [f"rt.{name}({site}, {', '.join(given)}, {rest}, {more})"]
+    call = f"{site}, {', '.join(given)}, {rest}, {options(attrs, out, extras)}"
+    return [f"rt.{name}({call})"]
 
 
 def rope(text: FunctionText, op: Op, at: int) -> list[str]:
@@ -101,8 +114,12 @@ def rope(text: FunctionText, op: Op, at: int) -> list[str]:
     attrs = op.attrs
     kind = text.function.types[op.operands[0]]
     held = positions(text, kind.dim(attrs.along))
-    shape = f"{held}, {text.sizes.size(attrs.dim)}"
-    table = text.view(f"rt.rope_table({shape}, {attrs.theta!r}, {quoted(kind.dtype)})")
+    plain = Rope("", "")
+    numbers = ("theta", "factor", "ramp", "low", "high", "factors", "magnitude")
+    pairs = ((name, getattr(attrs, name)) for name in numbers)
+    told = "".join(f", {n}={v!r}" for n, v in pairs if n == "theta" or v != getattr(plain, n))
+    width = attrs.width(text.sizes)
+    table = text.view(f"rt.rope_table({held}, {width}, {quoted(kind.dtype)}{told})")
     along, dim = kind.names.index(attrs.along), kind.names.index(attrs.dim)
     source, out = text.tensor(op.operands[0]), text.tensor(op.results[0])
     given = f"{along}, {dim}, layout={quoted(attrs.layout)}, inverse={attrs.inverse}"

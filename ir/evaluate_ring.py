@@ -15,11 +15,13 @@ def gathered(
 ) -> tuple[tuple[Type, ...], list[Parts]]:
     """The operands with keys and values whole, and their types."""
     gather = AllGather(attrs.along, attrs.axes)
-    whole = kinds[1].placed(
-        Dim(dim.name) if dim.name == attrs.along else dim for dim in kinds[1].dims
-    )
-    keys, values = (all_gather(gather, kinds[1], parts, mesh) for parts in operands[1:3])
-    return (kinds[0], whole, whole, *kinds[3:]), [operands[0], keys, values, *operands[3:]]
+    whole = [
+        kind.placed(Dim(dim.name) if dim.name == attrs.along else dim for dim in kind.dims)
+        for kind in kinds[1:3]
+    ]
+    both = zip(kinds[1:3], operands[1:3], strict=True)
+    found = [all_gather(gather, kind, parts, mesh) for kind, parts in both]
+    return (kinds[0], *whole, *kinds[3:]), [operands[0], *found, *operands[3:]]
 
 
 def ring_attend(
@@ -40,11 +42,14 @@ def ring_attend_grad(
     """The ranks' shares of the keys' and values' gradients, summed and dealt out again."""
     mesh = heres[0].sizes.mesh
     kinds, parts = gathered(attrs, heres[0].operands, operands, mesh)
-    by_rank: list[tuple[Array, Array, Array]] = [
+    by_rank: list[tuple[Array, ...]] = [
         attend_grad(attrs, here._replace(operands=kinds), *mine)
         for here, *mine in zip(heres, *parts, strict=True)
     ]
-    d_q, d_k, d_v = zip(*by_rank, strict=True)
+    d_q, d_k, d_v, *extras = zip(*by_rank, strict=True)
     scatter = ReduceScatter(attrs.along, attrs.axes)
-    open_kind = Type(kinds[1].dtype, kinds[1].dims, tuple(sorted(bare_axes(attrs.axes))))
-    return (d_q, *(reduce_scatter(scatter, open_kind, d, mesh) for d in (d_k, d_v)))
+    found: list[Parts] = []
+    for kind, parts in ((kinds[1], d_k), (kinds[2], d_v)):
+        open_kind = Type(kind.dtype, kind.dims, tuple(sorted(bare_axes(attrs.axes))))
+        found.append(reduce_scatter(scatter, open_kind, parts, mesh))
+    return (d_q, *found, *extras)

@@ -24,9 +24,8 @@ CHUNK = 64
 def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
     """Floating-point operations of a contraction or an attention, zero for any other op.
 
-    A multiplication with an addition counts as two. Half of a causal mask is not computed. The
-    gradient of attention has five products (FlashAttention-2) where attention has two. Experts are
-    taken to be chosen alike.
+    A multiplication with an addition counts as two. Of attention the visible pairs are
+    computed alone. Experts are taken to be chosen alike.
     """
     match op.attrs:
         case DotAdd(contract=contract) | Dot(contract=contract):
@@ -35,17 +34,13 @@ def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
             for name in contract:
                 inner *= sizes.size(name) // sizes.mesh.extent(a.axes_of(name))
             return 2 * sizes.local_elements(function.types[op.results[0]]) * inner
-        case Attend(along=along, mask=mask):
-            products = 5 if isinstance(op.attrs, AttendGrad) else 2
-            q, k = (function.types[value] for value in op.operands[:2])
-            keys = sizes.size(along) // sizes.mesh.extent(k.axes_of(along))
-            flops = 2 * products * sizes.local_elements(q) * keys
-            return flops // 2 if mask == "causal" else flops
+        case Attend():
+            return attend_flops(op.attrs, function.types[op.operands[0]], sizes)
         case Recur():
             return recur_flops(op.attrs, function, op, sizes)
         case Conv():
             y = {"conv": op.results[0], "conv_input": op.operands[0]}.get(op.kind, op.operands[-1])
-            return 2 * sizes.local_elements(function.types[y]) * window(op, function, sizes)
+            return 2 * sizes.local_elements(function.types[y]) * products(op, function, sizes)
         case GroupedDot():
             weight = function.types[op.operands[1]]
             return 2 * chosen_rows(op.attrs, function, op, sizes) * matrix_elements(weight, sizes)
@@ -56,7 +51,7 @@ def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
             return 0
 
 
-def window(op: Op, function: Function, sizes: Sizes) -> int:
+def products(op: Op, function: Function, sizes: Sizes) -> int:
     """The products that make one number of a convolution, on one rank."""
     assert isinstance(op.attrs, Conv)
     kinds = [function.types[value] for value in (*op.operands, *op.results)]
@@ -80,6 +75,38 @@ def recur_flops(attrs: Recur, function: Function, op: Op, sizes: Sizes) -> int:
     key, value = sizes.size(attrs.dim), sizes.local_elements(v) // tokens
     one = tokens * (4 * key * value + CHUNK * (key + value))
     return one * (3 if backward else 1) * (1 + delta)
+
+
+def attend_flops(attrs: Attend, q: Type, sizes: Sizes) -> int:
+    """Two products of each query with each key that it sees; the gradient has five.
+
+    The queries of a rank see as many keys on average as all do, as they do where a causal sequence
+    is dealt in zig-zag.
+    """
+    twice = isinstance(attrs, AttendGrad)
+    width, wide = sizes.size(attrs.dim), sizes.size(attrs.width)
+    each = 2 * (3 * width + 2 * wide if twice else width + wide)
+    queries, keys = sizes.size(attrs.along), sizes.size(attrs.over)
+    rows = sizes.local_elements(q.without((attrs.dim,)))
+    return rows * each * seen_pairs(attrs, queries, keys) // queries
+
+
+def seen_pairs(attrs: Attend, queries: int, keys: int) -> int:
+    """How many pairs of a query and a key that it sees there are; of a causal mask alone half."""
+    window, first = attrs.window, attrs.first
+    if not window:
+        return queries * keys // 2 if attrs.mask == "causal" else queries * keys
+    behind = within(window, first + queries) - within(window, first)
+    if attrs.mask == "causal":
+        return behind
+    ahead = within(window, keys - first) - within(window, keys - first - queries)
+    return behind + ahead - queries
+
+
+def within(window: int, stop: int) -> int:
+    """The sum of min(p + 1, window) over p below `stop`."""
+    short = min(window, stop)
+    return short * (short + 1) // 2 + (stop - short) * window
 
 
 def chosen_rows(attrs: GroupedDot | GroupedOuter, function: Function, op: Op, sizes: Sizes) -> int:

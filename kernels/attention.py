@@ -1,12 +1,14 @@
 """Attention with grouped heads, forward and backward, into given views.
 
-Shapes: q, o and their gradients [batch, heads, queries, dim]; k, v and theirs [batch, groups, keys,
-dim]; lse [batch, heads, queries], the natural log-sum-exp of the scaled scores, float32 (float64
-for float64). Head h uses group h // (heads / groups). A causal mask is aligned bottom right: the
-last query sees every key. `starts` [batch, queries], if given, are the first keys that queries see,
-and a query that sees none gives 0 with a log-sum-exp of -inf. On the CPU PyTorch's blocked kernel
-does the work where no starts are given; else scores are made for some queries at a time, which
-bounds memory. Sums are in float32 at least.
+Shapes: q and its gradient [batch, heads, queries, dim]; k and its [batch, groups, keys, dim]; v and
+its [batch, groups, keys, value]; o and its [batch, heads, queries, value]; lse [batch, heads,
+queries], the natural log-sum-exp of the scores, float32 (float64 for float64); sinks [heads]; bias
+[heads, distances]; starts [batch, queries], the first key that each query sees. Head h uses group
+h // (heads / groups). What a score is, and which keys a query sees, `ir/ops/attention.py` defines;
+the first query stands at position `first` of the keys, by default so that the last query stands at
+the last key. On the CPU PyTorch's blocked kernel does the work where it can; else it goes through
+the scores of some queries and the keys that they see at a time, which bounds memory. Sums are in
+float32 at least.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fllmc.kernels.attention_scores import Chunk, Rules, wide
+
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _FLASH_GRAD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 _SCORES = 1 << 26  # score elements held at once by the plain path: 256 MiB in float32
+_LEAST = 64  # queries at once under a window that is narrower
 
 
 def attend(
@@ -29,16 +34,28 @@ def attend(
     *,
     scale: float,
     causal: bool,
-    out: tuple[Tensor, Tensor],
+    window: int = 0,
+    cap: float = 0.0,
+    first: int | None = None,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+    origin: int = 0,
     starts: Tensor | None = None,
+    out: tuple[Tensor, Tensor],
 ) -> None:
-    """(o, lse) = softmax(q k^T * scale + mask) v and the log-sum-exp of its scores."""
-    if starts is None and _blocked(q, k, causal):
+    """(o, lse) = softmax(scores) v and the log-sum-exp of the scores.
+
+    Where queries see no key, o is 0 and lse minus infinity, or the sink.
+    """
+    rules = Rules(scale, causal, window, cap, bias, origin, starts).at(first, q, k)
+    if _blocked(q, k, v, rules):
         o, lse = _FLASH(_packed(q), _packed(k), _packed(v), 0.0, causal, scale=scale)
+        if sinks is not None:
+            o, lse = with_sinks(o.to(lse.dtype), lse, sinks)
         out[0].copy_(o)
         out[1].copy_(lse)
     else:
-        _attend_plain(q, k, v, scale, causal, starts, out)
+        _attend_plain(q, k, v, rules, sinks, out)
 
 
 def attend_grad(
@@ -51,29 +68,56 @@ def attend_grad(
     *,
     scale: float,
     causal: bool,
-    out: tuple[Tensor, Tensor, Tensor],
+    window: int = 0,
+    cap: float = 0.0,
+    first: int | None = None,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+    origin: int = 0,
     starts: Tensor | None = None,
+    out: tuple[Tensor, ...],
 ) -> None:
-    """(dq, dk, dv) of attend, from its results and the gradient of o.
+    """(dq, dk, dv, and those of sinks and bias where given) of attend, from its results.
 
     FlashAttention-2 (Dao 2023), section 3.1: P = exp(scores - lse), D = sum(d_out * o),
-    dS = P * (d_out v^T - D).
+    dS = P * (d_out v^T - D). A sink's weight is exp(sink - lse), so its gradient is -D times that.
     """
-    if starts is not None or not _blocked(q, k, causal):
-        _grad_plain(q, k, v, o, lse, d_out, scale, causal, starts, out)
+    rules = Rules(scale, causal, window, cap, bias, origin, starts).at(first, q, k)
+    if sinks is not None:
+        out[3].copy_(sink_gradient(sinks, o, lse, d_out))
+    if not _blocked(q, k, v, rules):
+        _grad_plain(q, k, v, o, lse, d_out, rules, out)
     elif q.shape[1] == k.shape[1] or q.dtype in (torch.float32, torch.float64):
         given = [_packed(x) for x in (d_out, q, k, v, o)]
         found = _FLASH_GRAD(*given, lse, 0.0, causal, scale=scale)
-        for target, value in zip(out, found, strict=True):
+        for target, value in zip(out, found, strict=False):
             target.copy_(value)
     else:
         _grad_groups(q, k, v, o, lse, d_out, scale, causal, out)
 
 
-def _blocked(q: Tensor, k: Tensor, causal: bool) -> bool:
+def with_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention with one more score for each head whose weight goes nowhere, from that without."""
+    total = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+    return o * (lse - total).exp_().unsqueeze(-1), total
+
+
+def sink_gradient(sinks: Tensor, o: Tensor, lse: Tensor, d_out: Tensor) -> Tensor:
+    """The gradient [heads] of the sinks."""
+    total = torch.zeros(sinks.shape, dtype=lse.dtype, device=lse.device)
+    for each_o, each_lse, each_d in zip(o, lse, d_out, strict=True):
+        inner = (each_o.to(lse.dtype) * each_d.to(lse.dtype)).sum(dim=-1)
+        total -= ((sinks.to(lse.dtype)[:, None] - each_lse).exp_() * inner).sum(dim=-1)
+    return total
+
+
+def _blocked(q: Tensor, k: Tensor, v: Tensor, rules: Rules) -> bool:
     """Whether PyTorch's CPU kernel takes the operands; it aligns its causal mask at the top."""
-    aligned = not causal or q.shape[2] == k.shape[2]
-    return q.device.type == "cpu" and aligned and q.numel() > 0
+    given = rules.bias is not None or rules.starts is not None
+    plain = not (rules.window or rules.cap or given)
+    aligned = not rules.causal or (rules.first == 0 and q.shape[2] == k.shape[2])
+    fits = q.device.type == "cpu" and q.shape[3] == v.shape[3] and k.shape[2] > 0
+    return fits and plain and aligned and q.numel() > 0
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -92,7 +136,7 @@ def _grad_groups(
     d_out: Tensor,
     scale: float,
     causal: bool,
-    out: tuple[Tensor, Tensor, Tensor],
+    out: tuple[Tensor, ...],
 ) -> None:
     """The gradient in low precision, the heads of a group summed in float32.
 
@@ -112,74 +156,40 @@ def _grad_groups(
     out[2].copy_(total_v)
 
 
-class _Chunk:
-    """Some queries of all heads against the keys they see: rows are (heads of a group, queries)."""
-
-    def __init__(
-        self, q: Tensor, k: Tensor, causal: bool, starts: Tensor | None, first: int, last: int
-    ) -> None:
-        self.queries = slice(first, last)
-        self.starts = None if starts is None else starts[:, self.queries]
-        self.groups, self.shift = k.shape[1], k.shape[2] - q.shape[2]
-        self.causal, self.device = causal, q.device
-        self.keys = slice(0, last + self.shift if causal else k.shape[2])
-        self.wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-
-    def rows(self, x: Tensor) -> Tensor:
-        """A q-like tensor's chunk in the wide dtype: [batch, groups, rows, dim]."""
-        part = x[:, :, self.queries].to(self.wide)
-        return part.unflatten(1, (self.groups, -1)).flatten(2, 3)
-
-    def seen(self, x: Tensor) -> Tensor:
-        """The seen part of a k-like tensor in the wide dtype."""
-        return x[:, :, self.keys].to(self.wide)
-
-    def scores(self, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-        """Scaled, masked scores [batch, groups, rows, keys]."""
-        scores = torch.matmul(queries, keys.mT).mul_(scale)
-        if self.causal:
-            rows = torch.arange(self.queries.start, self.queries.stop, device=self.device)
-            columns = torch.arange(self.keys.stop, device=self.device)
-            hidden = columns > rows[:, None] + self.shift
-            scores.unflatten(2, (-1, len(rows))).masked_fill_(hidden, -torch.inf)
-        if self.starts is not None:
-            columns = torch.arange(self.keys.stop, device=self.device)
-            before = columns < self.starts[:, None, None, :, None]
-            scores.unflatten(2, (-1, before.shape[3])).masked_fill_(before, -torch.inf)
-        return scores
-
-    def store(self, target: Tensor, rows: Tensor) -> None:
-        """Write rows back to the chunk of a q-like tensor."""
-        count = self.queries.stop - self.queries.start
-        target[:, :, self.queries] = rows.unflatten(2, (-1, count)).flatten(1, 2)
-
-
-def _chunks(q: Tensor, k: Tensor, causal: bool, starts: Tensor | None) -> Iterator[_Chunk]:
+def _chunks(q: Tensor, k: Tensor, rules: Rules) -> Iterator[Chunk]:
+    """Some queries at a time: under a window about as many as that is wide."""
     if q.numel() == 0:
         return
-    queries = q.shape[2]
-    step = max(1, _SCORES // (q.shape[0] * q.shape[1] * k.shape[2]))
+    queries, keys = q.shape[2], k.shape[2]
+    if rules.window:
+        keys = min(keys, 2 * max(rules.window, _LEAST) + rules.window)
+    step = max(1, _SCORES // (q.shape[0] * q.shape[1] * max(1, keys)))
+    if rules.window:
+        step = min(step, max(rules.window, _LEAST))
     for first in range(0, queries, step):
-        yield _Chunk(q, k, causal, starts, first, min(queries, first + step))
+        yield Chunk(q, k, rules, first, min(queries, first + step))
 
 
 def _attend_plain(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    scale: float,
-    causal: bool,
-    starts: Tensor | None,
+    rules: Rules,
+    sinks: Tensor | None,
     out: tuple[Tensor, Tensor],
 ) -> None:
-    for chunk in _chunks(q, k, causal, starts):
-        scores = chunk.scores(chunk.rows(q), chunk.seen(k), scale)
-        chunk.store(out[1].unsqueeze(-1), scores.logsumexp(dim=-1, keepdim=True))
+    for chunk in _chunks(q, k, rules):
+        scores, _ = chunk.scores(chunk.rows(q), chunk.seen(k))
+        sums = scores.logsumexp(dim=-1, keepdim=True)
         # Not exp(scores - lse), which would carry the rounding of a large lse into every weight.
-        weights = scores.softmax(dim=-1)
-        if starts is not None:
-            weights.nan_to_num_()
-        chunk.store(out[0], torch.matmul(weights, chunk.seen(v)))
+        weights = scores.softmax(dim=-1).masked_fill_(sums == -torch.inf, 0.0)
+        o = torch.matmul(weights, chunk.seen(v))
+        if sinks is not None:
+            sink = chunk.per_row(sinks)
+            total = torch.logaddexp(sums, sink)
+            o, sums = o.mul_((sums - total).exp_()), total
+        chunk.store(out[1].unsqueeze(-1), sums)
+        chunk.store(out[0], o)
 
 
 def _grad_plain(
@@ -189,21 +199,26 @@ def _grad_plain(
     o: Tensor,
     lse: Tensor,
     d_out: Tensor,
-    scale: float,
-    causal: bool,
-    starts: Tensor | None,
-    out: tuple[Tensor, Tensor, Tensor],
+    rules: Rules,
+    out: tuple[Tensor, ...],
 ) -> None:
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    total_k, total_v = (torch.zeros(k.shape, dtype=wide, device=k.device) for _ in range(2))
-    for chunk in _chunks(q, k, causal, starts):
+    kind = {"dtype": wide(q.dtype), "device": k.device}
+    total_k, total_v = (torch.zeros(x.shape, **kind) for x in (k, v))
+    total_bias = None if rules.bias is None else torch.zeros(rules.bias.shape, **kind)
+    for chunk in _chunks(q, k, rules):
         queries, d_rows, keys = chunk.rows(q), chunk.rows(d_out), chunk.seen(k)
         sums = chunk.rows(lse.unsqueeze(-1))
-        weights = chunk.scores(queries, keys, scale).sub_(sums).exp_()
+        scores, slope = chunk.scores(queries, keys)
+        weights = scores.sub_(sums).exp_()
         inner = (d_rows * chunk.rows(o)).sum(dim=-1, keepdim=True)
-        d_scores = torch.matmul(d_rows, chunk.seen(v).mT).sub_(inner).mul_(weights).mul_(scale)
+        d_scores = torch.matmul(d_rows, chunk.seen(v).mT).sub_(inner).mul_(weights)
+        if total_bias is not None:
+            chunk.add_distances(d_scores, total_bias)
+        d_scores.mul_(rules.scale if slope is None else slope.mul_(rules.scale))
         chunk.store(out[0], torch.matmul(d_scores, keys))
         total_k[:, :, chunk.keys] += torch.matmul(d_scores.mT, queries)
         total_v[:, :, chunk.keys] += torch.matmul(weights.mT, d_rows)
     out[1].copy_(total_k)
     out[2].copy_(total_v)
+    if total_bias is not None:
+        out[-1].copy_(total_bias)

@@ -168,12 +168,21 @@ def quantized(*, elements: int, block: int, bits: int, width: int) -> Cost:
 
 
 _Q, _K = "[batch, heads, queries, dim]", "[batch, groups, keys, dim]"
-_STARTS = "[batch, queries] first keys, or none"
+_O, _V = "[batch, heads, queries, value]", "[batch, groups, keys, value]"
 _LSE = "[batch, heads, queries], f32, or f64 for f64"
 _BLOCKS, _SCALES = "[blocks, block, inner]", "f32 [blocks, inner]"
 _CODES = "i8 [blocks, block, inner], or u8 [blocks, block / 2, inner] at 4 bits"
 _GROUPS = "groups divides heads"
-_MASK = "queries <= keys; a causal mask is aligned bottom right"
+_QKV: Final = (("q", _Q), ("k", _K), ("v", _V))
+_BACK: Final = (("o", _O), ("lse", _LSE), ("d_out", _O))
+_GIVEN: Final = ("out", f"(o, lse {_LSE})")
+_GRADS: Final = ("out", "(dq, dk, dv, then of sinks and of bias)")
+_FIRST: Final = ("first", "the first query's position among the keys, or so that the last is last")
+_SCORES: Final = (("causal", "bool"), ("window", "keys, or 0"), ("cap", "number, or 0"))
+_EXTRAS: Final = (
+    ("sinks", "[heads], or none"), ("bias", "[heads, distances], or none"),
+    ("origin", "place of distance 0 in the bias"), ("starts", "[batch, queries], or none"),
+)  # fmt: skip
 _APART = "out overlaps no operand"
 _POSITIONS = "stretches of positions"
 _START = "start: the global position at which this rank's stretch of the indexed dim begins"
@@ -198,29 +207,25 @@ KERNELS: Final[tuple[Kernel, ...]] = (
     Kernel(
         "attend",
         "attention",
-        (("q", _Q), ("k", _K), ("v", _K), ("scale", "number"), ("causal", "bool"),
-         ("out", f"(o as q, lse {_LSE})"), ("starts", _STARTS)),
+        (*_QKV, ("scale", "number"), *_SCORES, _FIRST, *_EXTRAS, _GIVEN),
         "out",
-        "softmax(q k^T * scale + mask) v, and the log-sum-exp of the scores",
-        (_GROUPS, _MASK, _APART),
+        "softmax(scores) v, and the log-sum-exp of the scores",
+        (_GROUPS, _APART),
         attend,
     ),
     Kernel(
         "attend_grad",
         "attention",
-        (("q", _Q), ("k", _K), ("v", _K), ("o", _Q), ("lse", _LSE), ("d_out", _Q),
-         ("scale", "number"), ("causal", "bool"), ("out", "(dq as q, dk as k, dv as v)"),
-         ("starts", _STARTS)),
+        (*_QKV, *_BACK, ("scale", "number"), *_SCORES, _FIRST, *_EXTRAS, _GRADS),
         "out",
         "the gradients of attend's operands",
-        (_GROUPS, _MASK, _APART),
+        (_GROUPS, _APART),
         attend_grad,
     ),
     Kernel(
         "attend_part",
         "attention_parts",
-        (("q", _Q), ("k", _K), ("v", _K), ("positions", _POSITIONS), ("scale", "number"),
-         ("causal", "bool"), ("out", f"(o as q, lse {_LSE})"), ("starts", _STARTS)),
+        (*_QKV, ("positions", _POSITIONS), ("scale", "number"), *_SCORES, *_EXTRAS, _GIVEN),
         "out",
         "attend, with the queries at these positions of the keys",
         (_GROUPS, _APART),
@@ -229,9 +234,7 @@ KERNELS: Final[tuple[Kernel, ...]] = (
     Kernel(
         "attend_part_grad",
         "attention_parts",
-        (("q", _Q), ("k", _K), ("v", _K), ("o", _Q), ("lse", _LSE), ("d_out", _Q),
-         ("positions", _POSITIONS), ("scale", "number"), ("causal", "bool"),
-         ("out", "(dq as q, dk as k, dv as v)"), ("starts", _STARTS)),
+        (*_QKV, *_BACK, ("positions", _POSITIONS), ("scale", "number"), *_SCORES, *_EXTRAS, _GRADS),
         "out",
         "the gradients of attend_part's operands",
         (_GROUPS, _APART),
@@ -249,22 +252,22 @@ KERNELS: Final[tuple[Kernel, ...]] = (
     Kernel(
         "rope",
         "rope",
-        (("x", "any dims"), ("table", "(cos, sin), each [seq, dim/2]"), ("along", "dim of x"),
+        (("x", "any dims"), ("table", "(cos, sin), each [seq, pairs]"), ("along", "dim of x"),
          ("dim", "dim of x"), ("layout", "half or interleaved"), ("inverse", "bool"),
          ("out", "as x")),
         "out",
         "pairs of dim turned by their position along `along`",
-        ("dim is even", "the table is f64 for f64, else f32", _APART),
+        ("dim has room for the pairs", "the table is f64 for f64, else f32", _APART),
         rope,
     ),
     Kernel(
         "rope_table",
         "rope",
-        (("seq", "size"), ("dim", "size"), ("theta", "number"), ("dtype", "of x"),
-         ("device", "of x")),
+        (("seq", "size"), ("speeds", "[pairs]"), ("dtype", "of x"), ("device", "of x"),
+         ("magnitude", "number")),
         "",
-        "cosines and sines of position * theta^(-2i/dim), each [seq, dim/2]",
-        ("dim is even",),
+        "magnitude times cosines and sines of position * speed, each [seq, pairs]",
+        (),
         rope_table,
     ),
     Kernel(

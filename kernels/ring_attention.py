@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from fllmc.kernels.attention_parts import Backward, Combined, sights
+from fllmc.kernels.attention_parts import Backward, Combined, looks
+from fllmc.kernels.attention_scores import Rules
 
 
 class Ring(Protocol):
@@ -38,24 +38,30 @@ def ring_attend(
     *,
     scale: float,
     causal: bool,
-    out: tuple[Tensor, Tensor],
+    window: int = 0,
+    cap: float = 0.0,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+    origin: int = 0,
     starts: Tensor | None = None,
+    out: tuple[Tensor, Tensor],
 ) -> None:
     """attend to the keys of all ranks, rank i holding the positions held[i].
 
-    `blocks` [2, 2, dims of k] is scratch: the keys and values at hand, and those on their way.
+    `blocks` [2, elements of k and of v] is scratch: those at hand, and those on their way.
     """
-    found = Combined(q, scale, starts)
+    rules = Rules(scale, causal, window, cap, bias, origin, starts)
+    found = Combined(q, v.shape[3], rules)
     here, there = _packed(blocks, k, v)
     for step in range(ring.size):
         last = step + 1 == ring.size
         wait = None if last else ring.pass_on(here, there, 0)
         source = (ring.position - step) % ring.size
-        found.add(here[0], here[1], sights(held[ring.position], held[source], causal))
+        found.add(*_pair(here, k, v), looks(rules, held[ring.position], held[source]))
         if wait is not None:
             wait()
             here, there = there, here
-    found.store(out)
+    found.store(out, sinks)
 
 
 def ring_attend_grad(
@@ -72,15 +78,21 @@ def ring_attend_grad(
     *,
     scale: float,
     causal: bool,
-    out: tuple[Tensor, Tensor, Tensor],
+    window: int = 0,
+    cap: float = 0.0,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+    origin: int = 0,
     starts: Tensor | None = None,
+    out: tuple[Tensor, ...],
 ) -> None:
-    """(dq, dk, dv) of ring_attend.
+    """(dq, dk, dv) of ring_attend, and this rank's shares of those of sinks and bias where given.
 
-    `grads` [3, 2, dims of k] is scratch in the dtype of sums: this rank's share of the gradients of
-    the block at hand, the sums that it passes on, and those on their way.
+    `grads` [3, elements of k and of v] is scratch in the dtype of sums: this rank's share of the
+    gradients of the block at hand, the sums that it passes on, and those on their way.
     """
-    found = Backward((q, o, lse, d_out), scale, starts)
+    rules = Rules(scale, causal, window, cap, bias, origin, starts)
+    found = Backward((q, o, lse, d_out), rules)
     here, there = _packed(blocks, k, v)
     share, sums, coming = grads.unbind(0)
     sums.zero_()
@@ -88,9 +100,9 @@ def ring_attend_grad(
     for step in range(ring.size):
         wait = None if step + 1 == ring.size else ring.pass_on(here, there, 0)
         source = (ring.position - step) % ring.size
-        seen = sights(held[ring.position], held[source], causal)
         share.zero_()
-        found.add(here[0], here[1], seen, (share[0], share[1]))
+        seen = looks(rules, held[ring.position], held[source])
+        found.add(*_pair(here, k, v), seen, _pair(share, k, v))
         if arrived is not None:
             arrived()
             sums, coming = coming, sums
@@ -101,12 +113,17 @@ def ring_attend_grad(
         arrived = ring.pass_on(sums, coming, 1)
     assert arrived is not None
     arrived()
-    for target, value in zip(out, (found.dq, coming[0], coming[1]), strict=True):
-        target.copy_(value)
+    found.store(out, _pair(coming, k, v), sinks)
 
 
 def _packed(blocks: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Two buffers, the first with this rank's own keys and values."""
     here, there = blocks.unbind(0)
-    torch.stack((k, v), out=here)
+    for target, value in zip(_pair(here, k, v), (k, v), strict=True):
+        target.copy_(value)
     return here, there
+
+
+def _pair(buffer: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """What is in a buffer, as keys and as values."""
+    return buffer[: k.numel()].view(k.shape), buffer[k.numel() :].view(v.shape)

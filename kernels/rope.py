@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,16 +14,21 @@ _TILE = 1 << 17  # elements worked on at once on a CPU: the tile and its result 
 
 
 def rope_table(
-    seq: int, dim: int, theta: float, dtype: torch.dtype, device: torch.device | str = "cpu"
+    seq: int,
+    speeds: Sequence[float],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    magnitude: float = 1.0,
 ) -> Table:
-    """Cosines and sines [seq, dim/2] of position * theta^(-2i/dim).
+    """magnitude times cosines and sines [seq, pairs] of position * speed.
 
     Computed in float64; kept in float64 for float64 and in float32 for all others.
     """
-    speed = theta ** (-2.0 * torch.arange(dim // 2, dtype=torch.float64) / dim)
+    speed = torch.tensor(speeds, dtype=torch.float64)
     angle = torch.arange(seq, dtype=torch.float64)[:, None] * speed
     kept = torch.float64 if dtype == torch.float64 else torch.float32
-    return angle.cos().to(device, kept), angle.sin().to(device, kept)
+    both = (angle.cos().mul_(magnitude), angle.sin().mul_(magnitude))
+    return both[0].to(device, kept), both[1].to(device, kept)
 
 
 def rope(
@@ -38,8 +43,13 @@ def rope(
 ) -> None:
     """Turn the pairs of `dim` by their position along `along`; `inverse` turns back.
 
-    `out` is as x and does not overlap it. Low precision is computed in float32 and rounded once.
+    Elements behind the pairs of the table are copied. `out` is as x and does not overlap it. Low
+    precision is computed in float32 and rounded once.
     """
+    width, size = 2 * table[0].shape[1], x.shape[dim]
+    if width < size:
+        out.narrow(dim, width, size - width).copy_(x.narrow(dim, width, size - width))
+        x, out = x.narrow(dim, 0, width), out.narrow(dim, 0, width)
     cos, sin = (_aligned(part, along, dim, x.dim()) for part in table)
     sign = -1.0 if inverse else 1.0
     if layout == "interleaved" and _complex(x, dim, cos) and _complex(out, dim, cos):

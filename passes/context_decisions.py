@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
@@ -26,13 +26,14 @@ class Way(Struct, frozen=True):
         return f"`{self.name}`: a rank receives {moved} a call, and has {held} of keys and values"
 
 
-def ways(q: Type, k: Type, ranks: int, sizes: Sizes) -> tuple[Way, ...]:
-    """The three ways, from queries and keys of which each rank has its part of the sequence."""
-    queries, keys = sizes.local_bytes(q), sizes.local_bytes(k)
+def ways(kinds: Sequence[Type], ranks: int, sizes: Sizes) -> tuple[Way, ...]:
+    """The three ways, from queries, keys, values and results of a rank's part of the sequence."""
+    queries, keys, values, results = (sizes.local_bytes(kind) for kind in kinds)
+    pair = keys + values
     return (
-        Way("gather", 2 * (ranks - 1) * keys, 2 * ranks * keys),
-        Way("ring", 2 * (ranks - 1) * keys, 4 * keys),
-        Way("exchange", 2 * (queries + keys) * (ranks - 1) // ranks, 2 * keys),
+        Way("gather", (ranks - 1) * pair, ranks * pair),
+        Way("ring", (ranks - 1) * pair, 2 * pair),
+        Way("exchange", (queries + results + pair) * (ranks - 1) // ranks, pair),
     )
 
 
@@ -44,11 +45,11 @@ def attentions(program: Program, schedule: Schedule) -> Iterator[Decision]:
             attrs = op.attrs
             if not isinstance(attrs, Attend) or isinstance(attrs, AttendGrad) or op.path in told:
                 continue
-            q, k = (function.types[value] for value in op.operands[:2])
-            axes = sequence_axes(attrs, q, schedule, program)
-            if axes:
+            kinds = [function.types[value] for value in op.operands[:3]]
+            axes = sequence_axes(attrs, kinds[0], schedule, program)
+            if axes and attrs.over == attrs.along:
                 told.add(op.path)
-                yield decision(op.path, attrs, (q, k), axes, program, schedule)
+                yield decision(op.path, attrs, kinds, axes, program, schedule)
 
 
 def sequence_axes(attrs: Attend, q: Type, schedule: Schedule, program: Program) -> tuple[str, ...]:
@@ -69,18 +70,19 @@ def sequence_axes(attrs: Attend, q: Type, schedule: Schedule, program: Program) 
 def decision(
     path: str,
     attrs: Attend,
-    kinds: tuple[Type, Type],
+    kinds: Sequence[Type],
     axes: tuple[str, ...],
     program: Program,
     schedule: Schedule,
 ) -> Decision:
     """The way taken, and the others."""
     ranks, sizes = program.mesh.extent(axes), program.sizes
-    q, k = kinds
+    q, *pair = kinds
     chosen = schedule.context
     if chosen == "gather" and not isinstance(attrs, RingAttend):
-        k = k.placed(q.dim(attrs.along) if dim.name == attrs.over else dim for dim in k.dims)
-    found = ways(q, k, ranks, sizes)
+        mine = q.dim(attrs.along)
+        pair = [k.placed(mine if dim.name == attrs.over else dim for dim in k.dims) for k in pair]
+    found = ways((q, *pair, attrs.wide(q)), ranks, sizes)
     mine = next(way for way in found if way.name == chosen)
     others = "; ".join(str(way) for way in found if way is not mine)
     on = ", ".join(f"`{axis}`" for axis in axes)

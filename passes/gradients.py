@@ -246,15 +246,15 @@ def rope(s: Site, attrs: ops.Rope, position: int) -> int | None:
 
 
 def attend(s: Site, attrs: ops.Attend, position: int) -> int | None:
-    """One op gives all three; the log-sum-exp is for the backward pass and has no gradient."""
-    if position == 3:
+    """One op gives them all; the log-sum-exp is for the backward pass and has no gradient."""
+    if position == attrs.taken:
         return None  # where documents start
     if s.cotangents[1] is not None:
         raise InternalError(f"{s.op.path}: no gradient flows through the log-sum-exp of attend")
     if not s.shared:
         back = ops.AttendGrad(*msgspec.structs.astuple(attrs))
-        values = (s.x(0), s.x(1), s.x(2), s.y(0), s.y(1))
-        starts = (s.x(3),) if attrs.documents else ()
+        values = (*map(s.x, range(attrs.taken)), s.y(0), s.y(1))
+        starts = (s.x(attrs.taken),) if attrs.documents else ()
         s.shared = s.b.emit(back, *values, written_out(s.b, s.dy, s.result()), *starts)
     return s.shared[position]
 

@@ -19,7 +19,18 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Attend, Conv, Dot, DotAdd, Put, Recur, RecurGrad, Take, Transpose
+from fllmc.ir.ops import (
+    Attend,
+    AttendGrad,
+    Conv,
+    Dot,
+    DotAdd,
+    Put,
+    Recur,
+    RecurGrad,
+    Take,
+    Transpose,
+)
 from fllmc.ir.ops.convolution import conv_parts
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.types import Type
@@ -101,6 +112,20 @@ def conv_orders(attrs: Conv, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
     ]
 
 
+def attend_orders(attrs: Attend, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
+    """The memory orders of attention's operands, or of its gradient's."""
+    inner = (attrs.along, attrs.heads, attrs.dim)
+    batch = [name for name in kinds[0].names if name not in inner]
+    q = attend_order(attrs, attrs.heads, kinds[0], batch)
+    k = attend_order(attrs, attrs.kv_heads, kinds[1], batch)
+    o, v = (tuple(attrs.width if n == attrs.dim else n for n in order) for order in (q, k))
+    lse = tuple(name for name in q if name != attrs.dim)
+    extras = [(attrs.heads,)] * attrs.sinks + [(attrs.heads, attrs.bias)] * bool(attrs.bias)
+    grads = [o, lse, o] * isinstance(attrs, AttendGrad)
+    starts = tuple(name for name in q if name not in (attrs.heads, attrs.dim))
+    return [q, k, v, *extras, *grads, *[starts] * attrs.documents]
+
+
 def wanted_orders(op: Op, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
     """The memory order that an op wants of each operand."""
     orders = [kind.names for kind in kinds]
@@ -110,14 +135,7 @@ def wanted_orders(op: Op, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
         case Dot():
             orders[:] = dot_orders(op.attrs, kinds[0], kinds[1])
         case Attend():  # the gradient's definition is a subclass
-            inner = (op.attrs.along, op.attrs.heads, op.attrs.dim)
-            batch = [name for name in kinds[0].names if name not in inner]
-            q = attend_order(op.attrs, op.attrs.heads, kinds[0], batch)
-            k = attend_order(op.attrs, op.attrs.kv_heads, kinds[1], batch)
-            lse = tuple(name for name in q if name != op.attrs.dim)
-            starts = tuple(name for name in q if name not in (op.attrs.heads, op.attrs.dim))
-            orders[:] = [q, k, k, q, lse, q][: op.attrs.tensors]
-            orders += [starts] if op.attrs.documents else []
+            orders[:] = attend_orders(op.attrs, kinds)
         case Recur():
             orders[:] = recur_orders(op.attrs, kinds)
         case Conv():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.ops import Rope
 from fllmc.ir.plan import ALIGNMENT, Plan, Stored
 from fllmc.ir.types import Dim, Sizes
 from fllmc.kernels import ring_attention, torch_ops
@@ -200,13 +201,15 @@ class Executor:
         return torch.tensor(held, device=self.device)
 
     def rope_table(
-        self, stretches: tuple[range, ...], dim: int, theta: float, dtype: str
+        self, stretches: tuple[range, ...], width: int, dtype: str, **how: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for rotary positions, made once."""
-        key = (stretches, dim, theta, dtype)
+        """Cosines and sines for rotary positions, made once; `how` is as attributes of `rope`."""
+        key = (stretches, width, dtype, *how.items())
         if key not in self.tables:
+            rope = Rope("", "", **how)
             stop = max(stretch.stop for stretch in stretches)
-            whole = torch_ops.rope_table(stop, dim, theta, DTYPES[dtype], self.device)
+            given = (stop, rope.speeds(width), DTYPES[dtype], self.device, rope.magnitude)
+            whole = torch_ops.rope_table(*given)
             self.tables[key] = (
                 torch.cat([whole[0][s.start : s.stop] for s in stretches]),
                 torch.cat([whole[1][s.start : s.stop] for s in stretches]),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 from msgspec import structs
 
+from fllmc.frontend.lowering.attention import attend_attrs, rope_attrs
 from fllmc.frontend.semantics.typed import (
     Apply,
-    Attend,
     Combine,
     Composite,
     Constant,
@@ -29,7 +28,6 @@ from fllmc.frontend.semantics.typed import (
     Recur,
     Reduce,
     Renamed,
-    Rope,
     Size,
     Split,
     Tally,
@@ -38,6 +36,7 @@ from fllmc.frontend.semantics.typed import (
     Use,
     primed,
 )
+from fllmc.frontend.semantics.typed_attention import Attend, Rope
 from fllmc.ir import ops
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
@@ -146,9 +145,9 @@ class Emitter:
             case Composite(name=name):
                 b.path = name
                 return self.composer(typed.op, b, args)
-            case Rope(along=along, dim=dim, theta=theta, layout=layout):
+            case Rope():
                 b.path = "rope"
-                return b.one(ops.Rope(along, dim, theta, layout), *args)
+                return b.one(rope_attrs(typed.op, b.sizes), *args)
             case Attend():
                 return self._attend(typed.op, args)
             case TopK() | Tally() | Dispatch() | Combine() | ExpertDot() | ExpertTake():
@@ -232,12 +231,11 @@ class Emitter:
 
     def _attend(self, op: Attend, args: tuple[int, ...]) -> int:
         b = self.b
-        q, k, v = args
+        q, k, v, *extras = args
         b.path = "attend"
-        scale = op.scale if op.scale is not None else 1 / math.sqrt(b.sizes.size(op.dim))
-        v = arranged(b, v, b.types[k].names)
-        attrs = ops.Attend(op.along, op.heads, op.kv_heads, op.dim, scale, op.mask)
-        return b.emit(attrs, q, k, v)[0]
+        attrs = attend_attrs(op, b.sizes)
+        order = tuple(attrs.width if name == op.dim else name for name in b.types[k].names)
+        return b.emit(attrs, q, k, arranged(b, v, order), *extras)[0]
 
     def _experts(
         self,

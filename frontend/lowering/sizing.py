@@ -182,6 +182,14 @@ def _checked(
         elif need.rule == "at_most" and a > b:
             what = f"no more than all of `{need.b}` can be chosen"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
+        elif need.rule == "distances" and a != sum(sizes[n] for n in need.b.split()) - 1:
+            keys, queries = need.b.split()
+            what = f"the bias needs each distance, so `{need.a}` must be {keys} + {queries} - 1"
+            shown = f"`{keys}` is {sizes[keys]}, `{queries}` is {sizes[queries]}"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, {shown}")
+        elif need.rule == "at_most_of" and a > b:
+            what = f"each of `{need.a}` needs a position in `{need.b}` under a mask or window"
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
         elif factors and a != prod(sizes[name] for name in factors):
             must = (
                 "have a row for each choice"

@@ -8,7 +8,7 @@ from typing import TypeVar
 from fllmc.frontend import ast
 from fllmc.frontend.errors import Duplicate
 from fllmc.frontend.section_errors import MissingKey, OutOfRange, UnknownKey
-from fllmc.frontend.semantics.calls import shown
+from fllmc.frontend.semantics.matching import shown
 from fllmc.frontend.type_errors import WrongValue
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import Span

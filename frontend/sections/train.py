@@ -9,7 +9,7 @@ from msgspec import Struct, structs
 from fllmc.frontend import ast
 from fllmc.frontend.section_errors import BadBinding, NoDecay, UnknownSection
 from fllmc.frontend.sections.records import Record
-from fllmc.frontend.semantics.calls import shown
+from fllmc.frontend.semantics.matching import shown
 from fllmc.frontend.semantics.typed import Rule, RuleParameter
 from fllmc.frontend.type_errors import WrongValue
 from fllmc.ir.diagnostics import Diagnostic

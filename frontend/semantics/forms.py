@@ -7,25 +7,28 @@ from typing import Literal
 
 from msgspec import Struct
 
-Wanted = Literal["counts", "dim", "dims", "new", "number", "word"]
+Wanted = Literal["dim", "dims", "new", "number", "amount", "amounts", "call", "counts", "word"]
 
 
 class Option(Struct, frozen=True):
     """A named argument that is not a tensor. `default` is the text of the default, if any.
 
-    `new` wants dims that the first tensor need not have; `counts` whole numbers, one for all or
-    one for each dim in brackets, or a word.
+    `new` wants dims that the first tensor need not have; `amount` is a number that may be made of
+    sizes, `amounts` several, and `call` one of the `forms` with options of its own; `counts` are
+    whole numbers, one for all or one for each dim in brackets, or a word.
     """
 
     wanted: Wanted
     default: str | None = None
     words: tuple[str, ...] = ()
+    forms: Mapping[str, Form] = {}
 
 
 class Form(Struct, frozen=True):
     """How a function is called: dims in brackets, tensors in order, then options by name.
 
-    `free` are the tensors that may hold other things than numbers.
+    `free` are the tensors that may hold other things than numbers; `optional` those that may be
+    left out, and are given by name.
     """
 
     name: str
@@ -33,11 +36,13 @@ class Form(Struct, frozen=True):
     options: Mapping[str, Option] = {}
     brackets: bool = False
     free: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = list(self.tensors)
+        parts = [*self.tensors, *(f"[{name}: TENSOR]" for name in self.optional)]
         for key, option in self.options.items():
-            shown = " or ".join(option.words) or option.default or option.wanted.upper()
+            shown = " or ".join(option.words or option.forms) or option.default
+            shown = shown or {"amount": "NUMBER"}.get(option.wanted, option.wanted.upper())
             parts.append(f"[{key}: {shown}]" if option.default == "" else f"{key}: {shown}")
         return f"{self.name}{'[DIMS]' if self.brackets else ''}({', '.join(parts)})"
 
@@ -59,6 +64,70 @@ _STATE = {
     "heads": Option("new", ""),
 }
 
+_FACTOR = {"factor": Option("amount")}
+_ORIGINAL = {**_FACTOR, "original": Option("amount")}
+
+SCALINGS: Mapping[str, Form] = {
+    form.name: form
+    for form in (
+        Form("linear", (), _FACTOR),
+        Form("ntk", (), _FACTOR),
+        Form(
+            "llama3", (), {**_ORIGINAL, "low": Option("amount", "1"), "high": Option("amount", "4")}
+        ),
+        Form(
+            "yarn",
+            (),
+            {
+                **_ORIGINAL,
+                "fast": Option("amount", "32"),
+                "slow": Option("amount", "1"),
+                "bounds": Option("word", "whole", ("whole", "exact")),
+                "magnitude": Option("amount", ""),
+            },
+        ),
+        Form(
+            "longrope",
+            (),
+            {
+                **_ORIGINAL,
+                "short": Option("amounts"),
+                "long": Option("amounts"),
+                "magnitude": Option("amount", ""),
+            },
+        ),
+    )
+}
+"""How rotary positions are stretched beyond the lengths that a model was trained on."""
+
+ROPE = Form(
+    "rope",
+    ("x",),
+    {
+        "along": Option("dim"),
+        "theta": Option("amount", "10000"),
+        "layout": Option("word", "half", ("half", "interleaved")),
+        "dim": Option("dim", ""),
+        "rotary": Option("amount", ""),
+        "scaling": Option("call", "", forms=SCALINGS),
+    },
+)
+ATTEND = Form(
+    "attend",
+    ("q", "k", "v"),
+    {
+        "along": Option("dim"),
+        "keys": Option("new", ""),
+        "mask": Option("word", "causal", ("causal", "none")),
+        "window": Option("amount", ""),
+        "scale": Option("amount", ""),
+        "cap": Option("amount", ""),
+        "dim": Option("dim", ""),
+        "heads": Option("dim", ""),
+    },
+    optional=("sinks", "bias"),
+)
+
 FORMS: Mapping[str, Form] = {
     form.name: form
     for form in (
@@ -79,27 +148,8 @@ FORMS: Mapping[str, Form] = {
         Form("sum", ("x",), brackets=True),
         Form("mean", ("x",), brackets=True),
         Form("dot", ("a", "b"), brackets=True),
-        Form(
-            "rope",
-            ("x",),
-            {
-                "along": Option("dim"),
-                "theta": Option("number", "10000"),
-                "layout": Option("word", "half", ("half", "interleaved")),
-                "dim": Option("dim", ""),
-            },
-        ),
-        Form(
-            "attend",
-            ("q", "k", "v"),
-            {
-                "along": Option("dim"),
-                "mask": Option("word", "causal", ("causal", "none")),
-                "scale": Option("number", ""),
-                "dim": Option("dim", ""),
-                "heads": Option("dim", ""),
-            },
-        ),
+        ROPE,
+        ATTEND,
         Form(
             "conv",
             ("x", "weight"),

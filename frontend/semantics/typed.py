@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 
 from fllmc.frontend import ast
+from fllmc.frontend.semantics.typed_attention import Attend, Rope
 from fllmc.ir.program import turns_dim
 from fllmc.ir.span import NOWHERE, Span
 
@@ -127,26 +128,6 @@ class Composite(Struct, frozen=True):
     name: str
     over: tuple[str, ...] = ()
     options: tuple[tuple[str, float | str], ...] = ()
-
-
-class Rope(Struct, frozen=True):
-    """Rotary positions."""
-
-    along: str
-    dim: str
-    theta: float
-    layout: str
-
-
-class Attend(Struct, frozen=True):
-    """Attention; `scale` None stands for 1/sqrt(size of dim)."""
-
-    along: str
-    heads: str
-    kv_heads: str
-    dim: str
-    mask: str
-    scale: float | None
 
 
 class Conv(Struct, frozen=True):
@@ -336,10 +317,14 @@ class Signature(Struct, frozen=True):
 class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
     no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
-    choices), `parts` (the same of a dim and those that it is split into) or `windows` (a is how
-    many windows there are: b holds the dims along and of taps, the stride and the zeros around)."""
+    choices), `parts` (the same of a dim and those that it is split into), `distances` (a is the sum
+    of the dims in b, less one), `at_most_of` (a is no larger than b: queries among keys) or
+    `windows` (a is how many there are: b holds the dims along and of taps, stride and zeros)."""
 
-    rule: Literal["divides", "even", "same", "at_most", "product", "parts", "windows"]
+    rule: Literal[
+        "divides", "even", "same", "at_most", "product", "parts", "distances", "at_most_of",
+        "windows",
+    ]  # fmt: skip
     a: str
     b: str
     span: Span

@@ -32,8 +32,9 @@ def attend(site: Site, op: Op, attrs: ops.Attend) -> Sequence[Value]:
     elif axes and context == "exchange":
         queries = keys = exchanged(home, attrs)
     keys = fitting(attrs, keys, sizes)
-    places = (queries, keys, keys, *4 * (queries,))
-    operands = [site.take(value, at) for value, at in zip(op.operands, places, strict=False)]
+    behind = len(op.operands) - 3
+    places = (queries, keys, keys, *[queries] * behind)
+    operands = [site.take(value, at) for value, at in zip(op.operands, places, strict=True)]
     together = keys.get(attrs.heads, ()) == keys.get(attrs.kv_heads, ())
     found = site.emit(attrs, *operands) if together else copied(site, attrs, operands)
     return [site.mover.move(value, home) for value in found] if queries is not home else found
@@ -57,7 +58,6 @@ def copied(site: Site, attrs: ops.Attend, operands: Sequence[int]) -> Sequence[i
     Each query head gets a copy of its key head; the copies' gradients are added up.
     """
     q, keys, values, *rest = operands
-    kind = site.mover.kind(keys)
     sizes = site.mover.build.sizes
     heads = site.mover.kind(q).dim(attrs.heads)
     group = sizes.size(attrs.heads) // sizes.size(attrs.kv_heads)
@@ -66,8 +66,10 @@ def copied(site: Site, attrs: ops.Attend, operands: Sequence[int]) -> Sequence[i
     found = site.emit(structs.replace(attrs, kv_heads=attrs.heads), q, *copies, *rest)
     if not isinstance(attrs, ops.AttendGrad):
         return found
-    sums = [site.emit(ops.Put(Dim(attrs.kv_heads)), own, each)[0] for each in found[1:]]
-    return (found[0], *(site.emit(ops.Transpose(kind.names), each)[0] for each in sums))
+    sums = [site.emit(ops.Put(Dim(attrs.kv_heads)), own, each)[0] for each in found[1:3]]
+    both = zip(sums, (keys, values), strict=True)
+    back = [site.emit(ops.Transpose(site.mover.kind(v).names), each)[0] for each, v in both]
+    return (found[0], *back, *found[3:])
 
 
 def dealt(layout: Layout, program: Program) -> Layout:

@@ -38,7 +38,7 @@ def pairs(seen: Sequence[Sight]) -> list[tuple[int, int]]:
     """The (query, key) places of all sights, those hidden by a causal mask left out."""
     return [
         (row, column)
-        for rows, columns, causal, _ in seen
+        for rows, columns, causal, *_ in seen
         for i, row in enumerate(range(rows.start, rows.stop))
         for j, column in enumerate(range(columns.start, columns.stop))
         if not causal or j <= i
@@ -173,8 +173,8 @@ def test_a_ring_of_ranks(mark: str, causal: bool, apart: bool, dtype: torch.dtyp
     def rank(position: int) -> None:
         ring = Threads(position, boxes)
         q, k, v, d_out = (own(x, held[position]) for x in values)
-        sums = torch.promote_types(dtype, torch.float32)
-        blocks, grads = k.new_empty((2, 2, *k.shape)), k.new_empty((3, 2, *k.shape), dtype=sums)
+        sums, size = torch.promote_types(dtype, torch.float32), k.numel() + v.numel()
+        blocks, grads = k.new_empty((2, size)), k.new_empty((3, size), dtype=sums)
         found = torch.empty_like(q), torch.empty(q.shape[:3], dtype=sums)
         more = {"scale": 0.3, "causal": causal}
         if apart:
