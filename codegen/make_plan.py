@@ -14,6 +14,7 @@ from fllmc.codegen.memory import persistent, plan_frames, sum_bytes
 from fllmc.codegen.packing import copied_bytes
 from fllmc.codegen.turns import Turns
 from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.matrices import state_key
 from fllmc.ir.ops import (
     COLLECTIVES,
     AllGather,
@@ -150,7 +151,7 @@ def stored_tensors(program: Program, frames: Mapping[str, Frame]) -> tuple[tuple
     stored: list[Stored] = []
     for name, offset in zip(names, offsets, strict=True):
         role, kind = found[name]
-        begin = initial.get(name.rpartition("#")[2], 0.0) if role == "state" else 0.0
+        begin = initial_value(program, initial, name) if role == "state" else 0.0
         size = program.sizes.local_bytes(kind)
         stored.append(Stored(name, role, kind, offset, size, begin))
     return tuple(stored), end
@@ -186,6 +187,13 @@ def kept_values(program: Program, frames: Mapping[str, Frame]) -> dict[str, Kept
             apart = copied_input(function, frames[entry], result) is not None
             keep(f"{output}'" if apart else output, "output", kind)
     return found
+
+
+def initial_value(program: Program, initial: Mapping[str, float], name: str) -> float:
+    """What a parameter's state begins with; `initial` is that of each optimizer's states."""
+    path, _, state = name.partition("#")
+    groups = {each.name: each.group for each in program.parameters}
+    return initial.get(state_key(groups.get(path, 0), state), 0.0)
 
 
 def state_values(program: Program) -> dict[str, float]:

@@ -256,10 +256,11 @@ class Stack(Node, frozen=True):
 
 
 class State(Node, frozen=True):
-    """`state name = init` in an optimizer."""
+    """`state name: shape = init` in an optimizer; without a shape it has the parameter's."""
 
     name: Name
     init: Expr
+    shape: TensorType | None = None
 
 
 class Equation(Node, frozen=True):
@@ -292,6 +293,22 @@ class Field(Node, frozen=True):
 
     key: Name
     value: Expr
+
+
+class FieldIn(Field, frozen=True):
+    """`key in selector: value`: a field that speaks of the selected parameters alone.
+
+    `selector` is one, or a list of them.
+    """
+
+    selector: Selector | List
+
+
+class Repeat(Node, frozen=True):
+    """`repeat times { ... }` in an optimizer: equations that are done again and again."""
+
+    times: Number | Ref
+    items: tuple[RuleItem, ...]
 
 
 class Parameter(Node, frozen=True):
@@ -457,7 +474,7 @@ class Config(Node, frozen=True):
 BlockItem = (
     Param | BlockState | Sub | Stack | Equation | Penalty | Total | Update | Return | Require
 )  # fmt: skip
-RuleItem = State | Equation | Return
+RuleItem = State | Repeat | Equation | Return
 ScheduleItem = Shard | Zero | Recompute | Offload | Compress | Field
 AdapterItem = Freeze | Tune | Lora | Quantize
 CheckpointItem = Mapped | Ignored | Config

@@ -19,7 +19,8 @@ from fllmc.frontend.semantics.foreign import typed_names
 from fllmc.frontend.semantics.foreign_lines import Names
 from fllmc.frontend.semantics.penalties import misfits
 from fllmc.frontend.semantics.rules import typed_rule
-from fllmc.frontend.semantics.typed import Block, Key, Rule
+from fllmc.frontend.semantics.typed import Block, Key
+from fllmc.frontend.semantics.typed_rules import Rule
 from fllmc.ir.diagnostics import Diagnostic
 
 

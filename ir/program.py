@@ -56,6 +56,9 @@ class Parameter(msgspec.Struct, frozen=True):
 
     One that `holds` the codes or the scales of a parameter in few `bits` says how blocks lie: each
     of `block` positions, `along` a dim of that. See `ir/coded.py`.
+
+    Of a map, `takes` is how many of its dims, behind the stack's, are those that it is applied to.
+    It is stepped by the optimizer of its `group`; 0 is the run's own.
     """
 
     name: str
@@ -76,6 +79,8 @@ class Parameter(msgspec.Struct, frozen=True):
     bits: int = 0
     block: int = 0
     along: str = ""
+    takes: int = 0
+    group: int = 0
     stepped_by: str = ""
     period: int = 0
 

@@ -14,6 +14,7 @@ from graphlib import TopologicalSorter
 from typing import ClassVar
 
 from fllmc.ir.build import Builder
+from fllmc.ir.matrices import GROUPS
 from fllmc.ir.ops import Call
 from fllmc.ir.program import Function, Level, Program, callees
 from fllmc.passes.base import Context, Pass
@@ -24,7 +25,9 @@ EQUATIONS = ("optimizer", "optimizer.no_decay", "optimizer.states", "rate")
 
 def equations(program: Program) -> tuple[str, ...]:
     """Functions that no op names, but that the step of parameters and states is made of."""
-    return (*EQUATIONS, *dict.fromkeys(p.stepped_by for p in program.parameters if p.stepped_by))
+    groups = (f.name for f in program.functions if f.name.startswith(GROUPS))
+    updates = dict.fromkeys(p.stepped_by for p in program.parameters if p.stepped_by)
+    return (*EQUATIONS, *groups, *updates)
 
 
 def callees_first(program: Program) -> tuple[Function, ...]:

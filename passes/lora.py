@@ -59,6 +59,7 @@ class Update(msgspec.Struct, frozen=True):
             init=init,
             trainable=True,
             span=self.lora.span,
+            takes=len(arrow.source) if part == "lora_a" else 1,
             updates=self.base.name,
             factor=self.factor,
         )

@@ -7,9 +7,9 @@
 
 Trainable parameters and their states are replaced; a frozen parameter has no state and is not given
 back; where all are frozen there is no `grad_norm`. Gradients are clipped together as
-`torch.nn.utils.clip_grad_norm_` does, then the equations of `optimizer` (or of
-`optimizer.no_decay`) are written out for each parameter, with `rate` at `step`, which counts from
-1.
+`torch.nn.utils.clip_grad_norm_` does, then the equations of the parameter's optimizer (`optimizer`
+or `optimizer.no_decay`, or those of a further group) are written out for each parameter, with its
+rate at `step`, which counts from 1.
 
 The loss alone becomes the entry `evaluate`.
 
@@ -24,6 +24,7 @@ from typing import ClassVar
 from msgspec import structs
 
 from fllmc.ir.build import Builder
+from fllmc.ir.matrices import equations_of
 from fllmc.ir.ops import AddN, Minimum, Sqrt
 from fllmc.ir.program import Function, Level, Parameter, Program
 from fllmc.ir.span import NOWHERE
@@ -33,8 +34,14 @@ from fllmc.passes.apply_loss import FORWARD, widest
 from fllmc.passes.base import Context, Pass
 from fllmc.passes.gradient_site import written_out
 from fllmc.passes.inline import reachable
+from fllmc.passes.step_equations import (
+    STATES,
+    equations_for,
+    state_types,
+    with_twins,
+)
 
-TRAIN, EVALUATE, STATES = "train", "evaluate", "optimizer.states"
+TRAIN, EVALUATE = "train", "evaluate"
 CLIP_EPS = 1e-6
 """What `torch.nn.utils.clip_grad_norm_` adds to the norm that it divides by."""
 
@@ -53,6 +60,7 @@ class OptimizerStep(Pass, frozen=True):
     def run(self, program: Program, cx: Context) -> Program:
         """The program with the entries `train`, `evaluate` and, if there is one, `predict`."""
         evaluate = structs.replace(program.function(FORWARD), name=EVALUATE)
+        program = with_twins(program)
         names = {GRADIENTS: TRAIN, FORWARD: EVALUATE}
         entries = tuple(names.get(name, name) for name in program.entries)
         train = self.train(program)
@@ -68,7 +76,7 @@ class OptimizerStep(Pass, frozen=True):
         gradients = program.function(GRADIENTS)
         changed = [parameter for parameter in program.parameters if parameter.trainable]
         trained = [parameter for parameter in changed if not parameter.stepped_by]
-        operands, states = train_inputs(b, gradients, trained, program.function(STATES).outputs)
+        operands, states = train_inputs(b, gradients, trained, program)
         step = b.input("step", HOST_SCALAR, "host")
         found = dict(zip(gradients.outputs, b.copy(gradients, operands), strict=True))
         outputs = {"loss": found.pop("loss")}
@@ -77,7 +85,10 @@ class OptimizerStep(Pass, frozen=True):
         if trained:
             outputs["grad_norm"] = norm(b, list(found.values()))
         scale = self.scale(b, outputs["grad_norm"]) if self.clip and trained else None
-        rate = self.rate(b, program.function("rate"), step)
+        rates = {
+            group: self.rate(b, program.function(equations_of(group, "rate")), step)
+            for group in sorted({0} | {parameter.group for parameter in trained})
+        }
         inputs = dict(zip((i.name for i in gradients.inputs), operands, strict=True))
         updated: dict[str, int] = {}
         for parameter in trained:
@@ -86,8 +97,8 @@ class OptimizerStep(Pass, frozen=True):
             slope = found[f"grad.{name}"]
             if scale is not None:
                 slope = b.mul(b.cast(slope, b.types[scale].dtype), scale)
-            given = {"param": inputs[name], "grad": slope, "rate": rate, "step": step}
-            updated |= update(b, program, parameter, {**given, **states[name]})
+            given = {"param": inputs[name], "grad": slope, "rate": rates[parameter.group]}
+            updated |= update(b, program, parameter, {**given, "step": step, **states[name]})
         for parameter in changed:
             if parameter.stepped_by:
                 total = totals[f"grad.{parameter.name}"]
@@ -109,7 +120,7 @@ class OptimizerStep(Pass, frozen=True):
 
 
 def train_inputs(
-    b: Builder, gradients: Function, trained: list[Parameter], states: tuple[str, ...]
+    b: Builder, gradients: Function, trained: list[Parameter], program: Program
 ) -> tuple[list[int], dict[str, dict[str, int]]]:
     """The inputs of `gradients` with states behind the parameters; states by parameter."""
     made: dict[int, int] = {}
@@ -124,7 +135,8 @@ def train_inputs(
     for parameter in trained:
         kind = gradients.types[gradients.input_number(parameter.name)]
         found[parameter.name] = {
-            state: b.input(f"{parameter.name}#{state}", kind, "state") for state in states
+            state: b.input(f"{parameter.name}#{state}", each, "state")
+            for state, each in state_types(program, parameter, kind).items()
         }
     add(False)
     return [made[number] for number in range(len(gradients.inputs))], found
@@ -140,10 +152,7 @@ def norm(b: Builder, gradients: list[int]) -> int:
 
 
 def equations(b: Builder, function: Function, operands: list[int], dtype: str) -> tuple[int, ...]:
-    """The results of equations over scalars, on tensors of a dtype.
-
-    A choice between two host scalars by a tensor's elements would be a tensor in f64.
-    """
+    """The results of equations over scalars, on tensors of a dtype."""
     mapping = dict(enumerate(operands))
     for op in function.ops:
         b.path, b.span = ".".join(filter(None, ("optimizer", op.path))), op.span
@@ -159,16 +168,15 @@ def update(
     b: Builder, program: Program, parameter: Parameter, given: Mapping[str, int]
 ) -> dict[str, int]:
     """The parameter and its states after the step, by their names."""
-    function = program.function("optimizer" if parameter.decays else "optimizer.no_decay")
     kind = b.types[given["param"]]
     b.path, b.span = "optimizer", NOWHERE
     values = {**given, "grad": b.cast(given["grad"], kind.dtype)}
-    operands = [values[i.name] for i in function.inputs]
-    results = equations(b, function, operands, kind.dtype)
+    made = equations_for(program, parameter).written(b, values, kind.dtype)
     found: dict[str, int] = {}
-    for output, value in zip(function.outputs, results, strict=True):
+    for output, value in made.items():
         name = parameter.name if output == "param" else f"{parameter.name}#{output}"
-        found[name] = written_out(b, b.cast(value, kind.dtype), kind)
+        own = kind if output == "param" else b.types[given[output]]
+        found[name] = written_out(b, b.cast(value, own.dtype), own)
     return found
 
 

@@ -113,8 +113,15 @@ class _Lowering:
         """A block's own parameter, or its state, which is stored in the dtype of losses."""
         kind = tensor(self.wide if param.state else self.precision.params, *param.stored)
         step = self.update(block, param) if param.state else ""
-        plain, init = not param.arrow, self.init(param)
-        return Parameter(param.name, kind, init, span=param.span, plain=plain, stepped_by=step)
+        return Parameter(
+            param.name,
+            kind,
+            self.init(param),
+            span=param.span,
+            plain=not param.arrow,
+            takes=len(param.source),
+            stepped_by=step,
+        )
 
     def update(self, block: Block, state: Param) -> str:
         """The name of the function (state, total) -> state after a step."""

@@ -1,22 +1,39 @@
-"""Optimizers and rates with their arguments filled in, to functions over host scalars.
+"""Optimizers and rates with their arguments filled in, to functions.
 
 Constants are folded, and terms that a zero removes are left out, so that an optimizer without
-weight decay costs what one that never had it costs.
+weight decay costs what one that never had it costs. What is done to each element alone is over host
+scalars. An optimizer that mixes elements is over matrices with the dims of `SIDES`, which stand for
+those of a parameter; the sizes of these are inputs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from msgspec import structs
 
 from fllmc.frontend.lowering.emit import Emitter
-from fllmc.frontend.semantics.typed import Composite, Constant, Local, Prim, Rule, Typed, Use
+from fllmc.frontend.semantics.typed import (
+    HOST,
+    Composite,
+    Constant,
+    Contract,
+    Local,
+    Prim,
+    Reduce,
+    Renamed,
+    Size,
+    Step,
+    Typed,
+    Use,
+)
+from fllmc.frontend.semantics.typed_rules import Repeat, Rule
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
+from fllmc.ir.matrices import SIDES, SIZES, side, state_key
 from fllmc.ir.program import Function, Role
-from fllmc.ir.types import HOST_SCALAR, Sizes
+from fllmc.ir.types import HOST_SCALAR, Sizes, Type, tensor
 
 Constants = Mapping[str, float]
 
@@ -43,23 +60,32 @@ UNARY: Mapping[str, Callable[[float], float]] = {
 
 
 def lower_optimizer(rule: Rule, arguments: Constants, name: str) -> Function:
-    """(param, grad, states..., rate, step) -> (param, states...)."""
-    states = tuple(state for state, _ in rule.states)
-    roles: dict[str, Role] = dict.fromkeys(("param", "grad", *states), "value")
-    roles |= dict.fromkeys(("rate", "step"), "host")
-    return _lowered(rule, arguments, name, roles, ("param", *states))
+    """(param, grad, states..., rate, step) -> (param, states...), and sizes where it mixes."""
+    dims = {"param": ("short", "long"), "grad": ("short", "long")}
+    dims |= {state.name: state.dims for state in rule.states}
+    roles: dict[str, Role] = dict.fromkeys(dims, "value")
+    roles |= dict.fromkeys(("rate", "step", *(SIZES if rule.mixes else ())), "host")
+    kinds = {given: tensor("f64", *map(side, sides)) for given, sides in dims.items()}
+    kinds["matrix"] = Type("bool")
+    outputs = ("param", *(state.name for state in rule.states))
+    return _lowered(rule, arguments, name, roles, outputs, kinds if rule.mixes else {})
 
 
-def lower_states(rule: Rule) -> Function:
-    """() -> the first values of the states."""
+def lower_states(rules: Sequence[Rule]) -> Function:
+    """() -> the first values of the states of each group's optimizer."""
     builder = Builder("optimizer.states", Sizes({}))
-    values = [builder.constant(start) for _, start in rule.states]
-    return builder.finish(values, [state for state, _ in rule.states], rule.span)
+    starts = {
+        state_key(group, state.name): state.start
+        for group, rule in enumerate(rules)
+        for state in rule.states
+    }
+    values = [builder.constant(start) for start in starts.values()]
+    return builder.finish(values, tuple(starts))
 
 
-def lower_rate(rule: Rule, arguments: Constants) -> Function:
+def lower_rate(rule: Rule, arguments: Constants, name: str = "rate") -> Function:
     """(step, steps) -> rate. Steps count from 1."""
-    return _lowered(rule, arguments, "rate", {"step": "host", "steps": "host"}, ("rate",))
+    return _lowered(rule, arguments, name, {"step": "host", "steps": "host"}, ("rate",), {})
 
 
 def _lowered(
@@ -68,12 +94,16 @@ def _lowered(
     name: str,
     roles: Mapping[str, Role],
     outputs: tuple[str, ...],
+    kinds: Mapping[str, Type],
 ) -> Function:
-    builder = Builder(name, Sizes({}))
-    values = {given: builder.input(given, HOST_SCALAR, role) for given, role in roles.items()}
+    builder = Builder(name, Sizes(dict.fromkeys(SIDES, 1) if kinds else {}))
+    values = {
+        given: builder.input(given, kinds.get(given, HOST_SCALAR), role)
+        for given, role in roles.items()
+    }
     emitter = Emitter(builder, values, {}, "f64", _no_composite, _no_block)
     constants = dict(arguments)
-    for step in rule.steps:
+    for step in _unrolled(rule.steps, constants):
         folded = fold(step.value, constants)
         constants.pop(step.name, None)
         if isinstance(folded.op, Constant):
@@ -89,13 +119,27 @@ def _lowered(
     return builder.finish(results, outputs, rule.span)
 
 
+def _unrolled(steps: Sequence[Step | Repeat], constants: Constants) -> Iterator[Step]:
+    """The equations in the order in which they are done."""
+    for step in steps:
+        if isinstance(step, Step):
+            yield step
+            continue
+        times = fold(step.times, constants).op
+        for _ in range(int(times.value) if isinstance(times, Constant) else 0):
+            yield from _unrolled(step.steps, constants)
+
+
 def fold(typed: Typed, constants: Constants) -> Typed:
     """The expression with known names replaced and constant parts computed."""
     if isinstance(typed.op, Local) and typed.op.name in constants:
         return structs.replace(typed, op=Constant(constants[typed.op.name]))
+    if isinstance(typed.op, Size):
+        return structs.replace(typed, op=Local(typed.op.dim))
+    args = tuple(fold(arg, constants) for arg in typed.args)
     if not isinstance(typed.op, Prim):
-        return typed
-    name, args = typed.op.name, tuple(fold(arg, constants) for arg in typed.args)
+        return _of_sides(structs.replace(typed, args=args))
+    name = typed.op.name
     known = [arg.op.value for arg in args if isinstance(arg.op, Constant)]
     if name == "where" and isinstance(args[0].op, Constant):
         return args[1] if args[0].op.value else args[2]
@@ -104,6 +148,25 @@ def fold(typed: Typed, constants: Constants) -> Typed:
         if value is not None:
             return structs.replace(typed, op=Constant(value), args=())
     return _simpler(name, args) or structs.replace(typed, args=args)
+
+
+def _of_sides(typed: Typed) -> Typed:
+    """A reduction or renaming of the dims that stand for a parameter's; a mean is divided out."""
+    match typed.op:
+        case Reduce(name, dims):
+            return structs.replace(typed, op=Reduce(name, tuple(map(side, dims))))
+        case Contract(dims):
+            return structs.replace(typed, op=Contract(tuple(map(side, dims))))
+        case Renamed(pairs):
+            pairs = tuple((side(old), side(new)) for old, new in pairs)
+            return structs.replace(typed, op=Renamed(pairs))
+        case Composite("mean", dims):
+            mean = structs.replace(typed, op=Reduce("sum", tuple(map(side, dims))))
+            for dim in dims:
+                mean = Typed(typed.kind, Prim("div"), (mean, Typed(HOST, Local(dim))), typed.span)
+            return mean
+        case _:
+            return typed
 
 
 def _computed(name: str, known: list[float]) -> float | None:

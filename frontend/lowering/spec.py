@@ -11,19 +11,20 @@ from fllmc.frontend.checking import Checked
 from fllmc.frontend.errors import NoSize, UnknownBlock
 from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, NamedSection, extended
 from fllmc.frontend.lowering.foreign import lower_names
+from fllmc.frontend.lowering.groups import grouped
 from fllmc.frontend.lowering.model import Model, lower_model
-from fllmc.frontend.lowering.rules import lower_optimizer, lower_rate, lower_states
 from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
 from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
 from fllmc.frontend.sections.data import DataSection, read_data
 from fllmc.frontend.sections.overrides import FILE, Overrides, read_overrides
 from fllmc.frontend.sections.schedule import read_adapter, read_mesh, read_schedule
 from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
-from fllmc.frontend.sections.train import Choice, TrainSection, counts_tokens, read_train
-from fllmc.frontend.semantics.typed import Key, Rule
+from fllmc.frontend.sections.train import TrainSection, counts_tokens, read_train
+from fllmc.frontend.semantics.typed import Key
+from fllmc.frontend.semantics.typed_rules import Rule
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.foreign import Foreign
-from fllmc.ir.program import DimSize, Function, Program, layers_dim
+from fllmc.ir.program import DimSize, Program, layers_dim
 from fllmc.ir.settings import Adapter, Data, Schedule, Shard, Spec
 from fllmc.ir.span import NOWHERE
 from fllmc.ir.types import Mesh
@@ -69,6 +70,8 @@ class Lowering:
         self.module: Module = checked.module
         self.overrides = overrides
         self.found: list[Diagnostic] = list(overrides.found)
+        self.sizes: Sized
+        self.choices: TrainSection
 
     def run(self) -> Spec:
         """The spec; its mistakes are in `found`."""
@@ -87,12 +90,14 @@ class Lowering:
             whole = self.whole_data(data.data, table)
             each = whole.batch * whole.seq
             train, _ = read_train(train_node, self.rules("optimizer"), self.rules("rate"), each)
+        self.sizes, self.choices = table, train
         model = lower_model(
             model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
         )
         program = self.program(model, table, train)
         paths = paths_of(program)
-        program = self.decayed(program, paths, train)
+        program, found = grouped(self.decayed(program, paths, train), paths, train)
+        self.found += found
         schedule, mesh = self.schedule(train, program, paths)
         adapter = self.adapter(adapter_node, paths)
         foreign = self.foreign(model_key, table)
@@ -311,9 +316,7 @@ class Lowering:
     def program(self, model: Model, table: Sized, train: TrainSection) -> Program:
         """The program of the model level, with the rules' functions."""
         dims = tuple(DimSize(name, size) for name, size in table.sizes.dims.items())
-        rules = _rules(train.optimizer, train.rate)
-        functions = (*model.functions, *rules)
-        return Program("model", dims, functions, ("model",), model.parameters)
+        return Program("model", dims, model.functions, ("model",), model.parameters)
 
     def decayed(self, program: Program, paths: Paths, train: TrainSection) -> Program:
         """The program with `decays` off for what `no_decay` selects."""
@@ -361,20 +364,6 @@ def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, .
     return tuple(
         structs.replace(shard, dims=tuple(d for dim in shard.dims for d in runs.get(dim, [dim])))
         for shard in shards
-    )
-
-
-def _rules(optimizer: Choice | None, rate: Choice | None) -> tuple[Function, ...]:
-    if optimizer is None or rate is None:
-        return ()
-    plain = {**optimizer.arguments}
-    if "weight_decay" in plain:
-        plain["weight_decay"] = 0.0
-    return (
-        lower_optimizer(optimizer.rule, optimizer.arguments, "optimizer"),
-        lower_optimizer(optimizer.rule, plain, "optimizer.no_decay"),
-        lower_states(optimizer.rule),
-        lower_rate(rate.rule, rate.arguments),
     )
 
 

@@ -67,7 +67,11 @@ class Overrides(Struct, frozen=True):
         if isinstance(section, ast.Schedule):
             items = [i for i in section.items if not _is_field(i, changed)]
             return cast(Section, structs.replace(section, items=(*items, *fields)))
-        kept = [field for field in section.fields if field.key.text not in changed]
+        kept = [
+            field
+            for field in section.fields
+            if isinstance(field, ast.FieldIn) or field.key.text not in changed
+        ]
         return cast(Section, structs.replace(section, fields=(*kept, *fields)))
 
     def dims(self) -> dict[str, ast.Dim]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct, structs
 
 from fllmc.frontend import ast
-from fllmc.frontend.section_errors import BadBinding, NoDecay, UnknownSection
+from fllmc.frontend.section_errors import BadBinding, NoDecay, UnknownKey, UnknownSection
 from fllmc.frontend.sections.records import Record
 from fllmc.frontend.semantics.matching import shown
-from fllmc.frontend.semantics.typed import Rule, RuleParameter
+from fllmc.frontend.semantics.typed_rules import Rule, RuleParameter
 from fllmc.frontend.type_errors import WrongValue
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.settings import Loss, Precision, Sample, Train
@@ -26,6 +26,14 @@ class Choice(Struct, frozen=True):
     arguments: Mapping[str, float]
 
 
+class Part(Struct, frozen=True):
+    """`optimizer in SELECTORS: ...` or `rate in SELECTORS: ...`."""
+
+    selectors: tuple[ast.Expr, ...]
+    optimizer: Choice | None = None
+    rate: Choice | None = None
+
+
 class TrainSection(Struct, frozen=True):
     """A read section. Selectors in `no_decay` are not matched yet."""
 
@@ -34,6 +42,7 @@ class TrainSection(Struct, frozen=True):
     optimizer: Choice | None
     rate: Choice | None
     no_decay: tuple[ast.Expr, ...]
+    parts: tuple[Part, ...]
 
 
 def read_train(
@@ -44,11 +53,14 @@ def read_train(
     `each` is how many tokens a step has, for counts of tokens; 0 where that is not known yet.
     """
     name = section.name
-    record = Record(f"train `{name.text}`", name.span, section.fields)
+    whole = [field for field in section.fields if not isinstance(field, ast.FieldIn)]
+    record = Record(f"train `{name.text}`", name.span, whole)
     data = _name(record, "data", "a data section")
     optimizer = _rule(record, "optimizer", optimizers, "adamw()")
     rate = _rule(record, "rate", rates, "cosine(peak: 3e-4)", each)
-    no_decay = _selectors(record, "no_decay", optimizer)
+    parts = tuple(_parts(record, section.fields, optimizers, rates, each))
+    steps = [found for found in (optimizer, *(part.optimizer for part in parts)) if found]
+    no_decay = _selectors(record, "no_decay", steps)
     train = Train(
         name.text,
         section.subject.text,
@@ -64,7 +76,27 @@ def read_train(
         _init(record),
         section.span,
     )
-    return TrainSection(train, data, optimizer, rate, no_decay), record.done()
+    return TrainSection(train, data, optimizer, rate, no_decay, parts), record.done()
+
+
+def _parts(
+    record: Record, fields: Sequence[ast.Field], optimizers: Rules, rates: Rules, each: int
+) -> Iterator[Part]:
+    """What is said of selected parameters alone."""
+    for field in fields:
+        if not isinstance(field, ast.FieldIn):
+            continue
+        key, selector = field.key.text, field.selector
+        selectors = selector.items if isinstance(selector, ast.List) else (selector,)
+        alone = Record(record.what, field.key.span, (field,))
+        if key == "optimizer":
+            yield Part(selectors, optimizer=_rule(alone, key, optimizers, "adamw()"))
+        elif key == "rate":
+            yield Part(selectors, rate=_rule(alone, key, rates, "cosine(peak: 3e-4)", each))
+        else:
+            known = ("optimizer", "rate")
+            record.found.append(UnknownKey(field.key.span, key, known, f"{record.what}, with `in`"))
+        record.found += alone.found
 
 
 def _name(record: Record, key: str, wanted: str) -> ast.Name | None:
@@ -131,7 +163,7 @@ def _init(record: Record) -> str:
             return ""
 
 
-def _selectors(record: Record, key: str, optimizer: Choice | None) -> tuple[ast.Expr, ...]:
+def _selectors(record: Record, key: str, optimizers: Sequence[Choice]) -> tuple[ast.Expr, ...]:
     value = record.value(key)
     if value is None:
         return ()
@@ -140,8 +172,9 @@ def _selectors(record: Record, key: str, optimizer: Choice | None) -> tuple[ast.
         if not isinstance(item, ast.Selector | ast.Ref):
             record.wrong(key, item, "a list of paths such as `[*.scale, embedding]`")
             return ()
-    if optimizer and not any(p.name == "weight_decay" for p in optimizer.rule.parameters):
-        record.found.append(NoDecay(value.span, optimizer.rule.name))
+    rules = [choice.rule for choice in optimizers]
+    if rules and not any(p.name == "weight_decay" for rule in rules for p in rule.parameters):
+        record.found.append(NoDecay(value.span, rules[0].name))
     return items
 
 

@@ -180,4 +180,6 @@ FORMS: Mapping[str, Form] = {
 }
 MAX_REDUCE = Form("max", ("x",), brackets=True)
 HOST_FUNCTIONS = frozenset((*UNARY, "min", "max", "less", "where"))
-"""What an optimizer or a rate may use."""
+"""What a rate may use."""
+MATRIX_FUNCTIONS = HOST_FUNCTIONS | {"dot", "mean", "sum"}
+"""What an optimizer may use."""

@@ -372,27 +372,6 @@ class Block(Struct, frozen=True):
         return {member.name: member for member in self.members if isinstance(member, Nested)}
 
 
-class RuleParameter(Struct, frozen=True):
-    """A parameter of an optimizer or rate; `parts` names the items of a tuple argument."""
-
-    name: str
-    parts: tuple[str, ...]
-    default: tuple[float, ...] | None
-    truth: bool
-    span: Span
-
-
-class Rule(Struct, frozen=True):
-    """A typed optimizer or rate over host numbers."""
-
-    name: str
-    parameters: tuple[RuleParameter, ...]
-    states: tuple[tuple[str, float], ...]
-    steps: tuple[Step, ...]
-    returned: Typed | None
-    span: Span
-
-
 def primed(name: str, source: tuple[str, ...]) -> str:
     """The stored name of a target dim: `embed'` where the source has `embed` too."""
     return name + "'" if name in source else name

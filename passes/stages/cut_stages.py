@@ -26,7 +26,6 @@ from fllmc.ir.target import Target
 from fllmc.ir.timetable import Kind, Timed, Timetable
 from fllmc.passes.accumulate import MICROBATCHES
 from fllmc.passes.inline import reachable
-from fllmc.passes.optimizer_step import STATES
 from fllmc.passes.schedule.choose import chosen, placements, quickest
 from fllmc.passes.schedule.costs import Costs
 from fllmc.passes.schedule.simulate import Simulation, simulate
@@ -40,6 +39,7 @@ from fllmc.passes.stages.in_flight import buffer_counts
 from fllmc.passes.stages.keep import Kept, Within, choices, keeping
 from fllmc.passes.stages.split import Split, even_split
 from fllmc.passes.stages.split_backward import Splitter
+from fllmc.passes.step_equations import STATES
 
 
 class Cut(NamedTuple):

@@ -18,6 +18,8 @@ from tests.house.tree import ROOT
 
 MODELS = sorted(path.stem for path in (ROOT / "specs" / "models").glob("*.fllm"))
 FRAGMENTATION = 0.02
+OTHERS = {name for name in MODELS if not name.startswith(("gpt2", "llama3", "quickstart", "tiny"))}
+"""Models that resemble these so much that they are compiled in the long run."""
 
 few = st.lists(
     st.builds(
@@ -55,7 +57,10 @@ def least_by_trying(items: list[Item]) -> int:
 
 
 @pytest.mark.parametrize("mesh", ["", "data=2,tensor=2", "8x4"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(name, marks=pytest.mark.long if name in OTHERS else ()) for name in MODELS],
+)
 def test_what_ships_is_laid_out_with_hardly_a_gap(model: str, mesh: str) -> None:
     plan = compile_spec(model, mesh).plan
     for frame in plan.frames:

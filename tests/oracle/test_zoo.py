@@ -7,37 +7,23 @@ from pathlib import Path
 import pytest
 
 from tests.oracle.zoo import parity
+from tests.oracle.zoo_models import ZOO, Entry
 
 pytest.importorskip("transformers")
 
-
-def test_llama(tmp_path: Path) -> None:
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=48,
-        hidden_size=32,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
-    )
-    parity(config, "llama3_8b", tmp_path).require()
+IN_FULL = ("gpt2", "llama3_8b")
+"""Models that the short run compares in fp32 too."""
 
 
-def test_gpt2(tmp_path: Path) -> None:
-    from transformers import GPT2Config
+@pytest.mark.parametrize("model", ZOO, ids=lambda model: model.spec)
+def test_a_model_is_the_one_of_transformers(model: Entry, tmp_path: Path) -> None:
+    parity(model.config(), model.spec, tmp_path, seq=model.seq).require()
 
-    config = GPT2Config(
-        vocab_size=48,
-        n_positions=8,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-    parity(config, "gpt2", tmp_path).require()
+
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(model, marks=() if model.spec in IN_FULL else pytest.mark.long) for model in ZOO],
+    ids=lambda model: model.spec,
+)
+def test_it_is_in_fp32_too(model: Entry, tmp_path: Path) -> None:
+    parity(model.config(), model.spec, tmp_path, dtype="f32", seq=model.seq).require()

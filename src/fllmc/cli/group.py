@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
     "Write": {
         "check": "Report what is wrong with a spec.",
         "fmt": "Lay out specs in the one canonical form.",
+        "show": "Print a spec, its defaults written out.",
         "explain": "Explain a diagnostic code.",
     },
     "Compile": {

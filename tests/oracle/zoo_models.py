@@ -1,0 +1,62 @@
+"""The models of the zoo: a small random configuration for each, of which the spec is the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+SMALL: Final[Mapping[str, Any]] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+"""Sizes that most configurations call the same."""
+
+
+def rope(theta: float) -> dict[str, Any]:
+    """The setting of plain rotary positions."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+
+
+class Entry(Struct, frozen=True):
+    """A model: its shipped spec, its configuration's class in `transformers`, what is set there.
+
+    `modeling` is the folder of the reference implementation, `seq` the sequence's length.
+    """
+
+    spec: str
+    kind: str
+    modeling: str
+    given: Mapping[str, Any]
+    seq: int = 8
+
+    def config(self) -> Any:
+        """The small configuration."""
+        import transformers
+
+        return getattr(transformers, self.kind)(**self.given)
+
+
+ZOO: Final = (
+    Entry("llama3_8b", "LlamaConfig", "llama", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-5}),
+    Entry("llama2", "LlamaConfig", "llama", {**SMALL, **rope(1e4), "rms_norm_eps": 1e-5}),
+    Entry("qwen2", "Qwen2Config", "qwen2", {**SMALL, **rope(1e6)}),
+    Entry("qwen3", "Qwen3Config", "qwen3", {**SMALL, **rope(1e6), "head_dim": 6}),
+    Entry("olmo2", "Olmo2Config", "olmo2", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-6}),
+    Entry(
+        "gpt2",
+        "GPT2Config",
+        "gpt2",
+        {"vocab_size": 40, "n_positions": 8, "n_embd": 16, "n_layer": 2, "n_head": 4}
+        | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        | {"bos_token_id": None, "eos_token_id": None},
+    ),
+)
