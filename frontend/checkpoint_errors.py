@@ -16,7 +16,7 @@ class UnknownPlace(Named, frozen=True):
     indices behind the parameter count along its first dims, as `experts.up[e]`.
     """
 
-    code: ClassVar[str] = "E0280"
+    code: ClassVar[str] = "E0286"
     title: ClassVar[str] = "`{place}` is no {what} of `{subject}`"
     label: ClassVar[str] = "{reason}"
 
@@ -33,7 +33,7 @@ class NotCovered(Diagnostic, frozen=True):
     either direction.
     """
 
-    code: ClassVar[str] = "E0281"
+    code: ClassVar[str] = "E0287"
     title: ClassVar[str] = "checkpoint `{name}` does not cover {what} of `{subject}`"
     label: ClassVar[str] = "{missing} missing here"
     help: ClassVar[tuple[str, ...]] = ('add `{place} <-> "NAME" : [{dims}]`',)

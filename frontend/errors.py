@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fllmc.ir.diagnostics import Diagnostic, Label, Severity, did_you_mean
+from fllmc.ir.diagnostics import Diagnostic, Fix, Label, Severity, did_you_mean, instead, nearest
 from fllmc.ir.span import NOWHERE, Span
+
+TRANSPOSES = frozenset({"t", "mt", "transpose", "transposed"})
+"""How others spell `.T`."""
 
 
 class Named(Diagnostic, frozen=True):
@@ -19,6 +22,9 @@ class Named(Diagnostic, frozen=True):
 
     def helps(self) -> tuple[str, ...]:
         return did_you_mean(self.name, self.candidates)
+
+    def fixes(self) -> tuple[Fix, ...]:
+        return nearest(self.span, self.name, self.candidates)
 
 
 class Explained(Diagnostic, frozen=True):
@@ -53,6 +59,10 @@ class ImportMissing(Diagnostic, frozen=True):
 
     def helps(self) -> tuple[str, ...]:
         return did_you_mean(self.path, self.candidates)
+
+    def fixes(self) -> tuple[Fix, ...]:
+        quoted = (f'"{path}"' for path in self.candidates)
+        return nearest(self.span, f'"{self.path}"', quoted)
 
 
 class ImportCycle(Diagnostic, frozen=True):
@@ -191,6 +201,9 @@ class UnknownAttribute(Diagnostic, frozen=True):
 
     name: str
 
+    def fixes(self) -> tuple[Fix, ...]:
+        return instead(self.span, self.name, "T" if self.name.lower() in TRANSPOSES else None)
+
 
 # Sizes.
 
@@ -222,6 +235,9 @@ class BadSize(Diagnostic, frozen=True):
 
     def helps(self) -> tuple[str, ...]:
         return did_you_mean(self.word, self.candidates) if self.word else ()
+
+    def fixes(self) -> tuple[Fix, ...]:
+        return nearest(self.span, self.word, self.candidates)
 
 
 class SizeTwice(Explained, frozen=True):

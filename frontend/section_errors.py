@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from fllmc.frontend.errors import Explained, Named
-from fllmc.ir.diagnostics import Diagnostic, did_you_mean, near
+from fllmc.ir.diagnostics import Diagnostic, Fix, did_you_mean, instead, near, nearest
 from fllmc.ir.span import NOWHERE, Span
 
 
@@ -78,6 +78,9 @@ class NothingSelected(Diagnostic, frozen=True):
     def helps(self) -> tuple[str, ...]:
         return (f"the nearest path is `{self.nearest}`",) if self.nearest else ()
 
+    def fixes(self) -> tuple[Fix, ...]:
+        return instead(self.span, self.selector, all_layers(self.nearest))
+
 
 class PartOfStack(Diagnostic, frozen=True):
     """A selector picks some layers of a stack. All layers are one tensor: pick all or none."""
@@ -89,6 +92,9 @@ class PartOfStack(Diagnostic, frozen=True):
 
     selector: str
     parameter: str
+
+    def fixes(self) -> tuple[Fix, ...]:
+        return instead(self.span, self.selector, all_layers(self.selector))
 
 
 class UnknownAxis(Named, frozen=True):
@@ -200,6 +206,9 @@ class BadBinding(Diagnostic, frozen=True):
     def helps(self) -> tuple[str, ...]:
         return did_you_mean(self.word, self.candidates) if self.word else ()
 
+    def fixes(self) -> tuple[Fix, ...]:
+        return nearest(self.span, self.word, self.candidates)
+
 
 class ShardTwice(Explained, frozen=True):
     """Two `shard` directives of one schedule speak of one dim in the same places."""
@@ -221,3 +230,8 @@ class NoTarget(Diagnostic, frozen=True):
 
     file: str
     count: int
+
+
+def all_layers(selector: str) -> str:
+    """The selector with `*` for each number of a layer."""
+    return ".".join("*" if part.isdecimal() else part for part in selector.split("."))

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fllmc.ir.diagnostics import Diagnostic, Label
+from fllmc.ir.diagnostics import Diagnostic, Edit, Fix, Label, instead
 from fllmc.ir.span import Span
+
+LOOKALIKES = {
+    "×": "*",
+    "·": "*",
+    "∗": "*",
+    "÷": "/",
+    "−": "-",
+    "–": "-",
+    "→": "->",
+    "“": '"',
+    "”": '"',
+}
+"""Characters that word processors and papers put in the place of the language's signs."""
 
 
 class UnexpectedToken(Diagnostic, frozen=True):
@@ -32,6 +45,16 @@ class UnexpectedToken(Diagnostic, frozen=True):
 
     def helps(self) -> tuple[str, ...]:
         return () if self.suggestion is None else (f"did you mean `{self.suggestion}`?",)
+
+    def fixes(self) -> tuple[Fix, ...]:
+        """The keyword that was meant; the one sign that can stand here, instead or before."""
+        if self.suggestion is not None:
+            return instead(self.span, self.found.strip("`"), self.suggestion)
+        sign = self.expected.strip("`")
+        if self.expected != f"`{sign}`":
+            return ()
+        other = instead(self.span, self.found.strip("`"), sign) if sign in ":=" else ()
+        return *other, Fix(f"add `{sign}`", (Edit(self.span.opening(), sign),))
 
 
 class UnknownKeyword(Diagnostic, frozen=True):
@@ -60,6 +83,9 @@ class UnknownKeyword(Diagnostic, frozen=True):
 
     def helps(self) -> tuple[str, ...]:
         return () if self.suggestion is None else (f"did you mean `{self.suggestion}`?",)
+
+    def fixes(self) -> tuple[Fix, ...]:
+        return instead(self.span, self.word, self.suggestion)
 
 
 class Unclosed(Diagnostic, frozen=True):
@@ -98,6 +124,9 @@ class Unmatched(Diagnostic, frozen=True):
 
     bracket: str
 
+    def fixes(self) -> tuple[Fix, ...]:
+        return (Fix(f"take `{self.bracket}` out", (Edit(self.span, "", self.bracket),)),)
+
 
 class BadCharacter(Diagnostic, frozen=True):
     """These characters mean nothing in `.fllm`, outside strings and comments.
@@ -114,6 +143,11 @@ class BadCharacter(Diagnostic, frozen=True):
         shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in self.text[:20])
         return f"unknown {'character' if len(self.text) == 1 else 'characters'} `{shown}`"
 
+    def fixes(self) -> tuple[Fix, ...]:
+        if self.text in LOOKALIKES:
+            return instead(self.span, self.text, LOOKALIKES[self.text])
+        return (Fix("take it out", (Edit(self.span, "", self.text),)),) if self.text == ";" else ()
+
 
 class UnterminatedString(Diagnostic, frozen=True):
     """A string has no closing quote on its line; strings do not span lines."""
@@ -121,6 +155,9 @@ class UnterminatedString(Diagnostic, frozen=True):
     code: ClassVar[str] = "E0106"
     title: ClassVar[str] = "unterminated string"
     label: ClassVar[str] = 'no closing `"` on this line'
+
+    def fixes(self) -> tuple[Fix, ...]:
+        return (Fix('add `"`', (Edit(self.span.closing(), '"'),)),)
 
 
 class BadEscape(Diagnostic, frozen=True):
@@ -183,6 +220,9 @@ class MissingHeader(Diagnostic, frozen=True):
     label: ClassVar[str] = "expected `fllm 1` before this"
     help: ClassVar[tuple[str, ...]] = ("begin the file with the line `fllm 1`",)
 
+    def fixes(self) -> tuple[Fix, ...]:
+        return (Fix("add `fllm 1`", (Edit(self.span.opening(), "fllm 1\n\n"),)),)
+
 
 class UnsupportedVersion(Diagnostic, frozen=True):
     """The file is written in a version of the language that this program doesn't know."""
@@ -192,6 +232,9 @@ class UnsupportedVersion(Diagnostic, frozen=True):
     label: ClassVar[str] = "this program reads version 1"
 
     version: str
+
+    def fixes(self) -> tuple[Fix, ...]:
+        return instead(self.span, self.version, "1")
 
 
 class NotText(Diagnostic, frozen=True):

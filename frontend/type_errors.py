@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from fllmc.frontend.errors import Explained, Named
-from fllmc.ir.diagnostics import Diagnostic, did_you_mean
+from fllmc.ir.diagnostics import Diagnostic, Edit, Fix, did_you_mean, nearest
 from fllmc.ir.span import NOWHERE, Span
 
 
@@ -27,6 +27,21 @@ class CannotApply(Explained, frozen=True):
     takes: str
     gives: str
     origin: Span
+    applied: Span = NOWHERE
+
+    def fixes(self) -> tuple[Fix, ...]:
+        """The map applied the other way, or declared the other way."""
+        if self.applied == NOWHERE:
+            return ()
+        transposed = self.name.endswith(".T")
+        other = self.name.removesuffix(".T") if transposed else f"{self.name}.T"
+        use = Fix(f"apply `{other}`", (Edit(self.applied, other, self.name),))
+        if transposed:
+            return (use,)
+        source, target = _side(self.gives), _side(self.takes)
+        return use, Fix(
+            f"declare {source} -> {target}", (Edit(self.origin, f"{source} -> {target}"),)
+        )
 
 
 class DimTwice(Explained, frozen=True):
@@ -125,6 +140,9 @@ class WrongValue(Diagnostic, frozen=True):
     def helps(self) -> tuple[str, ...]:
         return did_you_mean(self.word, self.candidates) if self.word else ()
 
+    def fixes(self) -> tuple[Fix, ...]:
+        return nearest(self.span, self.word, self.candidates)
+
 
 class WrongResult(Explained, frozen=True):
     """What a block returns has other dims than it declares behind `->`."""
@@ -155,6 +173,9 @@ class NoSuchDim(Diagnostic, frozen=True):
 
     def helps(self) -> tuple[str, ...]:
         return did_you_mean(self.dim, self.candidates)
+
+    def fixes(self) -> tuple[Fix, ...]:
+        return nearest(self.span, self.dim, self.candidates)
 
 
 class NotNumbers(Diagnostic, frozen=True):
@@ -333,3 +354,9 @@ class FactFails(Diagnostic, frozen=True):
 
     fact: str
     sizes: str
+
+
+def _side(dims: str) -> str:
+    """`a and b` as a side of an arrow."""
+    names = dims.split(" and ")
+    return names[0] if len(names) == 1 else f"({', '.join(names)})"

@@ -28,6 +28,21 @@ class Label(Struct, frozen=True):
     text: str
 
 
+class Edit(Struct, frozen=True):
+    """The text at `span` is to become `text`. It must be `was` now, unless that is None."""
+
+    span: Span
+    text: str
+    was: str | None = None
+
+
+class Fix(Struct, frozen=True):
+    """Edits of one file that very likely put a mistake right, and what they do in a few words."""
+
+    title: str
+    edits: tuple[Edit, ...]
+
+
 class Diagnostic(Struct, frozen=True):
     """One mistake at one place.
 
@@ -76,6 +91,10 @@ class Diagnostic(Struct, frozen=True):
         """Ways out; only those that are very likely right."""
         return tuple(self.fill(line) for line in self.help)
 
+    def fixes(self) -> tuple[Fix, ...]:
+        """Ways out that can be applied, the likeliest first; see also `frontend/fixes.py`."""
+        return ()
+
 
 class DiagnosticError(Exception):
     """Carries diagnostics to the boundary (the command line) that renders them."""
@@ -106,6 +125,18 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> tuple[str, ...]:
     """A help line that names the nearest candidate, or nothing."""
     found = near(name, candidates)
     return () if found is None else (f"did you mean `{found}`?",)
+
+
+def instead(span: Span, was: str, text: str | None) -> tuple[Fix, ...]:
+    """The fix that replaces a word, or nothing where there is no other word."""
+    if not text:
+        return ()
+    return (Fix(f"write `{text}` instead of `{was}`", (Edit(span, text, was),)),)
+
+
+def nearest(span: Span, name: str, candidates: Iterable[str]) -> tuple[Fix, ...]:
+    """The fix that replaces a name by the nearest candidate, or nothing."""
+    return instead(span, name, near(name, candidates))
 
 
 def all_codes() -> dict[str, type[Diagnostic]]:

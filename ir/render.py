@@ -14,7 +14,7 @@ from unicodedata import category, east_asian_width
 
 from msgspec import Struct
 
-from fllmc.ir.diagnostics import Diagnostic, Label
+from fllmc.ir.diagnostics import Diagnostic, Fix, Label
 from fllmc.ir.span import Span
 
 LIMIT = 20
@@ -53,8 +53,11 @@ def render(
     return "\n".join(shown)
 
 
-def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
-    """`diagnostic` as plain data, all texts filled in."""
+def to_json(diagnostic: Diagnostic, fixes: Iterable[Fix] = ()) -> dict[str, Any]:
+    """`diagnostic` as plain data, all texts filled in, with the edits that would put it right.
+
+    `start` and `end` count characters from 0; lines and columns count from 1; ends are exclusive.
+    """
     return {
         "code": diagnostic.code,
         "severity": diagnostic.severity,
@@ -64,6 +67,13 @@ def to_json(diagnostic: Diagnostic) -> dict[str, Any]:
         "labels": [{"span": _place(s.span), "text": s.text} for s in diagnostic.secondary()],
         "notes": list(diagnostic.notes()),
         "helps": list(diagnostic.helps()),
+        "fixes": [
+            {
+                "title": fix.title,
+                "edits": [{"span": _place(e.span), "text": e.text} for e in fix.edits],
+            }
+            for fix in fixes
+        ],
     }
 
 
@@ -87,6 +97,8 @@ class Mark(Struct, frozen=True):
 def _place(span: Span) -> dict[str, Any]:
     return {
         "file": span.file,
+        "start": span.start,
+        "end": span.end,
         "line": span.line,
         "column": span.column,
         "end_line": span.end_line,

@@ -303,9 +303,11 @@ class Body:
         (arg,) = args
         if arg.kind.broken:
             return self.broken(node.span)
-        return self._arrow_on(node.span, arrow, arg, transposed)
+        return self._arrow_on(node.span, arrow, arg, transposed, node.function.span)
 
-    def _arrow_on(self, span: Span, arrow: Param, arg: Typed, transposed: bool) -> Typed:
+    def _arrow_on(
+        self, span: Span, arrow: Param, arg: Typed, transposed: bool, applied: Span
+    ) -> Typed:
         source, target = arrow.source, arrow.target
         if transposed:
             source, target = target, source
@@ -316,7 +318,8 @@ class Body:
             takes, gives = " and ".join(source), " and ".join(target)
             name = arrow.name + ".T" * transposed
             what = f"indices of `{arg.kind.index}`" if arg.kind.index else str(arg.kind)
-            found = CannotApply(arg.span, name, what, reason, takes, gives, arrow.shape)
+            shown = what, reason, takes, gives
+            found = CannotApply(arg.span, name, *shown, arrow.shape, applied)
             return self.broken(span, found)
         rest = tuple(n for n in arg.kind.dims if arg.kind.form == "index" or n not in source)
         for dim in target:

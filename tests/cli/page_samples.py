@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fllmc.cli import errors as command
 from fllmc.codegen import errors as artifact
+from fllmc.frontend import config_errors as config
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import NOWHERE
 from fllmc.passes import errors, place_errors
@@ -16,6 +17,7 @@ from fllmc.runtime import data_errors as data
 from fllmc.runtime import errors as stored
 from fllmc.runtime import run_errors as run
 from fllmc.runtime.checkpoint import change_errors as change
+from fllmc.runtime.foreign import errors as foreign
 
 LAST = "step-00000100"
 HOLDS = "`body.mlp.gate` and 3 more"
@@ -47,6 +49,28 @@ DATA: tuple[Diagnostic, ...] = (
     data.UnknownToken(NOWHERE, "<eos>", "bytes"),
     data.NoTextForTokenizer(NOWHERE, "bpe:512", "web/*.bin"),
     data.NoSuchColumn(NOWHERE, "trusted", "none of its own"),
+)
+FOREIGN: tuple[Diagnostic, ...] = (
+    foreign.NoTensors(NOWHERE, "folder", ""),
+    foreign.BadIndex(NOWHERE, "folder/model.safetensors.index.json", "it is not JSON"),
+    foreign.BadTensorFile(NOWHERE, "folder/model.safetensors", "it ends early", "`up.weight`"),
+    foreign.ForeignMissing(NOWHERE, "folder", "up.weight", "up", ("up.weights",)),
+    foreign.ForeignExtra(NOWHERE, "folder/model.safetensors", "up.bias", "hf"),
+    foreign.ForeignTwice(NOWHERE, "up.weight", "two files"),
+    foreign.ForeignDiffers(
+        NOWHERE, "folder/model.safetensors", "up.weight", "F32 [16, 32]", "[32, 16]", "`up`"
+    ),
+    config.ConfigMissing(NOWHERE, "hidden_size", "embed"),
+    config.ConfigDiffers(NOWHERE, "hidden_act", '"gelu"', '"silu"'),
+    config.ConfigNotSize(NOWHERE, "hidden_size", "0", "embed"),
+    foreign.TiedDiffer(
+        NOWHERE, "embed.weight", "lm_head.weight", "one.safetensors", "two.safetensors"
+    ),
+    foreign.NoForeignNames(NOWHERE, "model `tiny`"),
+    foreign.FolderInUse(NOWHERE, "folder"),
+    foreign.RoundTrip(NOWHERE, "up.weight", "7 of 512 elements differ"),
+    config.ConfigUnread(NOWHERE, 2, "`pad_token_id`, `use_cache`"),
+    config.ConfigUnsaid(NOWHERE, "`hidden_act`"),
 )
 CHECKPOINTS: tuple[Diagnostic, ...] = (
     stored.NoCheckpoint(NOWHERE, "runs/tiny/checkpoints"),
@@ -90,4 +114,11 @@ MACHINES: tuple[Diagnostic, ...] = (
     run.TooFewGpus(NOWHERE, "data=8", 8, 2),
     run.NotYetRunnable(NOWHERE, "this plan on GPUs"),
 )
-SAMPLES: tuple[Diagnostic, ...] = (*PASSES, *DATA, *CHECKPOINTS, *ARTIFACTS, *MACHINES)
+SAMPLES: tuple[Diagnostic, ...] = (
+    *PASSES,
+    *DATA,
+    *FOREIGN,
+    *CHECKPOINTS,
+    *ARTIFACTS,
+    *MACHINES,
+)

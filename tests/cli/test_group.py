@@ -27,6 +27,7 @@ OPTIONS = {
     "doctor": ["--json"],
     "check": ["--set", "--json"],
     "fmt": ["--check", "--diff"],
+    "fix": ["--diff"],
     "show": ["--resolved", "--train"],
     "explain": ["--json"],
     "compile": [

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from fllmc.ir.diagnostics import Diagnostic, all_codes
+from fllmc.ir.diagnostics import Diagnostic, all_codes, explanation
 
 PAGES: Final = Path(__file__).parent / "pages"
 """A file CODE.md for each code: meaning, reason, an example and the example put right."""
@@ -24,6 +24,7 @@ def every_code() -> dict[str, type[Diagnostic]]:
     return all_codes()
 
 
-def page_of(code: str) -> str:
-    """The page of a code that there is."""
-    return (PAGES / f"{code}.md").read_text(encoding="utf-8")
+def page_of(kind: type[Diagnostic]) -> str:
+    """The page of a code; what its class says, for one that has none yet."""
+    path = PAGES / f"{kind.code}.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else explanation(kind)

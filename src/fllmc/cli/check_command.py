@@ -23,9 +23,9 @@ def command(specs: tuple[str, ...], sets: tuple[str, ...], as_json: bool) -> int
     fllmc check my_model.fllm
     fllmc check quickstart --set dims.layers=12
     """
-    from fllmc.cli.output import report, say, show_json, summary
+    from fllmc.cli.output import as_data, report, say, show_json, summary
     from fllmc.frontend import load
-    from fllmc.ir.render import ordered, to_json
+    from fllmc.ir.render import ordered
 
     status = SUCCESS
     documents: list[object] = []
@@ -33,7 +33,7 @@ def command(specs: tuple[str, ...], sets: tuple[str, ...], as_json: bool) -> int
         _, found, sources = load(path, overrides(sets), needs_run=False)
         errors = [each for each in found if each.severity == "error"]
         status = max(status, exit_status(errors) if errors else SUCCESS)
-        listed = [to_json(each) for each in ordered(found)]
+        listed = [as_data(each, sources) for each in ordered(found)]
         documents.append({"spec": path, "ok": not errors, "diagnostics": listed})
         if not as_json:
             report(found, sources)

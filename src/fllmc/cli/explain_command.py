@@ -15,7 +15,7 @@ from fllmc.cli.options import json_option
 def command(code: str | None, as_json: bool) -> int | None:
     """Print the page of the diagnostic CODE, such as E0201; without one, list all codes."""
     from fllmc.cli.catalogue import every_code, page_of
-    from fllmc.cli.output import say, show, show_json
+    from fllmc.cli.output import complain, show, show_json
     from fllmc.ir.diagnostics import did_you_mean, explanation
 
     codes = every_code()
@@ -29,13 +29,13 @@ def command(code: str | None, as_json: bool) -> int | None:
         return None
     kind = codes.get(code.upper())
     if kind is None:
-        say(f"error: there is no code {code}")
+        complain(f"error: there is no code {code}")
         for line in did_you_mean(code.upper(), codes):
-            say(f" = help: {line}")
+            complain(f" = help: {line}")
         return BAD_INPUT
     if as_json:
         document = {"code": kind.code, "explanation": explanation(kind)}
-        show_json("fllmc.explain/1", {**document, "page": page_of(kind.code)})
+        show_json("fllmc.explain/1", {**document, "page": page_of(kind)})
     else:
-        show(page_of(kind.code).rstrip("\n"))
+        show(page_of(kind).rstrip("\n"))
     return None

@@ -36,10 +36,10 @@ def failed(error: Exception) -> int:
 
 def internal(error: Exception) -> int:
     """A fault of fllmc itself: one line, and a file with what is needed to find it."""
-    from fllmc.cli.output import say
+    from fllmc.cli.output import complain
 
     words = str(error).partition("\n")[0] or type(error).__name__
-    say(f"internal error: {words}")
+    complain(f"internal error: {words}")
     reproducer = getattr(error, "reproducer", "")
     kind = "fir" if reproducer else "txt"
     text = reproducer or "".join(traceback.format_exception(error))
@@ -47,15 +47,15 @@ def internal(error: Exception) -> int:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as reason:
-        say(f"  (no reproducer: {path}: {reason.strerror})")
+        complain(f"  (no reproducer: {path}: {reason.strerror})")
         return INTERNAL
     if reproducer:
         passes = reproducer.partition("\n")[0].removeprefix("// passes: ")
-        say(f"  wrote the program before the pass: {path}")
-        say(f"  again: fllmc opt --debug --passes '{passes}' {path}")
+        complain(f"  wrote the program before the pass: {path}")
+        complain(f"  again: fllmc opt --debug --passes '{passes}' {path}")
     else:
-        say(f"  wrote what happened: {path}")
-    say("  this is a fault of fllmc, not of your input; please report it with that file")
+        complain(f"  wrote what happened: {path}")
+    complain("  this is a fault of fllmc, not of your input; please report it with that file")
     return INTERNAL
 
 

@@ -22,6 +22,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
     "Write": {
         "check": "Report what is wrong with a spec.",
         "fmt": "Lay out specs in the one canonical form.",
+        "fix": "Put right what is surely meant otherwise.",
         "show": "Print a spec, its defaults written out.",
         "explain": "Explain a diagnostic code.",
     },
@@ -47,7 +48,7 @@ def settings(ctx: click.Context, option: click.Parameter, value: object) -> None
 EVERYWHERE: Final[tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...]] = (
     (
         ("--format",),
-        {"type": click.Choice(["text", "json"]), "help": "Form of diagnostics on stderr."},
+        {"type": click.Choice(["text", "json", "sarif"]), "help": "Form of diagnostics on stderr."},
     ),
     (
         ("--color",),
@@ -75,19 +76,29 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an exception becomes an exit status."""
         try:
-            ctx.exit(super().invoke(ctx) or 0)
+            ctx.exit(self.status(ctx))
+        finally:
+            if ctx.meta.get("fllmc.format") == "sarif":
+                from fllmc.cli.sarif import show_log
+
+                show_log(ctx)
+
+    def status(self, ctx: click.Context) -> int:
+        """The exit status of the command's function, whatever it raises."""
+        try:
+            return super().invoke(ctx) or 0
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
-            ctx.exit(INTERRUPTED)
+            return INTERRUPTED
         except BrokenPipeError:  # what reads our output has gone
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (nothing more is written)
-            ctx.exit(0)
+            return 0
         except Exception as error:
             if ctx.meta.get("fllmc.debug"):
                 raise
-            ctx.exit(failed(error))
+            return failed(error)
 
 
 class LazyGroup(click.Group):

@@ -15,7 +15,13 @@ from fllmc.ir.render import Paint, ordered, render, to_json
 
 
 def say(text: str) -> None:
-    """A line of progress or advice, on stderr."""
+    """A line of progress or advice, on stderr, where no program reads the diagnostics there."""
+    if setting("format") in (None, "text"):
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """A line on stderr, whoever reads it."""
     click.echo(text, err=True, color=True)
 
 
@@ -55,16 +61,31 @@ def paint(stream: TextIO | None = None) -> Paint:
 
 
 def report(diagnostics: Sequence[Diagnostic], sources: Mapping[str, str] | None = None) -> None:
-    """Diagnostics on stderr, as text or one JSON object a line, as `--format` says."""
+    """Diagnostics on stderr, in the form that `--format` says.
+
+    Text, or one JSON object a line; SARIF is one document for all, written when the command ends.
+    """
     if not diagnostics:
-        return
-    if setting("format") == "json":
-        for found in ordered(diagnostics):
-            say(json.dumps(to_json(found)))
         return
     texts = dict(sources or {})
     texts |= {file: text for file, text in read_files(diagnostics) if file not in texts}
-    say(render(diagnostics, texts, wants_color(sys.stderr)).rstrip("\n"))
+    form = setting("format")
+    if form == "json":
+        for found in ordered(diagnostics):
+            complain(json.dumps(as_data(found, texts)))
+    elif form == "sarif":
+        from fllmc.cli.sarif import keep
+
+        keep(click.get_current_context(), diagnostics, texts)
+    else:
+        complain(render(diagnostics, texts, wants_color(sys.stderr)).rstrip("\n"))
+
+
+def as_data(found: Diagnostic, sources: Mapping[str, str]) -> dict[str, Any]:
+    """A diagnostic as data, with the fixes that apply to its source."""
+    from fllmc.frontend.fixes import fixes_of
+
+    return to_json(found, fixes_of(found, sources.get(found.span.file, "")))
 
 
 def read_files(diagnostics: Iterable[Diagnostic]) -> Iterable[tuple[str, str]]:
