@@ -347,6 +347,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Silu: _elementwise(_jax.nn.silu),
     ops.SiluGrad: _elementwise(_silu_grad),
     ops.Sin: _elementwise(_jnp.sin),
+    ops.Shift: indexing.shift,
     ops.Spread: indexing.spread,
     ops.Sqrt: _elementwise(_jnp.sqrt),
     ops.Stop: _stop,

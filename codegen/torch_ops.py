@@ -12,6 +12,7 @@ from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
 from fllmc.codegen.torch_blockwise import blockwise
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
 from fllmc.codegen.torch_sequence import conv, recur
+from fllmc.codegen.torch_shift import shift
 from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
     AllGather,
@@ -55,6 +56,7 @@ from fllmc.ir.ops import (
     RingAttendGrad,
     Rope,
     Share,
+    Shift,
     Spread,
     Take,
     Tally,
@@ -399,6 +401,7 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     Rename: same_storage,
     Share: same_storage,
     Rope: rope,
+    Shift: shift,
     Spread: spread,
     Take: take,
     Tally: experts.tally,

@@ -213,6 +213,16 @@ def spread(attrs: ops.Spread, here: Here, value: Array, index: Array) -> Array:
     return np.where(at == here.positions(attrs.dim), rows, np.zeros_like(rows))
 
 
+def shift(attrs: ops.Shift, here: Here, x: Array) -> Array:
+    """The stretch that is there, zeros around it."""
+    at = here.operands[0].names.index(attrs.dim)
+    first, start, count = attrs.stretches(here.sizes)
+    out = np.zeros(here.sizes.local_shape(here.results[0]), x.dtype)
+    lead = (slice(None),) * at
+    out[(*lead, slice(first, first + count))] = x[(*lead, slice(start, start + count))]
+    return out
+
+
 def record(attrs: ops.Record, here: Here, state: Array, value: Array) -> Array:
     """A zero; the backward pass gives the value."""
     return np.zeros(())
@@ -267,6 +277,7 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Neg: elementwise(np.negative),
     ops.Pick: pick,
     ops.Record: record,
+    ops.Shift: shift,
     ops.Pow: elementwise(np.power),
     ops.Put: put,
     ops.PutAdd: put_add,

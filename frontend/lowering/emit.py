@@ -11,6 +11,7 @@ from fllmc.frontend.semantics.typed import (
     Apply,
     Combine,
     Composite,
+    Concat,
     Constant,
     Contract,
     Conv,
@@ -28,6 +29,7 @@ from fllmc.frontend.semantics.typed import (
     Recur,
     Reduce,
     Renamed,
+    Shift,
     Size,
     Split,
     Tally,
@@ -126,7 +128,7 @@ class Emitter:
                 return b.one(ops.Dot(dims), *self._alike(args))
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
-            case Split() | Join() | Pick() | OneHot():
+            case Split() | Join() | Pick() | OneHot() | Shift() | Concat():
                 return self._indexed(typed, args)
             case Conv():
                 b.path = "conv"
@@ -157,7 +159,7 @@ class Emitter:
                 return b.one(ops.Iota(Dim(dim)))
 
     def _indexed(self, typed: Typed, args: tuple[int, ...]) -> int:
-        """A dim split in two, two joined, or what indices pick."""
+        """A dim split or shifted, two joined, or what indices pick."""
         b = self.b
         match typed.op:
             case Split(dim, outer, inner):
@@ -173,6 +175,14 @@ class Emitter:
                 b.path = "one_hot"
                 ones = b.one(ops.Fill(1.0, self.compute, b.types[args[0]].dims))
                 return b.one(ops.Spread(Dim(dim)), ones, *args)
+            case Shift(dim, by):
+                b.path = "shift"
+                return b.one(ops.Shift(dim, dim, by), *args)
+            case Concat(first, second, to):
+                b.path = "concat"
+                front = b.one(ops.Shift(first, to, 0), args[0])
+                behind = b.one(ops.Shift(second, to, -b.sizes.size(first)), args[1])
+                return arranged(b, b.add(front, behind), typed.kind.dims)
             case _:
                 raise InternalError(f"{typed.op} is not about indices")
 

@@ -145,6 +145,12 @@ RULES: Mapping[str, Rule] = {
     "linear_attend": _recur,
     "max": _max,
     "mean": _mean,
+    "concat": lambda body, given: indexing.concat(
+        body, given.span, given.tensors, (given.named["over"], given.named["to"])
+    ),
+    "shift": lambda body, given: indexing.shift(
+        body, given.span, given.tensors[0], given.words["along"], given.numbers["by"]
+    ),
     "one_hot": lambda body, given: indexing.one_hot(body, given.span, *given.tensors),
     "pick": lambda body, given: indexing.pick(body, given.span, *given.tensors),
     "positions": lambda body, given: indexing.positions(given.span, given.words["along"]),

@@ -172,6 +172,8 @@ FORMS: Mapping[str, Form] = {
         Form("expert_dot", ("x", "weight", "chosen"), _ALONG, brackets=True, free=_CHOSEN),
         Form("expert_take", ("x", "chosen"), {**_ALONG, "to": Option("new")}, free=_CHOSEN),
         Form("pick", ("x", "index"), free=("index",)),
+        Form("shift", ("x",), {"along": Option("dim"), "by": Option("number", "1")}, free=("x",)),
+        Form("concat", ("a", "b"), {"over": Option("new"), "to": Option("new")}),
         Form("one_hot", ("index",), free=("index",)),
         Form("tally", ("chosen",), _ALONG, free=_CHOSEN),
         Form("positions", (), {"along": Option("dim")}),

@@ -79,6 +79,7 @@ from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.record import Record
 from fllmc.ir.ops.recurrence import Recur, RecurGrad
+from fllmc.ir.ops.shift import Shift
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
 AnyAttrs = (
@@ -143,6 +144,7 @@ AnyAttrs = (
     | Rsqrt
     | Scan
     | Share
+    | Shift
     | Sigmoid
     | Silu
     | SiluGrad
@@ -237,6 +239,7 @@ __all__ = [
     "Rsqrt",
     "Scan",
     "Share",
+    "Shift",
     "Sigmoid",
     "Signature",
     "Silu",
