@@ -12,7 +12,7 @@ from fllmc.frontend.checkpoint_errors import (
     LayoutDiffers,
     NotCovered,
 )
-from fllmc.frontend.semantics.foreign_lines import Line, Names, Spot, Term, shown, shown_path
+from fllmc.frontend.semantics.foreign_lines import PLACE, Line, Names, Spot, Term, shown, shown_path
 from fllmc.frontend.semantics.layouts import MARK, Token
 from fllmc.frontend.semantics.sizes import Number, evaluate
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
@@ -43,7 +43,8 @@ def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnos
 
 
 def _tensor(line: Line, size: Size) -> Tensor:
-    loops = tuple((name, size(dim)) for dim, name in line.spots[0].indexed if isinstance(name, str))
+    indexed = line.spots[0].indexed
+    loops = tuple((name, _size(dim, size)) for dim, name in indexed if isinstance(name, str))
     names = tuple(_pattern(name, line, size) for name in line.names)
     parts = tuple(_part(line, number, spot, size) for number, spot in enumerate(line.spots))
     return Tensor(names, loops, parts)
@@ -72,8 +73,12 @@ def _count(term: Term, line: Line, size: Size) -> Count:
     if not whole or offset < 0 or any(at(where) != value for where, value in checks):
         reason = "a number in it is no sum of multiples of its indices"
         raise DiagnosticError(BadForeignName(line.span, reason))
-    used = tuple((written[old], int(factor)) for old, factor in factors.items() if factor)
-    return Count(used, int(offset))
+    used: list[tuple[str, int]] = []
+    for old, factor in factors.items():
+        by, first = line.numbered(written[old])
+        offset += factor * first
+        used += [(written[old], int(factor) * by)] if factor else []
+    return Count(tuple(used), int(offset))
 
 
 def _part(line: Line, number: int, spot: Spot, size: Size) -> Part:
@@ -103,7 +108,7 @@ def _part(line: Line, number: int, spot: Spot, size: Size) -> Part:
         _size(dim, size) for dim in spot.rest
     )
     return Part(
-        _native(spot),
+        _native(spot, line),
         shape,
         tuple(_place(index) for _, index in lead),
         tuple(_size(token, size) for token in order),
@@ -119,14 +124,17 @@ def _position(token: Token, order: list[Token], taken: list[Token]) -> int:
     return places[taken.count(token) - 1]
 
 
-def _native(spot: Spot) -> Pattern:
+def _native(spot: Spot, line: Line) -> Pattern:
     parts: list[str | Count] = []
     for number, part in enumerate(spot.path):
         dot = "." if number else ""
         if isinstance(part, int):
             parts.append(f"{dot}{part}")
+        elif part.startswith(PLACE):
+            continue
         elif part.startswith("{"):
-            parts += [dot, Count(((part[1:], 1),))]
+            by, first = line.numbered(part[1:])
+            parts += [dot, Count(((part[1:], by),), first)]
         else:
             parts.append(dot + part)
     return Pattern(tuple(parts))
@@ -137,6 +145,10 @@ def _place(index: str | int) -> Count:
 
 
 def _size(token: str, size: Size) -> int:
+    if "%" in token:  # the layers of one place in a pattern
+        over, _, rest = token.partition("%")
+        period, first = map(int, rest.split("="))
+        return -(-(size(over) - first) // period)
     return int(token[1:]) if token.startswith("#") else size(token.rstrip(MARK))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from fllmc.frontend import ast
 from fllmc.frontend.checkpoint_errors import CoveredTwice, NotCovered
-from fllmc.frontend.semantics.foreign_lines import Line, Names, Spot
+from fllmc.frontend.semantics.foreign_lines import PLACE, Line, Names, Spot
 from fllmc.frontend.semantics.typed import Block, Key, Param
 from fllmc.ir.diagnostics import Diagnostic
 
@@ -21,6 +21,8 @@ def parameters(
             continue
         for name, place, param in parameters(member.block, blocks):
             index = f"[{'ijk'[min(place.count('['), 2)]}]" if member.over else ""
+            if member.period:
+                name, place = f"{PLACE}{name}", place.partition(".")[2]
             yield f"{member.name}.{name}", f"{member.name}{index}.{place}", param
 
 

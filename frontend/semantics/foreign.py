@@ -23,7 +23,17 @@ from fllmc.frontend.parser import parse
 from fllmc.frontend.section_errors import UnknownSection
 from fllmc.frontend.semantics.blocks import refs
 from fllmc.frontend.semantics.coverage import uncovered
-from fllmc.frontend.semantics.foreign_lines import Index, Line, Names, Spot, Term, shown, within
+from fllmc.frontend.semantics.foreign_lines import (
+    PLACE,
+    Index,
+    Line,
+    Names,
+    Spot,
+    Term,
+    every,
+    shown,
+    within,
+)
 from fllmc.frontend.semantics.layouts import typed_layout
 from fllmc.frontend.semantics.typed import Block, Key, Nested, Param
 from fllmc.ir.diagnostics import Diagnostic
@@ -43,7 +53,7 @@ def typed_names(
     names = reader.section(section, module)
     if names is not None and not reader.found:
         reader.found.extend(uncovered(names, section, blocks))
-    return names, tuple(reader.found)
+    return names, tuple(dict.fromkeys(reader.found))
 
 
 class _Reader:
@@ -76,36 +86,71 @@ class _Reader:
                     config.extend(items)
                     self.found.extend(_unknown_dims(items, module))
                 case ast.Mapped(layout=ast.Name()):
-                    inner = self.part(item, key, module)
-                    lines += inner.lines if inner else ()
-                    ignored += inner.ignored if inner else ()
-                    config += inner.config if inner else ()
+                    for at in self.positions(item, key):
+                        inner = self.part(item, key, module, at)
+                        lines += inner.lines if inner else ()
+                        ignored += inner.ignored if inner else ()
+                        config += inner.config if inner else ()
                 case ast.Mapped():
-                    lines += self.line(item, key, module)
+                    for at in self.positions(item, key):
+                        lines += self.line(item, key, module, at)
         self.open.pop()
         unique = tuple({_key(each): each for each in config}.values())
         return Names(section.name, key, tuple(lines), tuple(dict.fromkeys(ignored)), unique)
 
-    def line(self, item: ast.Mapped, subject: Key, module: Module) -> Iterator[Line]:
-        """The line, or nothing after a report."""
+    def positions(self, item: ast.Mapped, subject: Key) -> tuple[int, ...]:
+        """The places in a pattern that have what is spoken of; -1 where there is no pattern."""
+        block, place = self.blocks.get(subject), next(_places(item.place))
+        for number, part in enumerate(place):
+            if block is None or not isinstance(part, ast.Name) or part.text not in block.nested:
+                break
+            member = block.nested[part.text]
+            block = self.blocks.get(member.block)
+            index, rest = place[number + 1 : number + 2], place[number + 2 :]
+            if member.period and block and index and isinstance(index[0], ast.Ref):
+                layers = [block.nested[str(at)].block for at in range(member.period)]
+                found = [at for at, each in enumerate(layers) if self.leads(each, rest)]
+                return tuple(found) or (0,)
+            if member.over:
+                break
+        return (-1,)
+
+    def leads(self, key: Key, place: list[PlacePart]) -> bool:
+        """Whether there is such a place in a block."""
+        block = self.blocks.get(key)
+        for part in place:
+            if isinstance(part, ast.Name):
+                members = {m.name: m for m in block.members} if block else {}
+                member = members.get(part.text)
+                if member is None:
+                    return False
+                block = self.blocks.get(member.block) if isinstance(member, Nested) else None
+        return True
+
+    def line(self, item: ast.Mapped, subject: Key, module: Module, at: int) -> Iterator[Line]:
+        """The line, or nothing after a report; of a pattern for its layers at one place."""
         assert isinstance(item.layout, ast.Layout)
-        spots = [spot for place in _places(item.place) if (spot := self.spot(place, item, subject))]
-        if len(spots) < sum(1 for _ in _places(item.place)):
+        walked = [self.spot(place, item, subject, at) for place in _places(item.place)]
+        spots = [each[0] for each in walked if each]
+        if len(spots) < len(walked):
             return
+        strides = next((each[1] for each in walked if each), ())
         indices = [name for _, name in spots[0].indexed if isinstance(name, str)]
         names = tuple(self.foreign(name, indices, module) for name in item.names)
         shapes = [(spot.name, spot.rest, spot.param) for spot in spots]
         layout, found = typed_layout(item.layout, item.splits, shapes, module.dims)
         self.found.extend(found)
         if layout is not None:
-            yield Line(item.span, tuple(spots), names, layout)
+            yield Line(item.span, tuple(spots), names, layout, strides)
 
-    def spot(self, place: list[PlacePart], item: ast.Mapped, subject: Key) -> Spot | None:
-        """The parameter at a place; None after a report."""
-        found = self.walk(place, item, subject)
+    def spot(
+        self, place: list[PlacePart], item: ast.Mapped, subject: Key, at: int
+    ) -> tuple[Spot, Strides] | None:
+        """The parameter at a place, and how its indices count layers; None after a report."""
+        found = self.walk(place, item, subject, at)
         if found is None:
             return None
-        member, path, indexed, left = found
+        member, path, indexed, left, strides = found
         if not isinstance(member, Param):
             inner = tuple(self.blocks[member.block].params)
             reason = "this is a block: a parameter of it is wanted"
@@ -117,15 +162,26 @@ class _Reader:
             return None
         indexed += [(dim, _index(at)) for dim, at in zip(dims, left, strict=False)]
         name = ".".join(part for part in path if isinstance(part, str) and part[0] != "{")
-        return Spot(tuple(path), name, tuple(indexed), stacks, dims[len(left) :], member)
+        spot = Spot(tuple(path), name, tuple(indexed), stacks, dims[len(left) :], member)
+        return spot, strides
 
     def walk(
-        self, place: list[PlacePart], item: ast.Mapped, subject: Key
+        self, place: list[PlacePart], item: ast.Mapped, subject: Key, pattern: int
     ) -> (
-        tuple[Param | Nested, list[Index], list[tuple[str, Index]], list[ast.Ref | ast.Number]]
+        tuple[
+            Param | Nested,
+            list[Index],
+            list[tuple[str, Index]],
+            list[ast.Ref | ast.Number],
+            Strides,
+        ]
         | None
     ):
-        """The member at a place, its path with indices, those of stacks, and those left."""
+        """The member at a place, its path with indices, those of stacks, and those left.
+
+        Last is how indices count layers, where they are those at one place of a pattern.
+        """
+        strides: Strides = ()
         member: Param | Nested | None = None
         path: list[Index] = []
         indexed: list[tuple[str, Index]] = []
@@ -150,7 +206,17 @@ class _Reader:
             elif isinstance(member, Nested) and member.over and not _done(path):
                 index = _index(part)
                 path.append("{" + index if isinstance(index, str) else index)
-                indexed.append((member.over, index))
+                if member.period and block:
+                    by = member.period
+                    at = index % by if isinstance(index, int) else pattern
+                    dim = every(member.over, by, at)
+                    path.append(f"{PLACE}{at}")
+                    if isinstance(index, str):
+                        strides = ((index, by, at),)
+                    indexed.append((dim, index if isinstance(index, str) else index // by))
+                    block = self.blocks.get(block.nested[str(at)].block)
+                else:
+                    indexed.append((member.over, index))
             else:
                 left.append(part)
         taken = [name for _, name in indexed] + [_index(each) for each in left]
@@ -164,7 +230,7 @@ class _Reader:
             self.unknown(item.place, item.place.span, subject, reason)
             return None
         assert member is not None
-        return member, path, indexed, left
+        return member, path, indexed, left, strides
 
     def unknown(
         self,
@@ -179,7 +245,7 @@ class _Reader:
         text = shown(place)
         self.found.append(UnknownPlace(span, name, known, text, subject.name, reason))
 
-    def part(self, item: ast.Mapped, subject: Key, module: Module) -> Names | None:
+    def part(self, item: ast.Mapped, subject: Key, module: Module, at: int) -> Names | None:
         """The names of a block within, by another section, under a foreign prefix."""
         assert isinstance(item.layout, ast.Name)
         wish = item.layout
@@ -192,10 +258,10 @@ class _Reader:
         if (bound.file, wish.text) in self.open:
             self.found.append(CheckpointCircle(wish.span, wish.text))
             return None
-        found = self.walk(next(_places(item.place)), item, subject)
+        found = self.walk(next(_places(item.place)), item, subject, at)
         if found is None:
             return None
-        member, path, indexed, _ = found
+        member, path, indexed, _, strides = found
         inner = self.section(bound.section, self.modules[bound.file])
         if inner is None:
             return None
@@ -205,7 +271,7 @@ class _Reader:
             return None
         indices = [name for _, name in indexed if isinstance(name, str)]
         prefixes = [self.foreign(name, indices, module) for name in item.names[:1]]
-        lines = [within(line, path, indexed, prefixes[0]) for line in inner.lines]
+        lines = [within(line, path, indexed, prefixes[0], strides) for line in inner.lines]
         before = "".join(p if isinstance(p, str) else "*" for p in prefixes[0])
         ignored = tuple(f"{before}.{name}" if before else name for name in inner.ignored)
         return structs.replace(inner, lines=tuple(lines), ignored=ignored)
@@ -237,6 +303,7 @@ class _Reader:
 
 
 PlacePart = ast.Name | ast.Ref | ast.Number
+Strides = tuple[tuple[str, int, int], ...]
 
 
 def _places(place: ast.Place) -> Iterator[list[PlacePart]]:
@@ -254,7 +321,7 @@ def _places(place: ast.Place) -> Iterator[list[PlacePart]]:
 
 def _done(path: list[Index]) -> bool:
     """Whether the last name of a path has its index."""
-    return bool(path) and (isinstance(path[-1], int) or path[-1].startswith("{"))
+    return bool(path) and (isinstance(path[-1], int) or path[-1].startswith(("{", PLACE)))
 
 
 def _index(part: PlacePart) -> Index:

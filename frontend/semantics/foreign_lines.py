@@ -11,6 +11,9 @@ from fllmc.ir.span import Span
 
 Index = str | int
 
+PLACE = "#"
+"""Stands in a path before the place in a pattern that the layers have."""
+
 
 class Term(Struct, frozen=True):
     """A number in a foreign name: an expression, and what its indices are called in the line."""
@@ -34,12 +37,21 @@ class Spot(Struct, frozen=True):
 
 
 class Line(Struct, frozen=True):
-    """One kind of foreign tensor: its names, and the parameters in it."""
+    """One kind of foreign tensor: its names, and the parameters in it.
+
+    `strides` are indices that count the layers of one place in a pattern, each with the period and
+    the number of the first such layer.
+    """
 
     span: Span
     spots: tuple[Spot, ...]
     names: tuple[tuple[str | Term, ...], ...]
     layout: Layout
+    strides: tuple[tuple[str, int, int], ...] = ()
+
+    def numbered(self, index: str) -> tuple[int, int]:
+        """What an index is multiplied by, and what is added, to give the number of a layer."""
+        return next(((by, first) for name, by, first in self.strides if name == index), (1, 0))
 
 
 class Names(Struct, frozen=True):
@@ -50,6 +62,11 @@ class Names(Struct, frozen=True):
     lines: tuple[Line, ...]
     ignored: tuple[str, ...]
     config: tuple[ast.ConfigDim | ast.ConfigValue, ...]
+
+
+def every(over: str, period: int, first: int) -> str:
+    """The layers of one place in a pattern, as a dim."""
+    return f"{over}%{period}={first}"
 
 
 def shown(place: ast.Place) -> str:
@@ -75,6 +92,8 @@ def shown_path(spot: Spot) -> str:
     for number, part in enumerate(spot.path):
         if isinstance(part, int):
             text += "[i]"
+        elif part.startswith(PLACE):
+            continue
         elif part.startswith("{"):
             text += f"[{part[1:]}]"
         else:
@@ -83,7 +102,11 @@ def shown_path(spot: Spot) -> str:
 
 
 def within(
-    line: Line, path: list[Index], indexed: list[tuple[str, Index]], prefix: tuple[str | Term, ...]
+    line: Line,
+    path: list[Index],
+    indexed: list[tuple[str, Index]],
+    prefix: tuple[str | Term, ...],
+    strides: tuple[tuple[str, int, int], ...] = (),
 ) -> Line:
     """A line of a block, as one of the block that holds it; its indices give way to others."""
     outer = {name for _, name in indexed if isinstance(name, str)}
@@ -122,4 +145,5 @@ def within(
 
     dot = (".",) if prefix else ()
     names = tuple((*prefix, *dot, *map(inner, name)) for name in line.names)
-    return structs.replace(line, spots=spots, names=names)
+    inside = ((str(renamed(name)), by, first) for name, by, first in line.strides)
+    return structs.replace(line, spots=spots, names=names, strides=(*strides, *inside))

@@ -52,6 +52,15 @@ ZOO: Final = (
     Entry("qwen3", "Qwen3Config", "qwen3", {**SMALL, **rope(1e6), "head_dim": 6}),
     Entry("olmo2", "Olmo2Config", "olmo2", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-6}),
     Entry(
+        "mamba2",
+        "Mamba2Config",
+        "mamba2",
+        {"vocab_size": 40, "hidden_size": 12, "num_heads": 6, "head_dim": 4, "n_groups": 2}
+        | {"state_size": 5, "num_hidden_layers": 2, "chunk_size": 4}
+        | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        seq=9,
+    ),
+    Entry(
         "gpt2",
         "GPT2Config",
         "gpt2",

@@ -5,22 +5,22 @@ MAMBA = """import "library/ssm.fllm" (mamba2_layer)
 
 DELTA = """
 block delta(x: [batch, seq, embed]) -> [batch, seq, embed] {
-  param wq: embed -> (groups, state)
-  param wk: embed -> (groups, state)
-  param wv: embed -> (heads, head_dim)
-  param decay: embed -> heads
-  param rate: embed -> heads
-  param taps: [heads, head_dim, width] = normal(std: 0.3)
-  param wide: [embed, width, mixed] = normal(std: 0.3)
+  param wq: embed -> (ssm_groups, state)
+  param wk: embed -> (ssm_groups, state)
+  param wv: embed -> (ssm_heads, ssm_dim)
+  param decay: embed -> ssm_heads
+  param rate: embed -> ssm_heads
+  param near: [ssm_heads, ssm_dim, taps] = normal(std: 0.3)
+  param wide: [embed, taps, mixed] = normal(std: 0.3)
   param back: mixed -> embed
-  param out: (heads, head_dim) -> embed
+  param out: (ssm_heads, ssm_dim) -> embed
 
-  v = conv[seq](wv(x), taps, taps: width, pad: causal)
+  v = conv[seq](wv(x), near, taps: taps, pad: causal)
   k = wk(x)
   unit = k * rsqrt(sum[state](k * k) + 0.01)
   y = delta_attend(wq(x), unit, v, -exp(decay(x)), sigmoid(rate(x)), along: seq)
   h = x + out(y)
-  return h + back(silu(conv[seq](h, wide, taps: width, over: embed, pad: same)))
+  return h + back(silu(conv[seq](h, wide, taps: taps, over: embed, pad: same)))
 }
 """
 
@@ -31,11 +31,11 @@ IMPORTdims {
   seq
   vocab = 256
   embed = 8
-  heads = 4
-  head_dim = 2
-  groups = GROUPS
+  ssm_heads = 4
+  ssm_dim = 2
+  ssm_groups = GROUPS
   state = 4
-  width = 3
+  taps = 3
   mixed = 6
   layers = 4
 }

@@ -18,7 +18,7 @@ PLACED = """
 mesh grid { data: 2 tensor: 2 }
 schedule placed for first on grid {
   shard batch over data
-  shard (heads, groups, mixed, vocab) over tensor
+  shard (ssm_heads, ssm_groups, mixed, vocab) over tensor
   shard seq over tensor elsewhere
   recompute body.*
 }
@@ -26,7 +26,7 @@ schedule placed for first on grid {
 COPIED = """
 mesh line { tensor: 4 }
 schedule placed for first on line {
-  shard (heads, groups, vocab) over tensor
+  shard (ssm_heads, ssm_groups, vocab) over tensor
 }
 """
 STAGES = """
