@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from msgspec import structs
 
@@ -54,6 +55,20 @@ def typed_names(
     if names is not None and not reader.found:
         reader.found.extend(uncovered(names, section, blocks))
     return names, tuple(dict.fromkeys(reader.found))
+
+
+Strides = tuple[tuple[str, int, int], ...]
+"""Indices that count layers of one place in a pattern, as `Line.strides`."""
+
+
+class Walked(NamedTuple):
+    """The member at a place, its path with indices, those of stacks, and those left."""
+
+    member: Param | Nested
+    path: list[Index]
+    indexed: list[tuple[str, Index]]
+    left: list[ast.Ref | ast.Number]
+    strides: Strides
 
 
 class _Reader:
@@ -167,16 +182,7 @@ class _Reader:
 
     def walk(
         self, place: list[PlacePart], item: ast.Mapped, subject: Key, pattern: int
-    ) -> (
-        tuple[
-            Param | Nested,
-            list[Index],
-            list[tuple[str, Index]],
-            list[ast.Ref | ast.Number],
-            Strides,
-        ]
-        | None
-    ):
+    ) -> Walked | None:
         """The member at a place, its path with indices, those of stacks, and those left.
 
         Last is how indices count layers, where they are those at one place of a pattern.
@@ -204,21 +210,25 @@ class _Reader:
                 path.append(part.text)
                 block = self.blocks.get(member.block) if isinstance(member, Nested) else None
             elif isinstance(member, Nested) and member.over and not _done(path):
-                index = _index(part)
+                index, by = _index(part), member.period
                 path.append("{" + index if isinstance(index, str) else index)
-                if member.period and block:
-                    by = member.period
+                if by and block:
                     at = index % by if isinstance(index, int) else pattern
-                    dim = every(member.over, by, at)
                     path.append(f"{PLACE}{at}")
-                    if isinstance(index, str):
-                        strides = ((index, by, at),)
-                    indexed.append((dim, index if isinstance(index, str) else index // by))
+                    strides = ((index, by, at),) if isinstance(index, str) else ()
+                    place_in = index if isinstance(index, str) else index // by
+                    indexed.append((every(member.over, by, at), place_in))
                     block = self.blocks.get(block.nested[str(at)].block)
                 else:
                     indexed.append((member.over, index))
             else:
                 left.append(part)
+        assert member is not None
+        return self.settled(Walked(member, path, indexed, left, strides), item, subject)
+
+    def settled(self, walked: Walked, item: ast.Mapped, subject: Key) -> Walked | None:
+        """What was found at a place; None after a report of its indices."""
+        member, path, indexed, left, _ = walked
         taken = [name for _, name in indexed] + [_index(each) for each in left]
         names = [name for name in taken if isinstance(name, str)]
         if len(set(names)) < len(names):
@@ -229,8 +239,7 @@ class _Reader:
             reason = "an index too many" if left else reason
             self.unknown(item.place, item.place.span, subject, reason)
             return None
-        assert member is not None
-        return member, path, indexed, left, strides
+        return walked
 
     def unknown(
         self,
@@ -303,7 +312,6 @@ class _Reader:
 
 
 PlacePart = ast.Name | ast.Ref | ast.Number
-Strides = tuple[tuple[str, int, int], ...]
 
 
 def _places(place: ast.Place) -> Iterator[list[PlacePart]]:
