@@ -12,11 +12,11 @@ from fllmc.frontend.checkpoint_errors import (
     LayoutDiffers,
     NotCovered,
 )
-from fllmc.frontend.semantics.foreign_lines import PLACE, Line, Names, Spot, Term, shown, shown_path
+from fllmc.frontend.semantics.foreign_lines import Line, Names, Spot, Term, shown, shown_path
 from fllmc.frontend.semantics.layouts import MARK, Token
 from fllmc.frontend.semantics.sizes import Number, evaluate
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
-from fllmc.ir.foreign import Count, Factor, Foreign, Part, Pattern, Tensor
+from fllmc.ir.foreign import Count, Factor, Foreign, Loop, Part, Pattern, Tensor
 
 Size = Callable[[str], int]
 
@@ -43,11 +43,22 @@ def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnos
 
 
 def _tensor(line: Line, size: Size) -> Tensor:
-    indexed = line.spots[0].indexed
-    loops = tuple((name, _size(dim, size)) for dim, name in indexed if isinstance(name, str))
+    spot = line.spots[0]
+    loops = tuple(
+        _loop(spot, number, name, size(dim))
+        for number, (dim, name) in enumerate(spot.indexed)
+        if isinstance(name, str)
+    )
     names = tuple(_pattern(name, line, size) for name in line.names)
     parts = tuple(_part(line, number, spot, size) for number, spot in enumerate(line.spots))
     return Tensor(names, loops, parts)
+
+
+def _loop(spot: Spot, number: int, name: str, count: int) -> Loop:
+    """The index of an indexed dim; that of a stack of a pattern takes some of its layers."""
+    if number < spot.stacks and spot.period:
+        return Loop(name, count, spot.period, spot.layers)
+    return Loop(name, count)
 
 
 def _pattern(name: tuple[str | Term, ...], line: Line, size: Size) -> Pattern:
@@ -73,12 +84,8 @@ def _count(term: Term, line: Line, size: Size) -> Count:
     if not whole or offset < 0 or any(at(where) != value for where, value in checks):
         reason = "a number in it is no sum of multiples of its indices"
         raise DiagnosticError(BadForeignName(line.span, reason))
-    used: list[tuple[str, int]] = []
-    for old, factor in factors.items():
-        by, first = line.numbered(written[old])
-        offset += factor * first
-        used += [(written[old], int(factor) * by)] if factor else []
-    return Count(tuple(used), int(offset))
+    used = tuple((written[old], int(factor)) for old, factor in factors.items() if factor)
+    return Count(used, int(offset))
 
 
 def _part(line: Line, number: int, spot: Spot, size: Size) -> Part:
@@ -108,7 +115,7 @@ def _part(line: Line, number: int, spot: Spot, size: Size) -> Part:
         _size(dim, size) for dim in spot.rest
     )
     return Part(
-        _native(spot, line),
+        _native(spot),
         shape,
         tuple(_place(index) for _, index in lead),
         tuple(_size(token, size) for token in order),
@@ -124,17 +131,14 @@ def _position(token: Token, order: list[Token], taken: list[Token]) -> int:
     return places[taken.count(token) - 1]
 
 
-def _native(spot: Spot, line: Line) -> Pattern:
+def _native(spot: Spot) -> Pattern:
     parts: list[str | Count] = []
     for number, part in enumerate(spot.path):
         dot = "." if number else ""
         if isinstance(part, int):
             parts.append(f"{dot}{part}")
-        elif part.startswith(PLACE):
-            continue
         elif part.startswith("{"):
-            by, first = line.numbered(part[1:])
-            parts += [dot, Count(((part[1:], by),), first)]
+            parts += [dot, Count(((part[1:], 1),))]
         else:
             parts.append(dot + part)
     return Pattern(tuple(parts))
@@ -145,10 +149,6 @@ def _place(index: str | int) -> Count:
 
 
 def _size(token: str, size: Size) -> int:
-    if "%" in token:  # the layers of one place in a pattern
-        over, _, rest = token.partition("%")
-        period, first = map(int, rest.split("="))
-        return -(-(size(over) - first) // period)
     return int(token[1:]) if token.startswith("#") else size(token.rstrip(MARK))
 
 
@@ -160,19 +160,27 @@ def _gaps(names: Names, size: Size) -> Iterator[Diagnostic]:
             covered.setdefault(spot.name, []).append((spot, line))
     for name, spots in covered.items():
         first, line = spots[0]
-        stored = (*(dim for dim, _ in first.indexed), *first.rest)
-        whole = prod(_size(dim, size) for dim in stored)
-        held = sum(
-            prod(_size(dim, size) for dim, index in spot.indexed if isinstance(index, str))
-            * prod(_size(dim, size) for dim in spot.rest)
-            for spot, _ in spots
-        )
+        layers = tuple(sorted({layer for spot, _ in spots for layer in spot.layers}))
+        held = sum(_elements(spot, spot.layers, size, True) for spot, _ in spots)
+        whole = _elements(first, layers, size, False)
         if held != whole:
             what = f"all of `{name}`"
             missing = f"{whole - held} of {whole} elements of `{name}`"
             subject, dims = names.subject.name, ", ".join(first.rest)
             where = shown_path(first)
             yield NotCovered(line.span, names.name.text, subject, what, missing, where, dims)
+
+
+def _elements(spot: Spot, layers: tuple[int, ...], size: Size, numbers: bool) -> int:
+    """The elements of a parameter in these layers of a pattern; with `numbers`, of a spot of it."""
+    total = prod(_size(dim, size) for dim in spot.rest)
+    for number, (dim, index) in enumerate(spot.indexed):
+        if numbers and isinstance(index, int):
+            continue
+        every = range(_size(dim, size))
+        pattern = number < spot.stacks and spot.period
+        total *= sum(n % spot.period in layers for n in every) if pattern else len(every)
+    return total
 
 
 def _collisions(names: Names, tensors: list[Tensor]) -> Iterator[Diagnostic]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import structs
@@ -102,7 +103,8 @@ class Lowering:
         adapter = self.adapter(adapter_node, paths)
         foreign = self.foreign(model_key, table)
         self.stop()
-        settings = structs.replace(train.train, model=model_key.name)
+        init = self.beside(train.train.init)
+        settings = structs.replace(train.train, model=model_key.name, init=init)
         sources = self.sources()
         name = self.module.file.rsplit("/", 1)[-1].removesuffix(".fllm")
         whole = self.whole_data(data.data, table)
@@ -117,6 +119,13 @@ class Lowering:
         """All text that the spec was made from, by file."""
         extra = ((FILE, self.overrides.text),) if self.overrides.text else ()
         return (*self.checked.library.sources.items(), *extra)
+
+    def beside(self, init: str) -> str:
+        """A path of the spec as one from where the command runs; one of `--set` is that already."""
+        shipped = self.module.file.startswith(SHIPPED)
+        if not init or shipped or self.overrides.sets("train", "init"):
+            return init
+        return posixpath.join(posixpath.dirname(self.module.file), init)
 
     # Choosing sections.
 

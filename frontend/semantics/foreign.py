@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from msgspec import structs
 
@@ -25,20 +24,18 @@ from fllmc.frontend.section_errors import UnknownSection
 from fllmc.frontend.semantics.blocks import refs
 from fllmc.frontend.semantics.coverage import uncovered
 from fllmc.frontend.semantics.foreign_lines import (
-    PLACE,
-    Index,
     Line,
     Names,
     Spot,
     Term,
-    every,
+    path_name,
     shown,
     within,
 )
+from fllmc.frontend.semantics.foreign_places import Misplaced, Place, PlacePart, resolved
 from fllmc.frontend.semantics.layouts import typed_layout
-from fllmc.frontend.semantics.typed import Block, Key, Nested, Param
+from fllmc.frontend.semantics.typed import Block, Key, Param
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.span import Span
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
@@ -54,21 +51,7 @@ def typed_names(
     names = reader.section(section, module)
     if names is not None and not reader.found:
         reader.found.extend(uncovered(names, section, blocks))
-    return names, tuple(dict.fromkeys(reader.found))
-
-
-Strides = tuple[tuple[str, int, int], ...]
-"""Indices that count layers of one place in a pattern, as `Line.strides`."""
-
-
-class Walked(NamedTuple):
-    """The member at a place, its path with indices, those of stacks, and those left."""
-
-    member: Param | Nested
-    path: list[Index]
-    indexed: list[tuple[str, Index]]
-    left: list[ast.Ref | ast.Number]
-    strides: Strides
+    return names, tuple(reader.found)
 
 
 class _Reader:
@@ -101,160 +84,69 @@ class _Reader:
                     config.extend(items)
                     self.found.extend(_unknown_dims(items, module))
                 case ast.Mapped(layout=ast.Name()):
-                    for at in self.positions(item, key):
-                        inner = self.part(item, key, module, at)
-                        lines += inner.lines if inner else ()
-                        ignored += inner.ignored if inner else ()
-                        config += inner.config if inner else ()
+                    inner = self.part(item, key, module)
+                    lines += inner.lines if inner else ()
+                    ignored += inner.ignored if inner else ()
+                    config += inner.config if inner else ()
                 case ast.Mapped():
-                    for at in self.positions(item, key):
-                        lines += self.line(item, key, module, at)
+                    lines += self.line(item, key, module)
         self.open.pop()
         unique = tuple({_key(each): each for each in config}.values())
         return Names(section.name, key, tuple(lines), tuple(dict.fromkeys(ignored)), unique)
 
-    def positions(self, item: ast.Mapped, subject: Key) -> tuple[int, ...]:
-        """The places in a pattern that have what is spoken of; -1 where there is no pattern."""
-        block, place = self.blocks.get(subject), next(_places(item.place))
-        for number, part in enumerate(place):
-            if block is None or not isinstance(part, ast.Name) or part.text not in block.nested:
-                break
-            member = block.nested[part.text]
-            block = self.blocks.get(member.block)
-            index, rest = place[number + 1 : number + 2], place[number + 2 :]
-            if member.period and block and index and isinstance(index[0], ast.Ref):
-                layers = [block.nested[str(at)].block for at in range(member.period)]
-                found = [at for at, each in enumerate(layers) if self.leads(each, rest)]
-                return tuple(found) or (0,)
-            if member.over:
-                break
-        return (-1,)
-
-    def leads(self, key: Key, place: list[PlacePart]) -> bool:
-        """Whether there is such a place in a block."""
-        block = self.blocks.get(key)
-        for part in place:
-            if isinstance(part, ast.Name):
-                members = {m.name: m for m in block.members} if block else {}
-                member = members.get(part.text)
-                if member is None:
-                    return False
-                block = self.blocks.get(member.block) if isinstance(member, Nested) else None
-        return True
-
-    def line(self, item: ast.Mapped, subject: Key, module: Module, at: int) -> Iterator[Line]:
-        """The line, or nothing after a report; of a pattern for its layers at one place."""
+    def line(self, item: ast.Mapped, subject: Key, module: Module) -> Iterator[Line]:
+        """The line, or nothing after a report."""
         assert isinstance(item.layout, ast.Layout)
-        walked = [self.spot(place, item, subject, at) for place in _places(item.place)]
-        spots = [each[0] for each in walked if each]
-        if len(spots) < len(walked):
+        spots = [spot for place in _places(item.place) if (spot := self.spot(place, item, subject))]
+        if len(spots) < sum(1 for _ in _places(item.place)):
             return
-        strides = next((each[1] for each in walked if each), ())
         indices = [name for _, name in spots[0].indexed if isinstance(name, str)]
         names = tuple(self.foreign(name, indices, module) for name in item.names)
         shapes = [(spot.name, spot.rest, spot.param) for spot in spots]
         layout, found = typed_layout(item.layout, item.splits, shapes, module.dims)
         self.found.extend(found)
         if layout is not None:
-            yield Line(item.span, tuple(spots), names, layout, strides)
+            yield Line(item.span, tuple(spots), names, layout)
 
-    def spot(
-        self, place: list[PlacePart], item: ast.Mapped, subject: Key, at: int
-    ) -> tuple[Spot, Strides] | None:
-        """The parameter at a place, and how its indices count layers; None after a report."""
-        found = self.walk(place, item, subject, at)
+    def spot(self, place: list[PlacePart], item: ast.Mapped, subject: Key) -> Spot | None:
+        """The parameter at a place; None after a report."""
+        found = self.place(place, item, subject)
         if found is None:
             return None
-        member, path, indexed, left, strides = found
-        if not isinstance(member, Param):
-            inner = tuple(self.blocks[member.block].params)
-            reason = "this is a block: a parameter of it is wanted"
-            self.unknown(item.place, item.place.span, subject, reason, inner)
+        assert isinstance(found.member, Param)
+        dims, stacks = found.member.stored, len(found.indexed)
+        lead = zip(dims, found.left, strict=False)
+        return Spot(
+            found.path,
+            path_name(found.path),
+            (*found.indexed, *lead),
+            stacks,
+            dims[len(found.left) :],
+            found.member,
+            found.period,
+            found.layers,
+        )
+
+    def place(
+        self, place: list[PlacePart], item: ast.Mapped, subject: Key, wanted: Key | None = None
+    ) -> Place | None:
+        """Where a place leads; None after a report."""
+        try:
+            found = resolved(place, subject, self.blocks, wanted)
+            taken = (*(name for _, name in found.indexed), *found.left)
+            names = [name for name in taken if isinstance(name, str)]
+            if len(set(names)) < len(names):
+                raise Misplaced("an index is used twice")
+        except Misplaced as wrong:
+            span = wrong.span or item.place.span
+            text, reason = shown(item.place), str(wrong)
+            self.found.append(
+                UnknownPlace(span, wrong.name, wrong.known, text, subject.name, reason)
+            )
             return None
-        dims, stacks = member.stored, len(indexed)
-        if len(left) > len(dims):
-            self.unknown(item.place, item.place.span, subject, "more indices than dims")
-            return None
-        indexed += [(dim, _index(at)) for dim, at in zip(dims, left, strict=False)]
-        name = ".".join(part for part in path if isinstance(part, str) and part[0] != "{")
-        spot = Spot(tuple(path), name, tuple(indexed), stacks, dims[len(left) :], member)
-        return spot, strides
+        return found
 
-    def walk(
-        self, place: list[PlacePart], item: ast.Mapped, subject: Key, pattern: int
-    ) -> Walked | None:
-        """The member at a place, its path with indices, those of stacks, and those left.
-
-        Last is how indices count layers, where they are those at one place of a pattern.
-        """
-        strides: Strides = ()
-        member: Param | Nested | None = None
-        path: list[Index] = []
-        indexed: list[tuple[str, Index]] = []
-        left: list[ast.Ref | ast.Number] = []
-        block = self.blocks.get(subject)
-        for part in place:
-            if isinstance(part, ast.Name):
-                if left or (isinstance(member, Nested) and member.over and not _done(path)):
-                    reason = (
-                        f"`{member.name}` is a stack: write `{member.name}[i]`" if member else ""
-                    )
-                    self.unknown(item.place, part.span, subject, reason or "an index too many")
-                    return None
-                members = {m.name: m for m in block.members} if block else {}
-                member = members.get(part.text)
-                if member is None:
-                    reason = "unknown name"
-                    self.unknown(item.place, part.span, subject, reason, tuple(members), part.text)
-                    return None
-                path.append(part.text)
-                block = self.blocks.get(member.block) if isinstance(member, Nested) else None
-            elif isinstance(member, Nested) and member.over and not _done(path):
-                index, by = _index(part), member.period
-                path.append("{" + index if isinstance(index, str) else index)
-                if by and block:
-                    at = index % by if isinstance(index, int) else pattern
-                    path.append(f"{PLACE}{at}")
-                    strides = ((index, by, at),) if isinstance(index, str) else ()
-                    place_in = index if isinstance(index, str) else index // by
-                    indexed.append((every(member.over, by, at), place_in))
-                    block = self.blocks.get(block.nested[str(at)].block)
-                else:
-                    indexed.append((member.over, index))
-            else:
-                left.append(part)
-        assert member is not None
-        return self.settled(Walked(member, path, indexed, left, strides), item, subject)
-
-    def settled(self, walked: Walked, item: ast.Mapped, subject: Key) -> Walked | None:
-        """What was found at a place; None after a report of its indices."""
-        member, path, indexed, left, _ = walked
-        taken = [name for _, name in indexed] + [_index(each) for each in left]
-        names = [name for name in taken if isinstance(name, str)]
-        if len(set(names)) < len(names):
-            self.unknown(item.place, item.place.span, subject, "an index is used twice")
-            return None
-        if isinstance(member, Nested) and (left or (member.over and not _done(path))):
-            reason = f"`{member.name}` is a stack: write `{member.name}[i]`"
-            reason = "an index too many" if left else reason
-            self.unknown(item.place, item.place.span, subject, reason)
-            return None
-        return walked
-
-    def unknown(
-        self,
-        place: ast.Place,
-        span: Span,
-        subject: Key,
-        reason: str,
-        known: tuple[str, ...] = (),
-        name: str = "",
-    ) -> None:
-        """Report a place that is none."""
-        text = shown(place)
-        self.found.append(UnknownPlace(span, name, known, text, subject.name, reason))
-
-    def part(self, item: ast.Mapped, subject: Key, module: Module, at: int) -> Names | None:
+    def part(self, item: ast.Mapped, subject: Key, module: Module) -> Names | None:
         """The names of a block within, by another section, under a foreign prefix."""
         assert isinstance(item.layout, ast.Name)
         wish = item.layout
@@ -267,20 +159,15 @@ class _Reader:
         if (bound.file, wish.text) in self.open:
             self.found.append(CheckpointCircle(wish.span, wish.text))
             return None
-        found = self.walk(next(_places(item.place)), item, subject, at)
-        if found is None:
-            return None
-        member, path, indexed, _, strides = found
         inner = self.section(bound.section, self.modules[bound.file])
         if inner is None:
             return None
-        if not isinstance(member, Nested) or member.block != inner.subject:
-            reason = f"checkpoint `{wish.text}` is for `{inner.subject.name}`"
-            self.unknown(item.place, item.place.span, subject, reason)
+        found = self.place(next(_places(item.place)), item, subject, inner.subject)
+        if found is None:
             return None
-        indices = [name for _, name in indexed if isinstance(name, str)]
+        indices = [name for _, name in found.indexed if isinstance(name, str)]
         prefixes = [self.foreign(name, indices, module) for name in item.names[:1]]
-        lines = [within(line, path, indexed, prefixes[0], strides) for line in inner.lines]
+        lines = [within(line, found, prefixes[0]) for line in inner.lines]
         before = "".join(p if isinstance(p, str) else "*" for p in prefixes[0])
         ignored = tuple(f"{before}.{name}" if before else name for name in inner.ignored)
         return structs.replace(inner, lines=tuple(lines), ignored=ignored)
@@ -311,9 +198,6 @@ class _Reader:
         return tuple(parts)
 
 
-PlacePart = ast.Name | ast.Ref | ast.Number
-
-
 def _places(place: ast.Place) -> Iterator[list[PlacePart]]:
     """The places that alternatives stand for, in order."""
     options = next((p.options for p in place.parts if isinstance(p, ast.Alternatives)), None)
@@ -325,15 +209,6 @@ def _places(place: ast.Place) -> Iterator[list[PlacePart]]:
             elif isinstance(option, ast.Name):
                 parts.append(option)
         yield parts
-
-
-def _done(path: list[Index]) -> bool:
-    """Whether the last name of a path has its index."""
-    return bool(path) and (isinstance(path[-1], int) or path[-1].startswith(("{", PLACE)))
-
-
-def _index(part: PlacePart) -> Index:
-    return int(part.value) if isinstance(part, ast.Number) else getattr(part, "name", "")
 
 
 def _expression(text: str) -> ast.Expr | None:

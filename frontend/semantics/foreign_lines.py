@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from msgspec import Struct, structs
 
 from fllmc.frontend import ast
@@ -10,9 +12,6 @@ from fllmc.frontend.semantics.typed import Key, Param
 from fllmc.ir.span import Span
 
 Index = str | int
-
-PLACE = "#"
-"""Stands in a path before the place in a pattern that the layers have."""
 
 
 class Term(Struct, frozen=True):
@@ -25,7 +24,8 @@ class Term(Struct, frozen=True):
 class Spot(Struct, frozen=True):
     """A parameter, or a part of it: its path with indices, and the dims that are indexed or not.
 
-    `name` is the path without indices. Of `indexed` dims the first `stacks` are those of stacks.
+    `name` is the path without indices. Of `indexed` dims the first `stacks` are those of stacks. Of
+    a stack of a pattern of `period` layers it is in those that leave one of `layers` as remainder.
     """
 
     path: tuple[Index, ...]
@@ -34,24 +34,50 @@ class Spot(Struct, frozen=True):
     stacks: int
     rest: tuple[str, ...]
     param: Param
+    period: int = 0
+    layers: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that it speaks of: of a pattern one for each of its layers."""
+        if not self.period:
+            return (self.name,)
+        at = next(n for n, part in enumerate(self.path) if not _plain(part))
+        before, behind = path_name(self.path[:at]), path_name(self.path[at:])
+        return tuple(f"{before}.{layer}.{behind}" for layer in self.layers)
 
 
 class Line(Struct, frozen=True):
-    """One kind of foreign tensor: its names, and the parameters in it.
-
-    `strides` are indices that count the layers of one place in a pattern, each with the period and
-    the number of the first such layer.
-    """
+    """One kind of foreign tensor: its names, and the parameters in it."""
 
     span: Span
     spots: tuple[Spot, ...]
     names: tuple[tuple[str | Term, ...], ...]
     layout: Layout
-    strides: tuple[tuple[str, int, int], ...] = ()
 
-    def numbered(self, index: str) -> tuple[int, int]:
-        """What an index is multiplied by, and what is added, to give the number of a layer."""
-        return next(((by, first) for name, by, first in self.strides if name == index), (1, 0))
+
+class Within(Protocol):
+    """Where a block lies: the path with indices, stacks' dims with theirs, layers of a pattern."""
+
+    @property
+    def path(self) -> tuple[Index, ...]:
+        """The path."""
+        ...
+
+    @property
+    def indexed(self) -> tuple[tuple[str, Index], ...]:
+        """The stacks' dims."""
+        ...
+
+    @property
+    def period(self) -> int:
+        """The layers of a pattern; 0 without one."""
+        ...
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those of it that are meant."""
+        ...
 
 
 class Names(Struct, frozen=True):
@@ -62,11 +88,6 @@ class Names(Struct, frozen=True):
     lines: tuple[Line, ...]
     ignored: tuple[str, ...]
     config: tuple[ast.ConfigDim | ast.ConfigValue, ...]
-
-
-def every(over: str, period: int, first: int) -> str:
-    """The layers of one place in a pattern, as a dim."""
-    return f"{over}%{period}={first}"
 
 
 def shown(place: ast.Place) -> str:
@@ -92,8 +113,6 @@ def shown_path(spot: Spot) -> str:
     for number, part in enumerate(spot.path):
         if isinstance(part, int):
             text += "[i]"
-        elif part.startswith(PLACE):
-            continue
         elif part.startswith("{"):
             text += f"[{part[1:]}]"
         else:
@@ -101,14 +120,21 @@ def shown_path(spot: Spot) -> str:
     return text
 
 
-def within(
-    line: Line,
-    path: list[Index],
-    indexed: list[tuple[str, Index]],
-    prefix: tuple[str | Term, ...],
-    strides: tuple[tuple[str, int, int], ...] = (),
-) -> Line:
-    """A line of a block, as one of the block that holds it; its indices give way to others."""
+def path_name(path: tuple[Index, ...]) -> str:
+    """A path without its indices."""
+    return ".".join(part for part in path if isinstance(part, str) and _plain(part))
+
+
+def _plain(part: Index) -> bool:
+    return isinstance(part, str) and part[0] != "{"
+
+
+def within(line: Line, place: Within, prefix: tuple[str | Term, ...]) -> Line:
+    """A line of a block, as one of the block that holds it at a place.
+
+    Its indices give way to those outside.
+    """
+    path, indexed = place.path, place.indexed
     outer = {name for _, name in indexed if isinstance(name, str)}
     fresh: dict[str, str] = {}
     for _, name in line.spots[0].indexed:
@@ -129,7 +155,9 @@ def within(
         structs.replace(
             spot,
             path=(*path, *map(segment, spot.path)),
-            name=".".join([*(p for p in path if isinstance(p, str) and p[0] != "{"), spot.name]),
+            name=f"{path_name(path)}.{spot.name}",
+            period=place.period or spot.period,
+            layers=place.layers or spot.layers,
             indexed=(*indexed, *((dim, renamed(name)) for dim, name in spot.indexed)),
             stacks=spot.stacks + len(indexed),
         )
@@ -145,5 +173,4 @@ def within(
 
     dot = (".",) if prefix else ()
     names = tuple((*prefix, *dot, *map(inner, name)) for name in line.names)
-    inside = ((str(renamed(name)), by, first) for name, by, first in line.strides)
-    return structs.replace(line, spots=spots, names=names, strides=(*strides, *inside))
+    return structs.replace(line, spots=spots, names=names)
