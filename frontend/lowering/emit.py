@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 from msgspec import structs
 
+from fllmc.frontend import ast
 from fllmc.frontend.lowering.attention import attend_attrs, rope_attrs
+from fllmc.frontend.semantics.sizes import evaluate
 from fllmc.frontend.semantics.typed import (
     Apply,
     Combine,
@@ -291,12 +293,17 @@ class Emitter:
 
 def conv(op: Conv, sizes: Sizes) -> ops.Conv:
     """A convolution's op; zeros before it by the size of its taps where a word says so."""
+
+    def number(expr: ast.Expr) -> int:
+        return int(evaluate(expr, lambda ref: sizes.size(ref.name), "a number of `conv`"))
+
     widths = [sizes.size(name) for name in op.taps]
+    stride, pad = ([number(expr) for expr in exprs] for exprs in (op.stride, op.pad))
     before = {
         "causal": [width - 1 for width in widths],
         "same": [(width - 1) // 2 for width in widths],
-    }.get(op.word, op.pad)
-    return ops.Conv(op.along, op.taps, op.to, op.over, op.stride, tuple(before))
+    }.get(op.word, pad)
+    return ops.Conv(op.along, op.taps, op.to, op.over, tuple(stride), tuple(before))
 
 
 def recur(op: Recur) -> ops.Recur:

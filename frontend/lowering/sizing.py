@@ -16,7 +16,7 @@ from fllmc.frontend.sections.data import DataSection
 from fllmc.frontend.sections.overrides import Overrides
 from fllmc.frontend.semantics.expert_rows import along_rows
 from fllmc.frontend.semantics.facts import failing
-from fllmc.frontend.semantics.sizes import SizeTable
+from fllmc.frontend.semantics.sizes import SizeTable, evaluate
 from fllmc.frontend.semantics.typed import Block, Key, Requirement
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import Span
@@ -148,15 +148,20 @@ def _unsized(
 
 def _windows(need: Requirement, sizes: Mapping[str, int]) -> Iterator[Diagnostic]:
     """A number of windows that is not as their stride and the zeros around make it."""
-    along, taps, stride, pad = need.b.split()
+    along, taps, *word = need.b.split()
     width = sizes[taps]
-    words = {"causal": width - 1, "same": width - 1}
-    zeros = words[pad] if pad in words else 2 * int(pad)
+    stride, pad = (
+        evaluate(each, lambda ref: sizes[ref.name], f"`{key}` of `conv`")
+        for key, each in zip(("stride", "pad"), need.numbers, strict=True)
+    )
+    if stride != int(stride) or stride < 1 or pad != int(pad) or not 0 <= pad < width:
+        what = f"`stride` must be whole and above 0, and `pad` whole and below `{taps}`"
+        shown = f"here they are {stride:.10g} and {pad:.10g}, and `{taps}` is {width}"
+        yield SizesDisagree(need.span, what, shown)
+        return
+    zeros = width - 1 if word else 2 * int(pad)
     fit = (sizes[along] + zeros - width) // int(stride) + 1
-    if pad not in words and int(pad) >= width:
-        what = f"`pad` must be less than `{taps}`, or the first window has nothing in it"
-        yield SizesDisagree(need.span, what, f"`{taps}` is {width}")
-    elif sizes[need.a] != fit:
+    if sizes[need.a] != fit:
         what = f"`{need.a}` must have a place for each window along `{along}`"
         shown = f"`{need.a}` is {sizes[need.a]}, and {fit} windows fit"
         yield SizesDisagree(need.span, what, shown)

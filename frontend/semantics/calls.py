@@ -113,8 +113,8 @@ def _conv(body: Body, given: Given) -> Typed:
         named["taps"],
         named.get("to", ()),
         given.over,
-        given.counts.get("stride", ()),
-        given.counts.get("pad", ()),
+        given.lists.get("stride", ()),
+        given.lists.get("pad", ()),
         given.words.get("pad", ""),
     )
     return sequence.conv(body, given.span, x, weight, windows)

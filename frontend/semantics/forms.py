@@ -7,15 +7,15 @@ from typing import Literal
 
 from msgspec import Struct
 
-Wanted = Literal["dim", "dims", "new", "number", "amount", "amounts", "call", "counts", "word"]
+Wanted = Literal["dim", "dims", "new", "number", "amount", "amounts", "call", "word"]
 
 
 class Option(Struct, frozen=True):
     """A named argument that is not a tensor. `default` is the text of the default, if any.
 
     `new` wants dims that the first tensor need not have; `amount` is a number that may be made of
-    sizes, `amounts` several, and `call` one of the `forms` with options of its own; `counts` are
-    whole numbers, one for all or one for each dim in brackets, or a word.
+    sizes, `amounts` several, and `call` one of the `forms` with options of its own, or one
+    of the words.
     """
 
     wanted: Wanted
@@ -157,8 +157,8 @@ FORMS: Mapping[str, Form] = {
                 "taps": Option("new"),
                 "over": Option("dims", ""),
                 "to": Option("new", ""),
-                "stride": Option("counts", "1"),
-                "pad": Option("counts", "0", ("causal", "same")),
+                "stride": Option("amounts", ""),
+                "pad": Option("amounts", "", ("causal", "same")),
             },
             brackets=True,
             free=("weight",),

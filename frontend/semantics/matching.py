@@ -42,7 +42,6 @@ class Given(Struct, frozen=True):
     amounts: Mapping[str, ast.Expr]
     lists: Mapping[str, tuple[ast.Expr, ...]]
     inner: Given | None
-    counts: Mapping[str, tuple[int, ...]]
 
 
 class Matcher:
@@ -57,7 +56,6 @@ class Matcher:
         self.amounts: dict[str, ast.Expr] = {}
         self.lists: dict[str, tuple[ast.Expr, ...]] = {}
         self.inner: Given | None = None
-        self.counts: dict[str, tuple[int, ...]] = {}
         self.good = True
 
     def given(self) -> Given | None:
@@ -98,7 +96,6 @@ class Matcher:
             self.amounts,
             self.lists,
             self.inner,
-            self.counts,
         )
 
     def report(self, found: Diagnostic) -> None:
@@ -182,22 +179,17 @@ class Matcher:
                 self.amounts[key] = ast.Number(self.node.span, value, option.default)
             elif option.wanted == "word" and option.default:
                 words[key] = option.default
-            elif option.wanted == "counts" and option.default:
-                self.counts[key] = (int(option.default),)
             return
         where = f"`{key}` of `{self.form.name}`"
         if option.wanted == "number":
             numbers[key] = self.number(node, where)
-        elif option.wanted == "word" or (option.wanted == "counts" and isinstance(node, ast.Ref)):
+        elif option.wanted == "word" or (isinstance(node, ast.Ref) and node.name in option.words):
             words[key] = self.word(node, where, option.words)
         elif option.wanted == "amount":
             self.amounts[key] = self.amount(node, where)
         elif option.wanted == "amounts":
             items = node.items if isinstance(node, ast.List | ast.Tuple) else (node,)
             self.lists[key] = tuple(self.amount(item, where) for item in items)
-        elif option.wanted == "counts":
-            items = node.items if isinstance(node, ast.Tuple) else (node,)
-            self.counts[key] = tuple(self.count(item, where) for item in items)
         elif option.wanted == "call":
             self.inner = self.called(node, where, option)
         else:
@@ -215,13 +207,6 @@ class Matcher:
             for found in error.diagnostics:
                 self.report(found)
             return 0.0
-
-    def count(self, node: ast.Expr, where: str) -> int:
-        """A whole number that is not below zero."""
-        found = self.number(node, where)
-        if found < 0 or found != int(found):
-            self.report(WrongValue(node.span, where, "a whole number", shown(node)))
-        return int(found)
 
     def amount(self, node: ast.Expr, where: str) -> ast.Expr:
         """A number made of literals and sizes, which is computed once these are known."""

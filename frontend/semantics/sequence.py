@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from fllmc.frontend import ast
 from fllmc.frontend.semantics.infer import Body
 from fllmc.frontend.semantics.typed import Conv, Kind, Recur, Requirement, Typed
 from fllmc.frontend.type_errors import BadConv, BadRecurrence
@@ -20,8 +21,8 @@ class Windows(Struct, frozen=True):
     taps: tuple[str, ...]
     to: tuple[str, ...]
     over: tuple[str, ...]
-    stride: tuple[int, ...]
-    pad: tuple[int, ...]
+    stride: tuple[ast.Expr, ...]
+    pad: tuple[ast.Expr, ...]
     word: str
 
 
@@ -32,16 +33,19 @@ def conv(body: Body, span: Span, x: Typed, weight: Typed, given: Windows) -> Typ
         return body.broken(span, BadConv(span, wrong))
     count = len(given.along)
     to = given.to or given.along
-    stride, pad = (each * count if len(each) == 1 else each for each in (given.stride, given.pad))
-    for along, taps, windows, step, zeros in zip(
-        given.along, given.taps, to, stride, pad or (0,) * count, strict=True
+    one, none = ast.Number(span, 1, "1"), ast.Number(span, 0, "0")
+    stride, pad = given.stride or (one,), given.pad or (none,)
+    stride, pad = (each * count if len(each) == 1 else each for each in (stride, pad))
+    for along, taps, windows, *numbers in zip(
+        given.along, given.taps, to, stride, pad, strict=True
     ):
-        words = f"{along} {taps} {step} {given.word or zeros}"
-        body.requirements.append(Requirement("windows", windows, words, span))
+        words = f"{along} {taps} {given.word}"
+        need = Requirement("windows", windows, words, span, tuple(numbers))
+        body.requirements.append(need)
     after = dict(zip(given.along, to, strict=True))
     kept = tuple(after.get(name, name) for name in x.kind.dims if name not in given.over)
     own = tuple(n for n in weight.kind.dims if n not in (*x.kind.dims, *given.taps))
-    op = Conv(given.along, given.taps, to, given.over, stride, pad, given.word)
+    op = Conv(given.along, given.taps, to, given.over, tuple(stride), tuple(pad), given.word)
     return Typed(Kind((*kept, *own)), op, (x, weight), span)
 
 
@@ -64,8 +68,6 @@ def misfit(x: Kind, weight: Kind, given: Windows) -> str:
         if (name in weight.dims) != (name in given.over):
             what = "lacks" if name in given.over else "has"
             return f"the weight {weight} {what} `{name}`"
-    if any(step < 1 for step in given.stride):
-        return "a stride of 0 goes nowhere"
     after = [given.to[given.along.index(n)] if n in given.along and given.to else n for n in x.dims]
     own = [name for name in weight.dims if name not in (*x.dims, *given.taps)]
     kept = [name for name in after if name not in given.over] + own

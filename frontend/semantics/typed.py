@@ -135,8 +135,8 @@ class Conv(Struct, frozen=True):
     taps: tuple[str, ...]
     to: tuple[str, ...]
     over: tuple[str, ...]
-    stride: tuple[int, ...]
-    pad: tuple[int, ...]
+    stride: tuple[ast.Expr, ...]
+    pad: tuple[ast.Expr, ...]
     word: str
 
 
@@ -251,7 +251,7 @@ class Requirement(Struct, frozen=True):
     choices), `parts` (the same of a dim and those that it is split into), `distances` (a is the sum
     of the dims in b, less one), `sum` (a is their sum), `at_most_of` (a is no larger than b:
     queries among keys) or `windows` (a is how many there are: b holds the dims along and of taps,
-    the stride and the zeros around)."""
+    and a word for the zeros around; `numbers` are the stride and how many zeros)."""
 
     rule: Literal[
         "divides", "even", "same", "at_most", "product", "parts", "distances", "at_most_of", "sum",
@@ -260,6 +260,7 @@ class Requirement(Struct, frozen=True):
     a: str
     b: str
     span: Span
+    numbers: tuple[ast.Expr, ...] = ()
 
 
 class Step(Struct, frozen=True):
