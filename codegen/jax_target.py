@@ -157,7 +157,7 @@ def _same(attrs: ops.Attrs, site: _Site, x: Value) -> Value:
     return x
 
 
-def _cast(attrs: ops.Cast, site: _Site, x: Value) -> Value:
+def _cast(attrs: ops.Cast | ops.Number, site: _Site, x: Value) -> Value:
     return x.astype(site.dtype)
 
 
@@ -299,6 +299,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.AttendGrad: attention.attend_grad,
     ops.Call: _call,
     ops.Cast: _cast,
+    ops.Number: _cast,
     ops.Combine: experts.combine,
     ops.Conv: sequence.conv,
     ops.ConvInput: sequence.conv_grad,

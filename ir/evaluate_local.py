@@ -107,6 +107,11 @@ def fill(attrs: ops.Fill, here: Here) -> Array:
     return as_stored(kind, np.full(here.sizes.local_shape(kind), attrs.value))
 
 
+def number(attrs: ops.Number, here: Here, index: Array) -> Array:
+    """Indices as numbers."""
+    return index.astype(np.float64)
+
+
 def iota(attrs: ops.Iota, here: Here) -> Array:
     """This rank's global positions along the dim."""
     return here.positions(attrs.dim) // attrs.each + attrs.first
@@ -267,6 +272,7 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.GroupedDot: grouped_dot,
     ops.GroupedOuter: grouped_outer,
     ops.Iota: iota,
+    ops.Number: number,
     ops.Less: elementwise(np.less),
     ops.Log: elementwise(np.log),
     ops.Maximum: elementwise(np.maximum),

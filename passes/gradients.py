@@ -286,7 +286,8 @@ def recur(s: Site, attrs: ops.Recur, position: int) -> int | None:
 
 GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
-        (ops.Fill, ops.Iota, ops.Less, ops.Random, ops.Reindex, ops.Stop, ops.Tally), nothing
+        (ops.Fill, ops.Iota, ops.Less, ops.Number, ops.Random, ops.Reindex, ops.Stop, ops.Tally),
+        nothing,
     ),
     **dict.fromkeys((ops.Dequantize, ops.Quantize), nothing),
     ops.Add: elementwise(passed),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from msgspec import structs
 
 from fllmc.frontend import ast
-from fllmc.frontend.lowering.attention import attend_attrs, rope_attrs
+from fllmc.frontend.lowering.attention import attend_attrs, part_start, rope_attrs
 from fllmc.frontend.semantics.sizes import evaluate
 from fllmc.frontend.semantics.typed import (
     Apply,
@@ -22,8 +22,10 @@ from fllmc.frontend.semantics.typed import (
     ExpertTake,
     Join,
     Local,
+    Number,
     OneHot,
     Param,
+    Part,
     Pick,
     Plain,
     Positions,
@@ -130,14 +132,13 @@ class Emitter:
                 return b.one(ops.Dot(dims), *self._alike(args))
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
+            case Number():
+                b.path = "number"
+                return b.one(ops.Number(self.wide), *args)
             case Split() | Join() | Pick() | OneHot() | Shift() | Concat():
                 return self._indexed(typed, args)
-            case Conv():
-                b.path = "conv"
-                return b.one(conv(typed.op, b.sizes), *args)
-            case Recur():
-                b.path = "recur"
-                return b.one(recur(typed.op), *recur_operands(b, typed.op, args))
+            case Conv() | Recur() | Part():
+                return self._along(typed.op, typed.kind.dims, args)
             case Plain(param=param):
                 b.path = param
                 value = b.cast(self.values[param], self.compute)
@@ -159,6 +160,21 @@ class Emitter:
             case Positions(dim=dim):
                 b.path = "positions"
                 return b.one(ops.Iota(Dim(dim)))
+
+    def _along(self, op: Conv | Recur | Part, dims: tuple[str, ...], args: tuple[int, ...]) -> int:
+        """Windows and states along a dim, or a part of one."""
+        b = self.b
+        match op:
+            case Conv():
+                b.path = "conv"
+                return b.one(conv(op, b.sizes), *args)
+            case Recur():
+                b.path = "recur"
+                return b.one(recur(op), *recur_operands(b, op, args))
+            case Part(of, to, first):
+                b.path = "part"
+                start = part_start(first, b.sizes, of, to)
+                return arranged(b, b.one(ops.Shift(of, to, start), *args), dims)
 
     def _indexed(self, typed: Typed, args: tuple[int, ...]) -> int:
         """A dim split or shifted, two joined, or what indices pick."""
@@ -231,6 +247,8 @@ class Emitter:
         b, param = self.b, self.params[op.param]
         b.path = op.param
         weight = b.cast(self.values[op.param], self.compute)
+        if not b.types[arg].index:
+            arg = b.cast(arg, self.compute)  # numbers of positions and counts are wider
         stored = tuple(primed(name, param.source) for name in param.target)
         back = {new: old for old, new in zip(param.target, stored, strict=True)}
         source = stored if op.transposed else param.source
@@ -243,8 +261,9 @@ class Emitter:
 
     def _attend(self, op: Attend, args: tuple[int, ...]) -> int:
         b = self.b
-        q, k, v, *extras = args
         b.path = "attend"
+        q, k, v = (b.cast(arg, self.compute) for arg in args[:3])
+        extras = args[3:]
         attrs = attend_attrs(op, b.sizes)
         order = tuple(attrs.width if name == op.dim else name for name in b.types[k].names)
         return b.emit(attrs, q, k, arranged(b, v, order), *extras)[0]

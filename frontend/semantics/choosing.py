@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from fllmc.frontend import ast
+
 
 class Pick(Struct, frozen=True):
     """The argument at indices of one of its dims."""
@@ -101,3 +103,15 @@ class Tally(Struct, frozen=True):
     along: str
     choices: str
     experts: str
+
+
+class Part(Struct, frozen=True):
+    """As many positions of a dim as `to` has, from `first`."""
+
+    of: str
+    to: str
+    first: ast.Expr
+
+
+class Number(Struct, frozen=True):
+    """Indices as numbers."""

@@ -6,6 +6,7 @@ from fllmc.frontend.semantics.infer import Body
 from fllmc.frontend.semantics.typed import (
     Concat,
     Kind,
+    Number,
     OneHot,
     Pick,
     Positions,
@@ -36,6 +37,14 @@ def one_hot(body: Body, span: Span, index: Typed) -> Typed:
         found = WrongValue(index.span, "`index` of `one_hot`", "indices", str(index.kind))
         return body.broken(span, found)
     return Typed(Kind((*index.kind.dims, dim)), OneHot(dim), (index,), span)
+
+
+def number(body: Body, span: Span, index: Typed) -> Typed:
+    """Indices as numbers, to compute with."""
+    if not index.kind.index:
+        found = WrongValue(index.span, "`index` of `number`", "indices", str(index.kind))
+        return body.broken(span, found)
+    return Typed(Kind(index.kind.dims), Number(), (index,), span)
 
 
 def positions(span: Span, along: str) -> Typed:

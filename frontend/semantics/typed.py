@@ -19,7 +19,9 @@ from fllmc.frontend.semantics.choosing import (
     ExpertDot,
     ExpertTake,
     Join,
+    Number,
     OneHot,
+    Part,
     Pick,
     Shift,
     Split,
@@ -159,7 +161,7 @@ class Positions(Struct, frozen=True):
 Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
     | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
-    | ExpertDot | ExpertTake | Tally | Shift | Concat | Conv | Recur
+    | ExpertDot | ExpertTake | Tally | Shift | Concat | Conv | Recur | Part | Number
 )  # fmt: skip
 
 

@@ -51,6 +51,7 @@ from fllmc.ir.ops.elementwise import (
     MulAdd,
     MulSub,
     Neg,
+    Number,
     Pow,
     Random,
     Rename,
@@ -123,6 +124,7 @@ AnyAttrs = (
     | MulAdd
     | MulSub
     | Neg
+    | Number
     | Pick
     | Pipeline
     | Pow
@@ -217,6 +219,7 @@ __all__ = [
     "MulAdd",
     "MulSub",
     "Neg",
+    "Number",
     "Pick",
     "Pipeline",
     "Pow",

@@ -292,6 +292,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
             ops.ConvWeight,
             ops.Dot,
             ops.Iota,
+            ops.Number,
             ops.Random,
             ops.Rope,
             ops.Spread,
