@@ -10,9 +10,10 @@ from msgspec import structs
 from fllmc.frontend import ast
 from fllmc.frontend.checking import Checked
 from fllmc.frontend.errors import NoSize, UnknownBlock
-from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, NamedSection, extended
+from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, extended
 from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.groups import grouped
+from fllmc.frontend.lowering.losses import loss_fit, losses_of
 from fllmc.frontend.lowering.model import Model, lower_model
 from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
 from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
@@ -33,6 +34,7 @@ from fllmc.ir.types import Mesh
 OPTIMIZERS = f"{SHIPPED}library/optimizers.fllm"
 RATES = f"{SHIPPED}library/rates.fllm"
 SCHEDULES = f"{SHIPPED}library/schedules.fllm"
+LOSSES = f"{SHIPPED}library/losses.fllm"
 REASON = "the checkpoint's names need one"
 
 
@@ -58,7 +60,7 @@ def lower(
 
 def needed(library: Library) -> Library:
     """The library with the shipped files that a run needs beside what is imported."""
-    for file in (OPTIMIZERS, RATES, SCHEDULES):
+    for file in (OPTIMIZERS, RATES, SCHEDULES, LOSSES):
         library = extended(library, file)
     return library
 
@@ -77,7 +79,10 @@ class Lowering:
     def run(self) -> Spec:
         """The spec; its mistakes are in `found`."""
         train_node = self.overrides.applied("train", self.chosen_train())
-        train, found = read_train(train_node, self.rules("optimizer"), self.rules("rate"))
+        losses = losses_of(self.module, self.checked.library.modules[LOSSES])
+        known = {name: dict(self.checked.blocks[key].numbers) for name, key in losses.items()}
+        rules = self.rules("optimizer"), self.rules("rate")
+        train, found = read_train(train_node, *rules, losses=known)
         self.found += found
         model_key, adapter_node = self.subject(train_node)
         data = self.data(train, train_node)
@@ -90,10 +95,22 @@ class Lowering:
         if counts_tokens(train_node):
             whole = self.whole_data(data.data, table)
             each = whole.batch * whole.seq
-            train, _ = read_train(train_node, self.rules("optimizer"), self.rules("rate"), each)
+            train, _ = read_train(train_node, *rules, each, known)
         self.sizes, self.choices = table, train
+        wish = train.train.loss
+        chosen = losses.get(wish.kind) if wish.kind != "cross_entropy" else None
+        if chosen:
+            self.found += loss_fit(
+                self.checked.blocks, model_key, chosen, train_node, table.sizes, data.data.columns
+            )
+            self.stop()
         model = lower_model(
-            model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
+            model_key,
+            self.checked.blocks,
+            table.sizes,
+            table.table,
+            train.train.precision,
+            (chosen, dict(wish.numbers)) if chosen else None,
         )
         program = self.program(model, table, train)
         paths = paths_of(program)
@@ -136,7 +153,7 @@ class Lowering:
             raise DiagnosticError(NothingToTrain(NOWHERE, self.module.file))
         name = self.overrides.choice("train")
         if name is None and len(own) > 1:
-            raise DiagnosticError(_ambiguous("train", own))
+            raise DiagnosticError(_ambiguous("train", [each.name for each in own]))
         if name is None:
             return own[0]
         for section in own:
@@ -257,7 +274,7 @@ class Lowering:
         fitting = [s for s in own if s.train and s.train.text == train]
         fitting = fitting or [s for s in own if s.train is None]
         if len(fitting) > 1:
-            raise DiagnosticError(_ambiguous("schedule", fitting))
+            raise DiagnosticError(_ambiguous("schedule", [each.name for each in fitting]))
         return fitting[0] if fitting else None
 
     def default_schedule(self, dims: Iterable[str]) -> ast.Schedule:
@@ -343,25 +360,23 @@ class Lowering:
 def chosen_names(checked: Checked, model: Key, overrides: Overrides) -> Key | None:
     """The checkpoint section of a model: that asked for, else the only one; None if there is none.
 
+    One comes with its model, imported or not; those of the main file go before others.
     DiagnosticError where there are several, or none of the name that is asked for.
     """
-    module = checked.module
-    fitting: dict[str, Key] = {}
-    for each in module.known("checkpoint"):
-        bound = module.find("checkpoint", each)
-        key = Key(bound.file, bound.section.name.text) if bound else model
-        if key in checked.names and checked.names[key].subject == model:
-            fitting[each] = key
+    own = checked.module.file
+    every = [key for key, each in checked.names.items() if each.subject == model]
+    fitting = {key.name: key for key in sorted(every, key=lambda key: key.file == own)}
     wish = overrides.choice("checkpoint")
     if wish is not None and wish.text not in fitting:
         known = tuple(fitting)
         raise DiagnosticError(UnknownSection(wish.span, wish.text, known, "checkpoint section"))
     if wish is not None:
         return fitting[wish.text]
-    if len(fitting) > 1:
-        sections = [b.section for n in fitting if (b := module.find("checkpoint", n))]
-        raise DiagnosticError(_ambiguous("checkpoint", sections))
-    return next(iter(fitting.values()), None)
+    nearest = [key for key in every if key.file == own] or every
+    if len(nearest) > 1:
+        shown = [checked.names[key].name for key in nearest]
+        raise DiagnosticError(_ambiguous("checkpoint", shown))
+    return nearest[0] if nearest else None
 
 
 def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, ...]:
@@ -376,7 +391,7 @@ def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, .
     )
 
 
-def _ambiguous(what: str, sections: Sequence[NamedSection]) -> Diagnostic:
-    names = [section.name.text for section in sections]
+def _ambiguous(what: str, sections: Sequence[ast.Name]) -> Diagnostic:
+    names = [section.text for section in sections]
     shown = ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
-    return Ambiguous(sections[-1].name.span, what, shown, names[-1])
+    return Ambiguous(sections[-1].span, what, shown, names[-1])

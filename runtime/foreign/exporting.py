@@ -63,6 +63,11 @@ def export(
     kinds = {entry.names[0]: (dtype or _dtype(entry, dtypes), entry.shape) for entry in listed}
     by_name = {entry.names[0]: entry for entry in listed}
     value = read or checkpoint.read_value
+
+    def released(tensor: Tensor) -> Tensor:
+        checkpoint.close()  # what is mapped counts as memory, though it was read
+        return tensor
+
     out.mkdir(parents=True, exist_ok=True)
     shards = _shards(kinds, shard_bytes)
     files: dict[str, str] = {}
@@ -73,7 +78,7 @@ def export(
         write_streamed(
             out / file,
             here,
-            lambda name: assembled(by_name[name], kinds[name][0], value),
+            lambda name: released(assembled(by_name[name], kinds[name][0], value)),
             {"format": "pt"},
         )
     size = sum(_bytes(kind) for kind in kinds.values())
@@ -167,13 +172,14 @@ def _write_config(mapping: Foreign, out: Path, beside: Path | None, dtype: str) 
 
 
 def _set(config: dict[str, Any], parts: list[str], value: Any, kept: bool) -> None:
-    """Set a key of a configuration; in one that was kept no key is added."""
+    """Set a key of a configuration; in one that was kept no key is added, and 7.0 stays for 7."""
     for part in parts[:-1]:
         if kept and not isinstance(config.get(part), dict):
             return
         config = config.setdefault(part, {})
-    if not kept or (parts[-1] in config and config[parts[-1]] is not None):
-        config[parts[-1]] = value
+    last = parts[-1]
+    if not kept or (config.get(last) is not None and config[last] != value):
+        config[last] = value
 
 
 def _json(content: Any) -> bytes:
