@@ -21,6 +21,10 @@ SEVERITIES = {
 }
 
 
+MOST = 100
+"""How many diagnostics an editor is told of: what is near a name takes time to find."""
+
+
 class Server(LanguageServer):
     """Keeps the last analysis of each open text, and the last of one that could be read."""
 
@@ -47,7 +51,7 @@ class Server(LanguageServer):
     def publish(self, uri: str) -> None:
         """Tell the editor what is wrong now."""
         known, document = self.analysis(uri), self.document(uri)
-        told = [_diagnostic(found, known, document) for found in known.found]
+        told = [_diagnostic(found, known, document) for found in known.found[:MOST]]
         self.text_document_publish_diagnostics(
             types.PublishDiagnosticsParams(uri=uri, diagnostics=told, version=document.version)
         )
