@@ -23,7 +23,7 @@ def rope(attrs: ops.Rope, site: Site, x: Value) -> Value:
     order = (*(n for n in names if n not in (attrs.along, attrs.dim)), attrs.along, attrs.dim)
     rows = aligned(x, names, order)
     length, width = rows.shape[-2], attrs.rotary or rows.shape[-1]
-    rows, rest = rows[..., :width], rows[..., width:]
+    before, rows, rest = _jnp.split(rows, [attrs.behind, attrs.behind + width], axis=-1)
     # Pairs as the last two dims: (pair, side) or (side, pair).
     halves = attrs.layout == "half"
     pairs = rows.reshape(*rows.shape[:-1], *((2, width // 2) if halves else (width // 2, 2)))
@@ -32,7 +32,7 @@ def rope(attrs: ops.Rope, site: Site, x: Value) -> Value:
     turn = _lax.complex(_jnp.cos(angles), (-1 if attrs.inverse else 1) * _jnp.sin(angles))
     turned = _lax.complex(real, imaginary) * turn * attrs.magnitude
     sides = _jnp.stack([turned.real, turned.imag], axis=-2 if halves else -1)
-    whole = _jnp.concatenate([sides.reshape(rows.shape), rest], axis=-1)
+    whole = _jnp.concatenate([before, sides.reshape(rows.shape), rest], axis=-1)
     return aligned(whole, order, names)
 
 

@@ -54,6 +54,15 @@ def pick(attrs: ops.Pick, site: Site, x: Value, index: Value) -> Value:
     return _jnp.sum(_jnp.where(one_hot(at, last.shape[-1], bool), last, 0), axis=-1)
 
 
+def shift(attrs: ops.Shift, site: Site, x: Value) -> Value:
+    """Padded, or cut where padding is negative."""
+    at = site.operands[0].names.index(attrs.dim)
+    behind = site.size(attrs.to) + attrs.by - site.size(attrs.dim)
+    padding = [(0, 0, 0)] * x.ndim
+    padding[at] = (-attrs.by, behind, 0)
+    return _jax.lax.pad(x, _jnp.zeros((), x.dtype), padding)
+
+
 @_jax.custom_vjp
 def _recorded(state: Value, value: Value) -> Value:
     return _jnp.zeros((), state.dtype)

@@ -156,7 +156,7 @@ def _same(attrs: ops.Attrs, site: _Site, x: Value) -> Value:
     return x
 
 
-def _cast(attrs: ops.Cast, site: _Site, x: Value) -> Value:
+def _cast(attrs: ops.Cast | ops.Number, site: _Site, x: Value) -> Value:
     return x.astype(site.dtype)
 
 
@@ -298,6 +298,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.AttendGrad: attention.attend_grad,
     ops.Call: _call,
     ops.Cast: _cast,
+    ops.Number: _cast,
     ops.Combine: experts.combine,
     ops.Cos: _elementwise(_jnp.cos),
     ops.Dequantize: blockwise.dequantize,
@@ -341,6 +342,7 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Silu: _elementwise(_jax.nn.silu),
     ops.SiluGrad: _elementwise(_silu_grad),
     ops.Sin: _elementwise(_jnp.sin),
+    ops.Shift: indexing.shift,
     ops.Spread: indexing.spread,
     ops.Sqrt: _elementwise(_jnp.sqrt),
     ops.Stop: _stop,

@@ -18,6 +18,12 @@ def positions(text: FunctionText, dim: Dim) -> str:
     return text.view(f"rt.stretches({quoted(dim.name)}, {dim.axes!r})")
 
 
+def number(text: FunctionText, op: Op, at: int) -> list[str]:
+    """Positions, or other indices, as numbers."""
+    del at
+    return [f"{text.tensor(op.results[0])}.copy_({text.tensor(op.operands[0])})"]
+
+
 def heads_first(text: FunctionText, value: int, order: tuple[str, ...]) -> str:
     """A [batch, heads, along, dim] view (without dim for the log-sum-exp)."""
     kind = text.function.types[value]
@@ -123,4 +129,5 @@ def rope(text: FunctionText, op: Op, at: int) -> list[str]:
     along, dim = kind.names.index(attrs.along), kind.names.index(attrs.dim)
     source, out = text.tensor(op.operands[0]), text.tensor(op.results[0])
     given = f"{along}, {dim}, layout={quoted(attrs.layout)}, inverse={attrs.inverse}"
+    given += f", behind={attrs.behind}" if attrs.behind else ""
     return [f"kernels.rope({source}, {table}, {given}, out={out})"]

@@ -8,9 +8,10 @@ from typing import Final
 from fllmc.codegen import torch_experts as experts
 from fllmc.codegen.function_text import FunctionText, position
 from fllmc.codegen.packing import adjoin_in, packed_bytes
-from fllmc.codegen.torch_attention import attend, positions, ring_attend, rope
+from fllmc.codegen.torch_attention import attend, number, positions, ring_attend, rope
 from fllmc.codegen.torch_blockwise import blockwise
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
+from fllmc.codegen.torch_shift import shift
 from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
     AllGather,
@@ -34,6 +35,7 @@ from fllmc.ir.ops import (
     GroupedOuter,
     Iota,
     LocalSlice,
+    Number,
     Pick,
     Put,
     PutAdd,
@@ -49,6 +51,7 @@ from fllmc.ir.ops import (
     RingAttendGrad,
     Rope,
     Share,
+    Shift,
     Spread,
     Take,
     Tally,
@@ -373,21 +376,20 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     LocalSlice: local_slice,
     Chunk: chunk,
     Unchunk: chunk,
-    FromHost: offload,
-    ToHost: offload,
+    **dict.fromkeys((FromHost, ToHost), offload),
+    Number: number,
     Pick: pick,
     Record: lambda text, op, at: [f"{text.tensor(op.results[0])}.zero_()"],
-    Put: put,
-    PutAdd: put,
+    **dict.fromkeys((Put, PutAdd), put),
     Quantize: blockwise,
     Random: random,
     ReduceMax: reduction("amax"),
     ReduceScatter: moved("reduce_scatter"),
     ReduceSum: reduction("sum"),
     Reindex: reindex,
-    Rename: same_storage,
-    Share: same_storage,
+    **dict.fromkeys((Rename, Share), same_storage),
     Rope: rope,
+    Shift: shift,
     Spread: spread,
     Take: take,
     Tally: experts.tally,

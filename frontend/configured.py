@@ -56,6 +56,8 @@ def configured(
             found.append(ConfigDiffers(item.span, key, shown_value, json_of(item.value)))
     unread = [key for key in _keys(config) if key not in read]
     place = names.name.span
+    said = {key.rsplit(".", 1)[-1] for key in read if _look_up(config, key) is not MISSING}
+    unsaid = [key for key in unsaid if key.rsplit(".", 1)[-1] not in said]
     if unsaid:
         found.append(ConfigUnsaid(place, ", ".join(f"`{key}`" for key in unsaid)))
     if unread:

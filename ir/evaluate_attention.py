@@ -20,9 +20,10 @@ def rope(attrs: Rope, here: Here, x: Array) -> Array:
     width = attrs.width(here.sizes)
     angle = here.positions(kind.dim(attrs.along))[:, None] * np.asarray(attrs.speeds(width))
     cosine, sine = np.cos(angle), np.sin(angle) * (-1.0 if attrs.inverse else 1.0)
-    a, b = slice(width // 2), slice(width // 2, width)
+    start, stop = attrs.behind, attrs.behind + width
+    a, b = slice(start, start + width // 2), slice(start + width // 2, stop)
     if attrs.layout == "interleaved":
-        a, b = slice(0, width, 2), slice(1, width, 2)
+        a, b = slice(start, stop, 2), slice(start + 1, stop, 2)
     turned = rows.copy()
     turned[..., a] = attrs.magnitude * (rows[..., a] * cosine - rows[..., b] * sine)
     turned[..., b] = attrs.magnitude * (rows[..., b] * cosine + rows[..., a] * sine)

@@ -105,6 +105,11 @@ def fill(attrs: ops.Fill, here: Here) -> Array:
     return as_stored(kind, np.full(here.sizes.local_shape(kind), attrs.value))
 
 
+def number(attrs: ops.Number, here: Here, index: Array) -> Array:
+    """Indices as numbers."""
+    return index.astype(np.float64)
+
+
 def iota(attrs: ops.Iota, here: Here) -> Array:
     """This rank's global positions along the dim."""
     return here.positions(attrs.dim) // attrs.each + attrs.first
@@ -211,6 +216,16 @@ def spread(attrs: ops.Spread, here: Here, value: Array, index: Array) -> Array:
     return np.where(at == here.positions(attrs.dim), rows, np.zeros_like(rows))
 
 
+def shift(attrs: ops.Shift, here: Here, x: Array) -> Array:
+    """The stretch that is there, zeros around it."""
+    at = here.operands[0].names.index(attrs.dim)
+    first, start, count = attrs.stretches(here.sizes)
+    out = np.zeros(here.sizes.local_shape(here.results[0]), x.dtype)
+    lead = (slice(None),) * at
+    out[(*lead, slice(first, first + count))] = x[(*lead, slice(start, start + count))]
+    return out
+
+
 def record(attrs: ops.Record, here: Here, state: Array, value: Array) -> Array:
     """A zero; the backward pass gives the value."""
     return np.zeros(())
@@ -252,6 +267,7 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.GroupedDot: grouped_dot,
     ops.GroupedOuter: grouped_outer,
     ops.Iota: iota,
+    ops.Number: number,
     ops.Less: elementwise(np.less),
     ops.Log: elementwise(np.log),
     ops.Maximum: elementwise(np.maximum),
@@ -262,6 +278,7 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Neg: elementwise(np.negative),
     ops.Pick: pick,
     ops.Record: record,
+    ops.Shift: shift,
     ops.Pow: elementwise(np.power),
     ops.Put: put,
     ops.PutAdd: put_add,

@@ -70,15 +70,33 @@ class Part(msgspec.Struct, frozen=True):
     axes: tuple[tuple[Factor, ...], ...]
 
 
+class Loop(msgspec.Struct, frozen=True):
+    """An index that counts to `count`.
+
+    With a `period` it takes only numbers that leave one of `layers` when divided by it.
+    """
+
+    name: str
+    count: int
+    period: int = 0
+    layers: tuple[int, ...] = ()
+
+    def values(self) -> Iterator[int]:
+        """The numbers that it takes, in order."""
+        for number in range(self.count):
+            if not self.period or number % self.period in self.layers:
+                yield number
+
+
 class Tensor(msgspec.Struct, frozen=True):
     """Foreign tensors of one kind, one for each value of the indices, and what lies in each.
 
     The first name is written. Under the others a tensor may be there too, with equal values.
-    `loops` gives each index and how many values it has.
+    `loops` are the indices.
     """
 
     names: tuple[Pattern, ...]
-    loops: tuple[tuple[str, int], ...]
+    loops: tuple[Loop, ...]
     parts: tuple[Part, ...]
 
     @property
@@ -88,8 +106,8 @@ class Tensor(msgspec.Struct, frozen=True):
 
     def places(self) -> Iterator[dict[str, int]]:
         """All values of the indices."""
-        names = [name for name, _ in self.loops]
-        for values in product(*(range(count) for _, count in self.loops)):
+        names = [loop.name for loop in self.loops]
+        for values in product(*(loop.values() for loop in self.loops)):
             yield dict(zip(names, values, strict=True))
 
 

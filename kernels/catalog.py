@@ -219,7 +219,7 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "rope",
         (("x", "any dims"), ("table", "(cos, sin), each [seq, pairs]"), ("along", "dim of x"),
          ("dim", "dim of x"), ("layout", "half or interleaved"), ("inverse", "bool"),
-         ("out", "as x")),
+         ("behind", "elements"), ("out", "as x")),
         "out",
         "pairs of dim turned by their position along `along`",
         ("dim has room for the pairs", "the table is f64 for f64, else f32", _APART),

@@ -38,18 +38,20 @@ def rope(
     dim: int,
     layout: Literal["half", "interleaved"] = "half",
     inverse: bool = False,
+    behind: int = 0,
     *,
     out: Tensor,
 ) -> None:
     """Turn the pairs of `dim` by their position along `along`; `inverse` turns back.
 
-    Elements behind the pairs of the table are copied. `out` is as x and does not overlap it. Low
-    precision is computed in float32 and rounded once.
+    As many elements turn as the table has pairs for, behind the first `behind`; others are copied.
+    `out` is as x and does not overlap it. Low precision is computed in float32 and rounded once.
     """
     width, size = 2 * table[0].shape[1], x.shape[dim]
     if width < size:
-        out.narrow(dim, width, size - width).copy_(x.narrow(dim, width, size - width))
-        x, out = x.narrow(dim, 0, width), out.narrow(dim, 0, width)
+        for first, last in ((0, behind), (behind + width, size)):
+            out.narrow(dim, first, last - first).copy_(x.narrow(dim, first, last - first))
+        x, out = x.narrow(dim, behind, width), out.narrow(dim, behind, width)
     cos, sin = (_aligned(part, along, dim, x.dim()) for part in table)
     sign = -1.0 if inverse else 1.0
     if layout == "interleaved" and _complex(x, dim, cos) and _complex(out, dim, cos):

@@ -222,6 +222,11 @@ def spread(s: Site, attrs: ops.Spread, position: int) -> int | None:
     return s.b.one(ops.Pick(attrs.dim.name), s.dy_with(names), s.x(1))
 
 
+def shift(s: Site, attrs: ops.Shift, position: int) -> int | None:
+    """Shifted back."""
+    return s.b.one(ops.Shift(attrs.to, attrs.dim, -attrs.by), s.dy_with((attrs.to,)))
+
+
 def record(s: Site, attrs: ops.Record, position: int) -> int | None:
     """What is recorded, whatever the cotangent."""
     return None if position else ordered(s.b, s.x(1), s.kind(0))
@@ -261,7 +266,8 @@ def attend(s: Site, attrs: ops.Attend, position: int) -> int | None:
 
 GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
-        (ops.Fill, ops.Iota, ops.Less, ops.Random, ops.Reindex, ops.Stop, ops.Tally), nothing
+        (ops.Fill, ops.Iota, ops.Less, ops.Number, ops.Random, ops.Reindex, ops.Stop, ops.Tally),
+        nothing,
     ),
     **dict.fromkeys((ops.Dequantize, ops.Quantize), nothing),
     ops.Add: elementwise(passed),
@@ -292,6 +298,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Rename: rename,
     ops.Rope: rope,
     ops.Rsqrt: unary(rsqrt_slope),
+    ops.Shift: shift,
     ops.Sigmoid: unary(logistic_slope),
     ops.Silu: elementwise(silu),
     ops.Sin: unary(lambda s: s.b.one(ops.Cos(), s.x(0))),

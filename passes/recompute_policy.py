@@ -19,6 +19,7 @@ from fllmc.ir.ops import (
     Fill,
     Iota,
     LocalSlice,
+    Number,
     Pick,
     Rename,
     Rope,
@@ -32,7 +33,7 @@ from fllmc.ir.select import selects, within
 from fllmc.ir.settings import Recompute
 from fllmc.passes.errors import RecomputesNothing
 
-CHEAP = (Elementwise, Fill, Iota, LocalSlice, Pick, Rename, Rope, Spread, Transpose)
+CHEAP = (Elementwise, Fill, Iota, LocalSlice, Number, Pick, Rename, Rope, Spread, Transpose)
 """Ops that cost a pass over memory at most, as keeping their results would.
 
 Reductions do too, but their results are small: keeping them saves the pass.

@@ -120,6 +120,27 @@ def _write(
     skipped: tuple[Diagnostic, ...],
 ) -> Merged:
     checkpoint.require(expected(plan))
+    kinds = bases(plan)
+    changed = _changed(plan, checkpoint, read, sign)
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        write_streamed(fresh, kinds, changed)
+        fresh.replace(out)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return Merged(checkpoint.position.step, len(kinds), len(updated(plan)), skipped)
+
+
+def merged_reader(plan: Plan, checkpoint: Checkpoint) -> Callable[[str], Tensor]:
+    """Gives weights by name, with all updates added. DiagnosticError if it is of another plan."""
+    checkpoint.require(expected(plan))
+    return _changed(plan, checkpoint, checkpoint.read_value, 1)
+
+
+def _changed(
+    plan: Plan, checkpoint: Checkpoint, read: Callable[[str], Tensor], sign: int
+) -> Callable[[str], Tensor]:
+    """Gives weights by name, with all updates added, or with the sign -1 taken off."""
     updates, kinds = updated(plan), bases(plan)
 
     def changed(name: str) -> Tensor:
@@ -129,13 +150,7 @@ def _write(
         exact = weight.double() + sign * updates[name].delta(checkpoint)
         return exact.to(TORCH_DTYPES[kinds[name][0]])
 
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        write_streamed(fresh, kinds, changed)
-        fresh.replace(out)
-    finally:
-        fresh.unlink(missing_ok=True)
-    return Merged(checkpoint.position.step, len(kinds), len(updates), skipped)
+    return changed
 
 
 def _require(opened: Any, kinds: Expected, place: str) -> None:

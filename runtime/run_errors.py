@@ -162,16 +162,6 @@ class TooFewGpus(Diagnostic, frozen=True):
     found: int
 
 
-class NotYetRunnable(Diagnostic, frozen=True):
-    """The plan says something that this version compiles but can't carry out."""
-
-    code = "E0812"
-    title = "this version cannot run {what}"
-    label = "asked for here"
-
-    what: str
-
-
 class ResumeMismatch(Diagnostic, frozen=True):
     """A resumed run must see the data, the order and the seed that it would have seen.
 

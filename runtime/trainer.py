@@ -11,6 +11,7 @@ import msgspec
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.plan import Plan
 from fllmc.runtime import run_errors
+from fllmc.runtime.beginning import begin_from
 from fllmc.runtime.checkpoint.folders import find_latest
 from fllmc.runtime.checkpoint.save import alone
 from fllmc.runtime.communicator import Communicator
@@ -86,9 +87,14 @@ class Run:
         return open_dataset(plan.data, Path(self.options.base), trained, plan.train.loss.mask)
 
     def begin(self, display: Display) -> None:
-        """Fill the arena anew, or from the newest checkpoint."""
+        """Fill the arena anew, from what the run begins with, or from the newest checkpoint."""
         if not self.options.resume:
-            initialise(self.plan, self.executor, self.parts)
+            if not self.plan.train.init:
+                initialise(self.plan, self.executor, self.parts)
+                return
+            path = Path(self.options.base) / self.plan.train.init
+            begin_from(self.plan, path, self.executor, self.parts, self.rank, self.folder)
+            display.say(f"parameters begin as they are in {path}")
             return
         resumed = restore_run(
             self.folder,
@@ -218,7 +224,6 @@ def train(
 
     Rank 0 shows progress on standard error and prints sampled text on standard output.
     """
-    refuse_unrunnable(plan)
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
         run = Run(plan, source, options, comm, rank, device)
@@ -255,14 +260,3 @@ def conclude(run: Run, display: Display) -> None:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def refuse_unrunnable(plan: Plan) -> None:
-    """What the language can say and this version compiles, but can't carry out."""
-    settings = plan.train
-    asked = (
-        (bool(settings.init), f'a run with `init: checkpoint("{settings.init}")`', settings.span),
-    )
-    found = [run_errors.NotYetRunnable(span, what) for refused, what, span in asked if refused]
-    if found:
-        raise DiagnosticError(*found)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from msgspec import structs
+
 from fllmc.frontend import ast
 from fllmc.frontend.errors import BadSize
 from fllmc.frontend.semantics.sizes import evaluate
@@ -29,6 +31,16 @@ def whole(expr: ast.Expr, sizes: Sizes, what: str) -> int:
         reason = "a whole number above zero is wanted"
         raise DiagnosticError(BadSize(expr.span, f"{what} would be {value:.10g}", reason))
     return int(value)
+
+
+def part_start(first: ast.Expr, sizes: Sizes, of: str, to: str) -> int:
+    """Where a part begins; DiagnosticError where it does not lie within the dim."""
+    start = evaluate(first, lambda ref: sizes.size(ref.name), "`first`")
+    if start != int(start) or not 0 <= start <= sizes.size(of) - sizes.size(to):
+        what = f"`first` would be {start:.10g}"
+        reason = f"`{to}` has {sizes.size(to)} of the {sizes.size(of)} positions of `{of}`"
+        raise DiagnosticError(BadSize(first.span, what, reason))
+    return int(start)
 
 
 def attend_attrs(op: Attend, sizes: Sizes) -> ops.Attend:
@@ -63,7 +75,14 @@ def rope_attrs(op: Rope, sizes: Sizes) -> ops.Rope:
         raise DiagnosticError(BadSize(op.rotary.span, what, reason))
     assert op.theta is not None
     theta = float(number(op.theta, sizes, "`theta`"))
-    plain = ops.Rope(op.along, op.dim, theta, op.layout, rotary=0 if rotary == width else rotary)
+    behind = 0 if op.behind is None else whole(op.behind, sizes, "`behind`")
+    if op.behind is not None and behind + rotary > width:
+        what = f"`rotary` would be {rotary} elements behind {behind}"
+        reason = f"`{op.dim}` has {width}; state `rotary` too"
+        raise DiagnosticError(BadSize(op.behind.span, what, reason))
+    plain = ops.Rope(
+        op.along, op.dim, theta, op.layout, rotary=0 if rotary == width else rotary, behind=behind
+    )
     if op.scaling is None:
         return plain
     return stretched(plain, op.scaling, rotary, sizes)
@@ -76,21 +95,20 @@ def stretched(plain: ops.Rope, scaling: Scaling, width: int, sizes: Sizes) -> op
         for key, expr in scaling.amounts
     }
     factor = found["factor"]
-    new = {"along": plain.along, "dim": plain.dim, "layout": plain.layout, "rotary": plain.rotary}
-    theta = plain.theta
+    theta, new = plain.theta, structs.replace
     if scaling.name == "linear":
-        return ops.Rope(**new, theta=theta, factor=factor)
+        return new(plain, factor=factor)
     if scaling.name == "ntk":
-        return ops.Rope(**new, theta=theta * factor ** (width / (width - 2)))
+        return new(plain, theta=theta * factor ** (width / (width - 2)))
     original = found["original"]
     if scaling.name == "llama3":
         low, high = (2 * math.pi * found[key] / original for key in ("low", "high"))
-        return ops.Rope(**new, theta=theta, factor=factor, ramp="speed", low=low, high=high)
+        return new(plain, factor=factor, ramp="speed", low=low, high=high)
     if scaling.name == "yarn":
         low, high = pair_bounds(found, dict(scaling.words)["bounds"], theta, width)
         magnitude = found.get("magnitude", yarn_magnitude(factor))
-        ramp = {"ramp": "pair", "low": high, "high": low}
-        return ops.Rope(**new, theta=theta, factor=factor, **ramp, magnitude=magnitude)
+        ramp = new(plain, factor=factor, ramp="pair", low=high, high=low)
+        return new(ramp, magnitude=magnitude)
     lists = dict(scaling.lists)
     chosen = lists["long" if sizes.size(plain.along) > original else "short"]
     factors = tuple(float(number(each, sizes, "a factor")) for each in chosen)
@@ -99,7 +117,7 @@ def stretched(plain: ops.Rope, scaling: Scaling, width: int, sizes: Sizes) -> op
         reason = f"there are {width // 2} pairs"
         raise DiagnosticError(BadSize(chosen[0].span, what, reason))
     magnitude = found.get("magnitude", longrope_magnitude(factor, original))
-    return ops.Rope(**new, theta=theta, factors=factors, magnitude=magnitude)
+    return new(plain, factors=factors, magnitude=magnitude)
 
 
 def yarn_magnitude(factor: float) -> float:

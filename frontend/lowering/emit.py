@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 from msgspec import structs
 
-from fllmc.frontend.lowering.attention import attend_attrs, rope_attrs
+from fllmc.frontend.lowering.attention import attend_attrs, part_start, rope_attrs
 from fllmc.frontend.semantics.typed import (
     Apply,
     Combine,
     Composite,
+    Concat,
     Constant,
     Contract,
     Dispatch,
@@ -18,14 +19,17 @@ from fllmc.frontend.semantics.typed import (
     ExpertTake,
     Join,
     Local,
+    Number,
     OneHot,
     Param,
+    Part,
     Pick,
     Plain,
     Positions,
     Prim,
     Reduce,
     Renamed,
+    Shift,
     Size,
     Split,
     Tally,
@@ -124,7 +128,14 @@ class Emitter:
                 return b.one(ops.Dot(dims), *self._alike(args))
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
-            case Split() | Join() | Pick() | OneHot():
+            case Part(of, to, first):
+                b.path = "part"
+                start = part_start(first, b.sizes, of, to)
+                return arranged(b, b.one(ops.Shift(of, to, start), *args), typed.kind.dims)
+            case Number():
+                b.path = "number"
+                return b.one(ops.Number(self.wide), *args)
+            case Split() | Join() | Pick() | OneHot() | Shift() | Concat():
                 return self._indexed(typed, args)
             case Plain(param=param):
                 b.path = param
@@ -149,7 +160,7 @@ class Emitter:
                 return b.one(ops.Iota(Dim(dim)))
 
     def _indexed(self, typed: Typed, args: tuple[int, ...]) -> int:
-        """A dim split in two, two joined, or what indices pick."""
+        """A dim split or shifted, two joined, or what indices pick."""
         b = self.b
         match typed.op:
             case Split(dim, outer, inner):
@@ -165,6 +176,14 @@ class Emitter:
                 b.path = "one_hot"
                 ones = b.one(ops.Fill(1.0, self.compute, b.types[args[0]].dims))
                 return b.one(ops.Spread(Dim(dim)), ones, *args)
+            case Shift(dim, by):
+                b.path = "shift"
+                return b.one(ops.Shift(dim, dim, by), *args)
+            case Concat(first, second, to):
+                b.path = "concat"
+                front = b.one(ops.Shift(first, to, 0), args[0])
+                behind = b.one(ops.Shift(second, to, -b.sizes.size(first)), args[1])
+                return arranged(b, b.add(front, behind), typed.kind.dims)
             case _:
                 raise InternalError(f"{typed.op} is not about indices")
 
@@ -211,6 +230,8 @@ class Emitter:
         b, param = self.b, self.params[op.param]
         b.path = op.param
         weight = b.cast(self.values[op.param], self.compute)
+        if not b.types[arg].index:
+            arg = b.cast(arg, self.compute)  # numbers of positions and counts are wider
         stored = tuple(primed(name, param.source) for name in param.target)
         back = {new: old for old, new in zip(param.target, stored, strict=True)}
         source = stored if op.transposed else param.source
@@ -223,8 +244,9 @@ class Emitter:
 
     def _attend(self, op: Attend, args: tuple[int, ...]) -> int:
         b = self.b
-        q, k, v, *extras = args
         b.path = "attend"
+        q, k, v = (b.cast(arg, self.compute) for arg in args[:3])
+        extras = args[3:]
         attrs = attend_attrs(op, b.sizes)
         order = tuple(attrs.width if name == op.dim else name for name in b.types[k].names)
         return b.emit(attrs, q, k, arranged(b, v, order), *extras)[0]

@@ -16,7 +16,7 @@ from fllmc.frontend.semantics.foreign_lines import Line, Names, Spot, Term, show
 from fllmc.frontend.semantics.layouts import MARK, Token
 from fllmc.frontend.semantics.sizes import Number, evaluate
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
-from fllmc.ir.foreign import Count, Factor, Foreign, Part, Pattern, Tensor
+from fllmc.ir.foreign import Count, Factor, Foreign, Loop, Part, Pattern, Tensor
 
 Size = Callable[[str], int]
 
@@ -43,10 +43,22 @@ def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnos
 
 
 def _tensor(line: Line, size: Size) -> Tensor:
-    loops = tuple((name, size(dim)) for dim, name in line.spots[0].indexed if isinstance(name, str))
+    spot = line.spots[0]
+    loops = tuple(
+        _loop(spot, number, name, size(dim))
+        for number, (dim, name) in enumerate(spot.indexed)
+        if isinstance(name, str)
+    )
     names = tuple(_pattern(name, line, size) for name in line.names)
     parts = tuple(_part(line, number, spot, size) for number, spot in enumerate(line.spots))
     return Tensor(names, loops, parts)
+
+
+def _loop(spot: Spot, number: int, name: str, count: int) -> Loop:
+    """The index of an indexed dim; that of a stack of a pattern takes some of its layers."""
+    if number < spot.stacks and spot.period:
+        return Loop(name, count, spot.period, spot.layers)
+    return Loop(name, count)
 
 
 def _pattern(name: tuple[str | Term, ...], line: Line, size: Size) -> Pattern:
@@ -148,19 +160,27 @@ def _gaps(names: Names, size: Size) -> Iterator[Diagnostic]:
             covered.setdefault(spot.name, []).append((spot, line))
     for name, spots in covered.items():
         first, line = spots[0]
-        stored = (*(dim for dim, _ in first.indexed), *first.rest)
-        whole = prod(_size(dim, size) for dim in stored)
-        held = sum(
-            prod(_size(dim, size) for dim, index in spot.indexed if isinstance(index, str))
-            * prod(_size(dim, size) for dim in spot.rest)
-            for spot, _ in spots
-        )
+        layers = tuple(sorted({layer for spot, _ in spots for layer in spot.layers}))
+        held = sum(_elements(spot, spot.layers, size, True) for spot, _ in spots)
+        whole = _elements(first, layers, size, False)
         if held != whole:
             what = f"all of `{name}`"
             missing = f"{whole - held} of {whole} elements of `{name}`"
             subject, dims = names.subject.name, ", ".join(first.rest)
             where = shown_path(first)
             yield NotCovered(line.span, names.name.text, subject, what, missing, where, dims)
+
+
+def _elements(spot: Spot, layers: tuple[int, ...], size: Size, numbers: bool) -> int:
+    """The elements of a parameter in these layers of a pattern; with `numbers`, of a spot of it."""
+    total = prod(_size(dim, size) for dim in spot.rest)
+    for number, (dim, index) in enumerate(spot.indexed):
+        if numbers and isinstance(index, int):
+            continue
+        every = range(_size(dim, size))
+        pattern = number < spot.stacks and spot.period
+        total *= sum(n % spot.period in layers for n in every) if pattern else len(every)
+    return total
 
 
 def _collisions(names: Names, tensors: list[Tensor]) -> Iterator[Diagnostic]:

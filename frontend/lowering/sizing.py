@@ -164,6 +164,12 @@ def _checked(
         elif need.rule == "at_most" and a > b:
             what = f"no more than all of `{need.b}` can be chosen"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")
+        elif need.rule == "sum" and a != sum(sizes[name] for name in need.b.split()):
+            what = (
+                f"`{need.a}` must be as large as its parts together, {' + '.join(need.b.split())}"
+            )
+            shown = ", ".join(f"`{name}` is {sizes[name]}" for name in need.b.split())
+            yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, {shown}")
         elif need.rule == "distances" and a != sum(sizes[n] for n in need.b.split()) - 1:
             keys, queries = need.b.split()
             what = f"the bias needs each distance, so `{need.a}` must be {keys} + {queries} - 1"

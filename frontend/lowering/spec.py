@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import structs
@@ -9,7 +10,7 @@ from msgspec import structs
 from fllmc.frontend import ast
 from fllmc.frontend.checking import Checked
 from fllmc.frontend.errors import NoSize, UnknownBlock
-from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, NamedSection, extended
+from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, extended
 from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.groups import grouped
 from fllmc.frontend.lowering.model import Model, lower_model
@@ -102,7 +103,8 @@ class Lowering:
         adapter = self.adapter(adapter_node, paths)
         foreign = self.foreign(model_key, table)
         self.stop()
-        settings = structs.replace(train.train, model=model_key.name)
+        init = self.beside(train.train.init)
+        settings = structs.replace(train.train, model=model_key.name, init=init)
         sources = self.sources()
         name = self.module.file.rsplit("/", 1)[-1].removesuffix(".fllm")
         whole = self.whole_data(data.data, table)
@@ -118,6 +120,13 @@ class Lowering:
         extra = ((FILE, self.overrides.text),) if self.overrides.text else ()
         return (*self.checked.library.sources.items(), *extra)
 
+    def beside(self, init: str) -> str:
+        """A path of the spec as one from where the command runs; one of `--set` is that already."""
+        shipped = self.module.file.startswith(SHIPPED)
+        if not init or shipped or self.overrides.sets("train", "init"):
+            return init
+        return posixpath.join(posixpath.dirname(self.module.file), init)
+
     # Choosing sections.
 
     def chosen_train(self) -> ast.Train:
@@ -127,7 +136,7 @@ class Lowering:
             raise DiagnosticError(NothingToTrain(NOWHERE, self.module.file))
         name = self.overrides.choice("train")
         if name is None and len(own) > 1:
-            raise DiagnosticError(_ambiguous("train", own))
+            raise DiagnosticError(_ambiguous("train", [each.name for each in own]))
         if name is None:
             return own[0]
         for section in own:
@@ -248,7 +257,7 @@ class Lowering:
         fitting = [s for s in own if s.train and s.train.text == train]
         fitting = fitting or [s for s in own if s.train is None]
         if len(fitting) > 1:
-            raise DiagnosticError(_ambiguous("schedule", fitting))
+            raise DiagnosticError(_ambiguous("schedule", [each.name for each in fitting]))
         return fitting[0] if fitting else None
 
     def default_schedule(self, dims: Iterable[str]) -> ast.Schedule:
@@ -334,25 +343,23 @@ class Lowering:
 def chosen_names(checked: Checked, model: Key, overrides: Overrides) -> Key | None:
     """The checkpoint section of a model: that asked for, else the only one; None if there is none.
 
+    One comes with its model, imported or not; those of the main file go before others.
     DiagnosticError where there are several, or none of the name that is asked for.
     """
-    module = checked.module
-    fitting: dict[str, Key] = {}
-    for each in module.known("checkpoint"):
-        bound = module.find("checkpoint", each)
-        key = Key(bound.file, bound.section.name.text) if bound else model
-        if key in checked.names and checked.names[key].subject == model:
-            fitting[each] = key
+    own = checked.module.file
+    every = [key for key, each in checked.names.items() if each.subject == model]
+    fitting = {key.name: key for key in sorted(every, key=lambda key: key.file == own)}
     wish = overrides.choice("checkpoint")
     if wish is not None and wish.text not in fitting:
         known = tuple(fitting)
         raise DiagnosticError(UnknownSection(wish.span, wish.text, known, "checkpoint section"))
     if wish is not None:
         return fitting[wish.text]
-    if len(fitting) > 1:
-        sections = [b.section for n in fitting if (b := module.find("checkpoint", n))]
-        raise DiagnosticError(_ambiguous("checkpoint", sections))
-    return next(iter(fitting.values()), None)
+    nearest = [key for key in every if key.file == own] or every
+    if len(nearest) > 1:
+        shown = [checked.names[key].name for key in nearest]
+        raise DiagnosticError(_ambiguous("checkpoint", shown))
+    return nearest[0] if nearest else None
 
 
 def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, ...]:
@@ -367,7 +374,7 @@ def with_patterns(shards: tuple[Shard, ...], program: Program) -> tuple[Shard, .
     )
 
 
-def _ambiguous(what: str, sections: Sequence[NamedSection]) -> Diagnostic:
-    names = [section.name.text for section in sections]
+def _ambiguous(what: str, sections: Sequence[ast.Name]) -> Diagnostic:
+    names = [section.text for section in sections]
     shown = ", ".join(f"`{name}`" for name in names[:-1]) + f" and `{names[-1]}`"
-    return Ambiguous(sections[-1].name.span, what, shown, names[-1])
+    return Ambiguous(sections[-1].span, what, shown, names[-1])

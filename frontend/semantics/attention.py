@@ -21,10 +21,11 @@ def rope_call(body: Body, given: Given) -> Typed:
         reason = f"rope turns pairs along a dim other than `{along}`, its last one by default"
         return body.broken(given.span, BadAttention(where, reason))
     rotary = given.amounts.get("rotary")
+    behind = given.amounts.get("behind")
     if rotary is None:
         body.requirements.append(Requirement("even", dim, "", given.span))
     scaling = None if given.inner is None else scaled(given.inner)
-    op = Rope(along, dim, given.amounts["theta"], given.words["layout"], rotary, scaling)
+    op = Rope(along, dim, given.amounts["theta"], given.words["layout"], rotary, scaling, behind)
     return Typed(Kind(x.kind.dims), op, given.tensors, given.span)
 
 

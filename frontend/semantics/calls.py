@@ -11,6 +11,7 @@ from fllmc.frontend.semantics.experts import EXPERT_CALLS, Call, expert_call
 from fllmc.frontend.semantics.forms import FORMS, MAX_REDUCE, UNARY
 from fllmc.frontend.semantics.infer import Body
 from fllmc.frontend.semantics.matching import Given, Matcher
+from fllmc.frontend.semantics.parts import part
 from fllmc.frontend.semantics.typed import (
     Composite,
     Contract,
@@ -122,6 +123,14 @@ RULES: Mapping[str, Rule] = {
     "less": _less,
     "max": _max,
     "mean": _mean,
+    "concat": lambda body, given: indexing.concat(
+        body, given.span, given.tensors, (given.named["over"], given.named["to"])
+    ),
+    "shift": lambda body, given: indexing.shift(
+        body, given.span, given.tensors[0], given.words["along"], given.numbers["by"]
+    ),
+    "number": lambda body, given: indexing.number(body, given.span, *given.tensors),
+    "part": part,
     "one_hot": lambda body, given: indexing.one_hot(body, given.span, *given.tensors),
     "pick": lambda body, given: indexing.pick(body, given.span, *given.tensors),
     "positions": lambda body, given: indexing.positions(given.span, given.words["along"]),

@@ -20,7 +20,9 @@ def parameters(
             yield before + member.name, before + member.name, member
             continue
         for name, place, param in parameters(member.block, blocks):
-            index = f"[{'ijk'[min(place.count('['), 2)]}]" if member.over else ""
+            if member.period:
+                place = place.split(".", 1)[1]
+            index = "[i]" if member.over else ""
             yield f"{member.name}.{name}", f"{member.name}{index}.{place}", param
 
 
@@ -31,11 +33,12 @@ def uncovered(
     covered: dict[str, list[tuple[Spot, Line]]] = {}
     for line in names.lines:
         for spot in line.spots:
-            for other, earlier in covered.get(spot.name, ()):
-                if overlap(spot, other):
-                    yield CoveredTwice(line.span, "parameter", spot.name, earlier.span)
-                    return
-            covered.setdefault(spot.name, []).append((spot, line))
+            for name in spot.names:
+                for other, earlier in covered.get(name, ()):
+                    if overlap(spot, other):
+                        yield CoveredTwice(line.span, "parameter", name, earlier.span)
+                        return
+                covered.setdefault(name, []).append((spot, line))
     for name, place, param in parameters(names.subject, blocks):
         if name not in covered:
             what, where = f"`{name}`", section.name

@@ -12,6 +12,7 @@ from fllmc.frontend.semantics.typed import (
     Attend,
     Block,
     Composite,
+    Concat,
     Contract,
     Dispatch,
     ExpertDot,
@@ -24,6 +25,7 @@ from fllmc.frontend.semantics.typed import (
     Reduce,
     Renamed,
     Rope,
+    Shift,
     Split,
     TopK,
     Typed,
@@ -81,7 +83,9 @@ def worked_along(typed: Typed) -> tuple[str, ...]:
             return dims
         case Positions(dim=dim) | TopK(over=dim) | Pick(dim=dim) | OneHot(dim=dim):
             return (dim,)
-        case Split(dim=dim):
+        case Concat(first=first, second=second):
+            return (first, second)
+        case Split(dim=dim) | Shift(dim=dim):
             return (dim,)
         case Join(outer=outer, inner=inner):
             return (outer, inner)

@@ -23,11 +23,19 @@ from fllmc.frontend.parser import parse
 from fllmc.frontend.section_errors import UnknownSection
 from fllmc.frontend.semantics.blocks import refs
 from fllmc.frontend.semantics.coverage import uncovered
-from fllmc.frontend.semantics.foreign_lines import Index, Line, Names, Spot, Term, shown, within
+from fllmc.frontend.semantics.foreign_lines import (
+    Line,
+    Names,
+    Spot,
+    Term,
+    path_name,
+    shown,
+    within,
+)
+from fllmc.frontend.semantics.foreign_places import Misplaced, Place, PlacePart, resolved
 from fllmc.frontend.semantics.layouts import typed_layout
-from fllmc.frontend.semantics.typed import Block, Key, Nested, Param
+from fllmc.frontend.semantics.typed import Block, Key, Param
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.span import Span
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
@@ -102,82 +110,41 @@ class _Reader:
 
     def spot(self, place: list[PlacePart], item: ast.Mapped, subject: Key) -> Spot | None:
         """The parameter at a place; None after a report."""
-        found = self.walk(place, item, subject)
+        found = self.place(place, item, subject)
         if found is None:
             return None
-        member, path, indexed, left = found
-        if not isinstance(member, Param):
-            inner = tuple(self.blocks[member.block].params)
-            reason = "this is a block: a parameter of it is wanted"
-            self.unknown(item.place, item.place.span, subject, reason, inner)
-            return None
-        dims, stacks = member.stored, len(indexed)
-        if len(left) > len(dims):
-            self.unknown(item.place, item.place.span, subject, "more indices than dims")
-            return None
-        indexed += [(dim, _index(at)) for dim, at in zip(dims, left, strict=False)]
-        name = ".".join(part for part in path if isinstance(part, str) and part[0] != "{")
-        return Spot(tuple(path), name, tuple(indexed), stacks, dims[len(left) :], member)
+        assert isinstance(found.member, Param)
+        dims, stacks = found.member.stored, len(found.indexed)
+        lead = zip(dims, found.left, strict=False)
+        return Spot(
+            found.path,
+            path_name(found.path),
+            (*found.indexed, *lead),
+            stacks,
+            dims[len(found.left) :],
+            found.member,
+            found.period,
+            found.layers,
+        )
 
-    def walk(
-        self, place: list[PlacePart], item: ast.Mapped, subject: Key
-    ) -> (
-        tuple[Param | Nested, list[Index], list[tuple[str, Index]], list[ast.Ref | ast.Number]]
-        | None
-    ):
-        """The member at a place, its path with indices, those of stacks, and those left."""
-        member: Param | Nested | None = None
-        path: list[Index] = []
-        indexed: list[tuple[str, Index]] = []
-        left: list[ast.Ref | ast.Number] = []
-        block = self.blocks.get(subject)
-        for part in place:
-            if isinstance(part, ast.Name):
-                if left or (isinstance(member, Nested) and member.over and not _done(path)):
-                    reason = (
-                        f"`{member.name}` is a stack: write `{member.name}[i]`" if member else ""
-                    )
-                    self.unknown(item.place, part.span, subject, reason or "an index too many")
-                    return None
-                members = {m.name: m for m in block.members} if block else {}
-                member = members.get(part.text)
-                if member is None:
-                    reason = "unknown name"
-                    self.unknown(item.place, part.span, subject, reason, tuple(members), part.text)
-                    return None
-                path.append(part.text)
-                block = self.blocks.get(member.block) if isinstance(member, Nested) else None
-            elif isinstance(member, Nested) and member.over and not _done(path):
-                index = _index(part)
-                path.append("{" + index if isinstance(index, str) else index)
-                indexed.append((member.over, index))
-            else:
-                left.append(part)
-        taken = [name for _, name in indexed] + [_index(each) for each in left]
-        names = [name for name in taken if isinstance(name, str)]
-        if len(set(names)) < len(names):
-            self.unknown(item.place, item.place.span, subject, "an index is used twice")
+    def place(
+        self, place: list[PlacePart], item: ast.Mapped, subject: Key, wanted: Key | None = None
+    ) -> Place | None:
+        """Where a place leads; None after a report."""
+        try:
+            found = resolved(place, subject, self.blocks, wanted)
+            taken = (*(name for _, name in found.indexed), *found.left)
+            names = [name for name in taken if isinstance(name, str)]
+            if len(set(names)) < len(names):
+                raise Misplaced("an index is used twice")
+        except Misplaced as wrong:
+            span = wrong.span or item.place.span
+            text, reason = shown(item.place), str(wrong)
+            self.found.append(
+                UnknownPlace(span, wrong.name, wrong.known, text, subject.name, reason)
+            )
             return None
-        if isinstance(member, Nested) and (left or (member.over and not _done(path))):
-            reason = f"`{member.name}` is a stack: write `{member.name}[i]`"
-            reason = "an index too many" if left else reason
-            self.unknown(item.place, item.place.span, subject, reason)
-            return None
-        assert member is not None
-        return member, path, indexed, left
-
-    def unknown(
-        self,
-        place: ast.Place,
-        span: Span,
-        subject: Key,
-        reason: str,
-        known: tuple[str, ...] = (),
-        name: str = "",
-    ) -> None:
-        """Report a place that is none."""
-        text = shown(place)
-        self.found.append(UnknownPlace(span, name, known, text, subject.name, reason))
+        return found
 
     def part(self, item: ast.Mapped, subject: Key, module: Module) -> Names | None:
         """The names of a block within, by another section, under a foreign prefix."""
@@ -192,20 +159,15 @@ class _Reader:
         if (bound.file, wish.text) in self.open:
             self.found.append(CheckpointCircle(wish.span, wish.text))
             return None
-        found = self.walk(next(_places(item.place)), item, subject)
-        if found is None:
-            return None
-        member, path, indexed, _ = found
         inner = self.section(bound.section, self.modules[bound.file])
         if inner is None:
             return None
-        if not isinstance(member, Nested) or member.block != inner.subject:
-            reason = f"checkpoint `{wish.text}` is for `{inner.subject.name}`"
-            self.unknown(item.place, item.place.span, subject, reason)
+        found = self.place(next(_places(item.place)), item, subject, inner.subject)
+        if found is None:
             return None
-        indices = [name for _, name in indexed if isinstance(name, str)]
+        indices = [name for _, name in found.indexed if isinstance(name, str)]
         prefixes = [self.foreign(name, indices, module) for name in item.names[:1]]
-        lines = [within(line, path, indexed, prefixes[0]) for line in inner.lines]
+        lines = [within(line, found, prefixes[0]) for line in inner.lines]
         before = "".join(p if isinstance(p, str) else "*" for p in prefixes[0])
         ignored = tuple(f"{before}.{name}" if before else name for name in inner.ignored)
         return structs.replace(inner, lines=tuple(lines), ignored=ignored)
@@ -236,9 +198,6 @@ class _Reader:
         return tuple(parts)
 
 
-PlacePart = ast.Name | ast.Ref | ast.Number
-
-
 def _places(place: ast.Place) -> Iterator[list[PlacePart]]:
     """The places that alternatives stand for, in order."""
     options = next((p.options for p in place.parts if isinstance(p, ast.Alternatives)), None)
@@ -250,15 +209,6 @@ def _places(place: ast.Place) -> Iterator[list[PlacePart]]:
             elif isinstance(option, ast.Name):
                 parts.append(option)
         yield parts
-
-
-def _done(path: list[Index]) -> bool:
-    """Whether the last name of a path has its index."""
-    return bool(path) and (isinstance(path[-1], int) or path[-1].startswith("{"))
-
-
-def _index(part: PlacePart) -> Index:
-    return int(part.value) if isinstance(part, ast.Number) else getattr(part, "name", "")
 
 
 def _expression(text: str) -> ast.Expr | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from msgspec import Struct, structs
 
 from fllmc.frontend import ast
@@ -22,7 +24,8 @@ class Term(Struct, frozen=True):
 class Spot(Struct, frozen=True):
     """A parameter, or a part of it: its path with indices, and the dims that are indexed or not.
 
-    `name` is the path without indices. Of `indexed` dims the first `stacks` are those of stacks.
+    `name` is the path without indices. Of `indexed` dims the first `stacks` are those of stacks. Of
+    a stack of a pattern of `period` layers it is in those that leave one of `layers` as remainder.
     """
 
     path: tuple[Index, ...]
@@ -31,6 +34,17 @@ class Spot(Struct, frozen=True):
     stacks: int
     rest: tuple[str, ...]
     param: Param
+    period: int = 0
+    layers: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that it speaks of: of a pattern one for each of its layers."""
+        if not self.period:
+            return (self.name,)
+        at = next(n for n, part in enumerate(self.path) if not _plain(part))
+        before, behind = path_name(self.path[:at]), path_name(self.path[at:])
+        return tuple(f"{before}.{layer}.{behind}" for layer in self.layers)
 
 
 class Line(Struct, frozen=True):
@@ -40,6 +54,30 @@ class Line(Struct, frozen=True):
     spots: tuple[Spot, ...]
     names: tuple[tuple[str | Term, ...], ...]
     layout: Layout
+
+
+class Within(Protocol):
+    """Where a block lies: the path with indices, stacks' dims with theirs, layers of a pattern."""
+
+    @property
+    def path(self) -> tuple[Index, ...]:
+        """The path."""
+        ...
+
+    @property
+    def indexed(self) -> tuple[tuple[str, Index], ...]:
+        """The stacks' dims."""
+        ...
+
+    @property
+    def period(self) -> int:
+        """The layers of a pattern; 0 without one."""
+        ...
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those of it that are meant."""
+        ...
 
 
 class Names(Struct, frozen=True):
@@ -82,10 +120,21 @@ def shown_path(spot: Spot) -> str:
     return text
 
 
-def within(
-    line: Line, path: list[Index], indexed: list[tuple[str, Index]], prefix: tuple[str | Term, ...]
-) -> Line:
-    """A line of a block, as one of the block that holds it; its indices give way to others."""
+def path_name(path: tuple[Index, ...]) -> str:
+    """A path without its indices."""
+    return ".".join(part for part in path if isinstance(part, str) and _plain(part))
+
+
+def _plain(part: Index) -> bool:
+    return isinstance(part, str) and part[0] != "{"
+
+
+def within(line: Line, place: Within, prefix: tuple[str | Term, ...]) -> Line:
+    """A line of a block, as one of the block that holds it at a place.
+
+    Its indices give way to those outside.
+    """
+    path, indexed = place.path, place.indexed
     outer = {name for _, name in indexed if isinstance(name, str)}
     fresh: dict[str, str] = {}
     for _, name in line.spots[0].indexed:
@@ -106,7 +155,9 @@ def within(
         structs.replace(
             spot,
             path=(*path, *map(segment, spot.path)),
-            name=".".join([*(p for p in path if isinstance(p, str) and p[0] != "{"), spot.name]),
+            name=f"{path_name(path)}.{spot.name}",
+            period=place.period or spot.period,
+            layers=place.layers or spot.layers,
             indexed=(*indexed, *((dim, renamed(name)) for dim, name in spot.indexed)),
             stacks=spot.stacks + len(indexed),
         )

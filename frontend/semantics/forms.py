@@ -101,9 +101,11 @@ ROPE = Form(
         "layout": Option("word", "half", ("half", "interleaved")),
         "dim": Option("dim", ""),
         "rotary": Option("amount", ""),
+        "behind": Option("amount", ""),
         "scaling": Option("call", "", forms=SCALINGS),
     },
 )
+PART = {"of": Option("dim"), "to": Option("new"), "first": Option("amount", "0")}
 ATTEND = Form(
     "attend",
     ("q", "k", "v"),
@@ -149,8 +151,12 @@ FORMS: Mapping[str, Form] = {
         Form("expert_dot", ("x", "weight", "chosen"), _ALONG, brackets=True, free=_CHOSEN),
         Form("expert_take", ("x", "chosen"), {**_ALONG, "to": Option("new")}, free=_CHOSEN),
         Form("pick", ("x", "index"), free=("index",)),
+        Form("shift", ("x",), {"along": Option("dim"), "by": Option("number", "1")}, free=("x",)),
         Form("one_hot", ("index",), free=("index",)),
         Form("tally", ("chosen",), _ALONG, free=_CHOSEN),
+        Form("number", ("index",), free=("index",)),
+        Form("part", ("x",), PART),
+        Form("concat", ("a", "b"), {"over": Option("new"), "to": Option("new")}),
         Form("positions", (), {"along": Option("dim")}),
         Form("max", ("a", "b")),
     )

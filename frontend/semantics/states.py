@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fllmc.frontend import ast
 from fllmc.frontend.semantics.infer import Body, Entity
 from fllmc.frontend.semantics.typed import (
+    BROKEN,
     Composite,
     Constant,
     Kind,
@@ -36,7 +37,7 @@ def total(body: Body, item: ast.Total) -> Step | None:
         what = f"`{name}` is no total"
         reason = f"{kind} has no dim `{SAMPLES}`: a total is summed over the samples of a step"
         body.found.append(BadState(item.value.span, what, reason))
-        return None
+        kind = BROKEN
     kept = Kind(tuple(dim for dim in kind.dims if dim != SAMPLES), form=kind.form)
     if not body.give(item.target, Entity("total", item.target.span, kept)) or kind.broken:
         return None

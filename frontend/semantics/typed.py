@@ -12,6 +12,22 @@ from typing import Literal
 from msgspec import Struct
 
 from fllmc.frontend import ast
+from fllmc.frontend.semantics.choosing import (
+    Combine,
+    Concat,
+    Dispatch,
+    ExpertDot,
+    ExpertTake,
+    Join,
+    Number,
+    OneHot,
+    Part,
+    Pick,
+    Shift,
+    Split,
+    Tally,
+    TopK,
+)
 from fllmc.frontend.semantics.typed_attention import Attend, Rope
 from fllmc.ir.program import turns_dim
 from fllmc.ir.span import NOWHERE, Span
@@ -87,22 +103,6 @@ class Renamed(Struct, frozen=True):
     pairs: tuple[tuple[str, str], ...]
 
 
-class Split(Struct, frozen=True):
-    """The argument with a dim as two; position i is at i // inner of `outer`, i mod inner."""
-
-    dim: str
-    outer: str
-    inner: str
-
-
-class Join(Struct, frozen=True):
-    """The argument with two dims as one, the inverse of a split."""
-
-    outer: str
-    inner: str
-    dim: str
-
-
 class Plain(Struct, frozen=True):
     """A plain parameter as a value."""
 
@@ -136,77 +136,11 @@ class Positions(Struct, frozen=True):
     dim: str
 
 
-class TopK(Struct, frozen=True):
-    """The largest along a dim, or where they are."""
-
-    over: str
-    to: str
-    indices: bool
-
-
-class Pick(Struct, frozen=True):
-    """The argument at indices of one of its dims."""
-
-    dim: str
-
-
-class OneHot(Struct, frozen=True):
-    """Along a new last dim, one at the index and zero elsewhere."""
-
-    dim: str
-
-
-class Dispatch(Struct, frozen=True):
-    """Tokens to expert layout, from a value laid out as `order`."""
-
-    along: str
-    choices: str
-    to: tuple[str, ...]
-    order: tuple[str, ...]
-
-
-class Combine(Struct, frozen=True):
-    """Rows laid out as `order` back to tokens, those of a token added up."""
-
-    along: str
-    choices: str
-    of: tuple[str, ...]
-    order: tuple[str, ...]
-
-
-class ExpertDot(Struct, frozen=True):
-    """Rows by the matrices of their experts; `lead` are the dims of sequences."""
-
-    along: str
-    choices: str
-    experts: str
-    rows: str
-    contract: tuple[str, ...]
-    lead: tuple[str, ...]
-
-
-class ExpertTake(Struct, frozen=True):
-    """For each row what a tensor has for its expert; `lead` are the dims of sequences."""
-
-    along: str
-    choices: str
-    experts: str
-    rows: str
-    lead: tuple[str, ...]
-
-
-class Tally(Struct, frozen=True):
-    """How often each of `experts` is chosen in each sequence."""
-
-    along: str
-    choices: str
-    experts: str
-
-
 Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
     | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
-    | ExpertDot | ExpertTake | Tally
+    | ExpertDot | ExpertTake | Tally | Shift | Concat
+    | Part | Number
 )  # fmt: skip
 
 
@@ -296,10 +230,19 @@ class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
     no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
     choices), `parts` (the same of a dim and those that it is split into), `distances` (a is the sum
-    of the dims in b, less one) or `at_most_of` (a is no larger than b: queries among keys)."""
+    of the dims in b, less one), `sum` (a is their sum) or `at_most_of` (a is no larger than b:
+    queries among keys)."""
 
     rule: Literal[
-        "divides", "even", "same", "at_most", "product", "parts", "distances", "at_most_of"
+        "divides",
+        "even",
+        "same",
+        "at_most",
+        "product",
+        "parts",
+        "distances",
+        "at_most_of",
+        "sum",
     ]
     a: str
     b: str

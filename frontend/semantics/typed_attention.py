@@ -17,7 +17,7 @@ class Scaling(Struct, frozen=True):
 
 
 class Rope(Struct, frozen=True):
-    """Rotary positions; `rotary` None stands for all of the dim."""
+    """Rotary positions; `rotary` None stands for all of the dim, `behind` None for its start."""
 
     along: str
     dim: str
@@ -25,6 +25,7 @@ class Rope(Struct, frozen=True):
     layout: str
     rotary: ast.Expr | None = None
     scaling: Scaling | None = None
+    behind: ast.Expr | None = None
 
 
 class Attend(Struct, frozen=True):

@@ -50,6 +50,7 @@ from fllmc.ir.ops.elementwise import (
     MulAdd,
     MulSub,
     Neg,
+    Number,
     Pow,
     Random,
     Rename,
@@ -77,6 +78,7 @@ from fllmc.ir.ops.experts import (
 from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.record import Record
+from fllmc.ir.ops.shift import Shift
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
 AnyAttrs = (
@@ -117,6 +119,7 @@ AnyAttrs = (
     | MulAdd
     | MulSub
     | Neg
+    | Number
     | Pick
     | Pipeline
     | Pow
@@ -136,6 +139,7 @@ AnyAttrs = (
     | Rsqrt
     | Scan
     | Share
+    | Shift
     | Sigmoid
     | Silu
     | SiluGrad
@@ -205,6 +209,7 @@ __all__ = [
     "MulAdd",
     "MulSub",
     "Neg",
+    "Number",
     "Pick",
     "Pipeline",
     "Pow",
@@ -225,6 +230,7 @@ __all__ = [
     "Rsqrt",
     "Scan",
     "Share",
+    "Shift",
     "Sigmoid",
     "Signature",
     "Silu",

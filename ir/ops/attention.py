@@ -17,8 +17,9 @@ class Rope(Attrs, frozen=True, tag="rope"):
     Pair i of n/2 turns by position times its speed, which `ir/rotary.py` defines. Plain speeds are
     theta^(-2i/n). `layout` says which elements make a pair: `half` (i, i + n/2) as in the released
     Llama checkpoints' transformers layout, or `interleaved` (2i, 2i + 1). Where `rotary` is not 0,
-    n is that, and elements behind the first n are as they were. What is turned is multiplied by
-    `magnitude`. `inverse` is the transpose: it turns back.
+    n is that, and of `dim` the n elements that stand behind the first `behind` are turned, and the
+    others left as they were. What is turned is multiplied by `magnitude`. `inverse` is the
+    transpose: it turns back.
     """
 
     along: str
@@ -33,6 +34,7 @@ class Rope(Attrs, frozen=True, tag="rope"):
     high: float = 0.0
     factors: tuple[float, ...] = ()
     magnitude: float = 1.0
+    behind: int = 0
 
     def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
         (kind,) = operands
@@ -41,7 +43,8 @@ class Rope(Attrs, frozen=True, tag="rope"):
         require(self.along != self.dim, f"{self.dim} can't be turned along itself")
         width = self.width(env.sizes)
         require(width % 2 == 0, f"{self.dim} must be even")
-        require(0 < width <= env.sizes.size(self.dim), f"{self.dim} has no {width} elements")
+        inside = 0 < width <= env.sizes.size(self.dim) - self.behind and self.behind >= 0
+        require(inside, f"{self.dim} has no {width} elements behind {self.behind}")
         require(self.layout in ("half", "interleaved"), f"no layout {self.layout}")
         require(self.ramp in ("", "speed", "pair"), f"no ramp {self.ramp}")
         require(len(self.factors) in (0, width // 2), f"{len(self.factors)} factors for {width}")

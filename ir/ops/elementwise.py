@@ -264,6 +264,18 @@ class Iota(Attrs, frozen=True, tag="iota"):
         return (Type("i64", (self.dim,), index=self.of or self.dim.name),)
 
 
+class Number(Attrs, frozen=True, tag="number"):
+    """Indices as numbers: positions, to compute with. No gradient flows through them."""
+
+    dtype: str
+
+    def infer(self, operands: Sequence[Type], env: Env) -> tuple[Type, ...]:
+        (kind,) = operands
+        require(bool(kind.index), f"{kind} are no indices")
+        require(self.dtype in FLOATS, f"no float dtype {self.dtype}")
+        return (Type(self.dtype, kind.dims),)
+
+
 class Random(Attrs, frozen=True, tag="random"):
     """Uniform numbers in [0, 1) by Philox4x32-10 counters.
 

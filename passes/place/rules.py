@@ -81,6 +81,12 @@ def picked(site: Site, op: Op, attrs: ops.Pick) -> Sequence[Value]:
     return site.emit(attrs, site.take(x, axes), site.take(index, axes))
 
 
+def shifted(site: Site, op: Op, attrs: ops.Shift) -> Sequence[Value]:
+    """Where the other dims are, with all of the dim along which it is shifted."""
+    axes = {**site.place(op), attrs.dim: (), attrs.to: ()}
+    return site.emit(attrs, *(site.take(value, axes) for value in op.operands))
+
+
 def placed_attrs(attrs: ops.AnyAttrs, axes: Axes) -> ops.AnyAttrs:
     """The attributes, with the dims that they make on these axes."""
     if isinstance(attrs, ops.Iota):
@@ -282,6 +288,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
         (
             ops.Dot,
             ops.Iota,
+            ops.Number,
             ops.Random,
             ops.Rope,
             ops.Spread,
@@ -351,6 +358,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Record: record,
     ops.ReduceMax: greatest,
     ops.ReduceSum: summed,
+    ops.Shift: shifted,
     ops.Take: looked_up,
     ops.Tally: experts.tally,
 }

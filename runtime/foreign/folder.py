@@ -24,6 +24,7 @@ SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 LARGEST_HEADER: Final = 100_000_000
+AT_ONCE: Final = 1 << 24  # bytes of a file that are read before it is mapped anew
 DTYPES: Final[Mapping[str, str]] = {stored: name for name, stored in STORED_DTYPES.items()}
 
 
@@ -36,13 +37,17 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Folder:
-    """An open folder. One file is mapped at a time, so that no more than it counts as memory."""
+    """An open folder. One file is mapped at a time, and anew when so much of it was read.
+
+    So what was read is no longer counted as memory.
+    """
 
     def __init__(self, path: Path, tensors: Mapping[str, Held]) -> None:
         self.path = path
         self.tensors = tensors
         self._file = ""
         self._open: Any = None
+        self._read = 0
 
     def by_file(self) -> dict[str, list[str]]:
         """The names of the tensors of each file, in order."""
@@ -54,17 +59,19 @@ class Folder:
     def fetch(self, name: str, slices: tuple[slice, ...]) -> Tensor:
         """A slice of a tensor, which reads its own bytes alone."""
         held = self.tensors[name]
-        if held.file != self._file:
+        if held.file != self._file or self._read > AT_ONCE:
             self.close()
             self._open, self._file = (
                 safe_open(str(self.path / held.file), framework="pt"),
                 held.file,
             )
-        return self._open.get_slice(name)[slices] if slices else self._open.get_tensor(name)
+        found = self._open.get_slice(name)[slices] if slices else self._open.get_tensor(name)
+        self._read += found.numel() * found.element_size()
+        return found
 
     def close(self) -> None:
         """Unmap the file."""
-        self._open, self._file = None, ""
+        self._open, self._file, self._read = None, "", 0
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -80,21 +80,21 @@ def import_folder(mapping: Foreign, folder: Folder, out: Path) -> Imported:
     }
     content = Manifest(manifest.SCHEMA, Position(0, 0, "", 0), ordered, files)
     write_durable(partial / manifest.NAME, manifest.encode(content))
-    keep_beside(folder.path, out, mapping)
+    keep_files(folder.path, out)
+    write_durable(out / NAMES, msgspec.json.format(msgspec.json.encode(mapping), indent=1) + b"\n")
     path = out / "step-00000000"
     folders.commit(partial, path)
     elements = sum(entry_size(entry) for entry in ordered.values())
     return Imported(path, len(ordered), len(reader.entries), elements)
 
 
-def keep_beside(source: Path, out: Path, mapping: Foreign) -> None:
-    """Keep the mapping, and the small files of a foreign folder."""
+def keep_files(source: Path, out: Path) -> None:
+    """Keep the small files of a foreign folder below `out`."""
     (out / FOREIGN).mkdir(exist_ok=True)
     for kind in KEPT:
         for each in sorted(source.glob(kind)):
             if each.name != INDEX and each.is_file():
                 shutil.copyfile(each, out / FOREIGN / each.name)
-    write_durable(out / NAMES, msgspec.json.format(msgspec.json.encode(mapping), indent=1) + b"\n")
 
 
 def entry_size(entry: TensorEntry) -> int:

@@ -112,7 +112,6 @@ MACHINES: tuple[Diagnostic, ...] = (
     run.WorkerKilled(NOWHERE, 1, "signal 9 (SIGKILL)"),
     run.BadEnvironment(NOWHERE, "RANK", "first", "a number"),
     run.TooFewGpus(NOWHERE, "data=8", 8, 2),
-    run.NotYetRunnable(NOWHERE, "this plan on GPUs"),
 )
 SAMPLES: tuple[Diagnostic, ...] = (
     *PASSES,

@@ -61,6 +61,9 @@ OPTIONS = {
     "run": ["--mesh", "--set", "-o", "--output", *TRAINING],
     "resume": ["--mesh", *TRAINING],
     "merge": ["--out", "--undo"],
+    "import": ["-o", "--output", "--set"],
+    "export": ["-o", "--output", "--dtype", "--shard-gb"],
+    "ckpt": ["--set", "--json"],
 }
 
 

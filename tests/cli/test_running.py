@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fllmc.cli import exits
 from tests.cli.running import document, run
 
@@ -73,6 +75,20 @@ def test_a_run_is_resumed_elsewhere_only_from_the_same_spec(tmp_path: Path) -> N
     assert "error[E0730]: `mine.fllm` is not as it was when the run began" in done.stderr
 
 
+def test_quickstart_plans_the_run_and_tells_what_to_do_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the training itself, which is `test_quickstart_ends_with_what_to_do_next`'s."""
+    started: list[object] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fllmc.runtime.launch.launch", lambda *given: started.append(given) or 0)
+    done = run("quickstart", "--steps", "2")
+    assert done.exit_code == 0, done.stderr
+    assert len(started) == 1
+    assert "fllmc compile llama3_8b" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.long
 def test_quickstart_ends_with_what_to_do_next(tmp_path: Path) -> None:
     done = fllmc(tmp_path, "quickstart", "--steps", "2")
     assert done.returncode == 0, done.stderr

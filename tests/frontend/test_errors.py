@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fllmc.frontend import errors, load, section_errors, type_errors
+from fllmc.frontend import checkpoint_errors, errors, load, section_errors, type_errors
 from fllmc.ir.diagnostics import Diagnostic, explanation
 from fllmc.ir.render import render
 
@@ -26,7 +26,9 @@ def options(text: str) -> dict[str, str]:
 
 def kinds() -> list[type[Diagnostic]]:
     """All kinds of mistakes that the checker finds."""
-    everything = (vars(module).values() for module in (errors, type_errors, section_errors))
+    everything = (
+        vars(module).values() for module in (errors, type_errors, section_errors, checkpoint_errors)
+    )
     found = {each for values in everything for each in values if isinstance(each, type)}
     return sorted(
         (each for each in found if issubclass(each, Diagnostic) and each.code),

@@ -46,7 +46,7 @@ def apart(found: Outcome, expected: Outcome) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("model", ["llama", "gpt"])
+@pytest.mark.parametrize("model", ["llama", pytest.param("gpt", marks=pytest.mark.long)])
 def test_every_way_trains_as_one_device_does(model: str) -> None:
     way_of = {
         f"{mesh} by {way}": Case(

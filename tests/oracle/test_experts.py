@@ -300,7 +300,9 @@ def test_divided_experts_take_the_step_of_one_device(block: str, plan: str) -> N
     assert furthest(found, evaluated_step(moe_spec(block), "1")) < CLOSE
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(
+    "block", ["moe", "capacity_moe", pytest.param("balanced_moe", marks=pytest.mark.long)]
+)
 def test_processes_exchange_rows_and_take_the_step_of_plain_pytorch(block: str) -> None:
     names = ("exchanged", "padded", "on the tensor axis", "with zero", "with ffn", "with context")
     cases = [Case(name, moe_spec(block, *PLANS[name][1]), PLANS[name][0]) for name in names]

@@ -61,7 +61,7 @@ def check_counts(found: Outcome, steps: int) -> None:
     assert found.told.arena_bytes == found.plan.arena_bytes
 
 
-@pytest.mark.parametrize("model", ["llama", "gpt"])
+@pytest.mark.parametrize("model", [pytest.param("llama", marks=pytest.mark.long), "gpt"])
 def test_pipelines_compute_the_same_numbers(model: str) -> None:
     function = partial(llama if model == "llama" else gpt, shape=Shape(eps=1e-5, theta=500_000.0))
     given = batches()

@@ -13,7 +13,7 @@ import pytest
 from tests.house.tree import ROOT
 from tests.oracle.planted_bugs import BUGS, Bug
 
-EVERY = 4
+EVERY = 8
 """One bug in so many is judged in the short run."""
 
 

@@ -251,7 +251,7 @@ def test_frozen_rows_as_in_pytorch_with_their_gradient_zeroed(model: str) -> Non
             assert torch.equal(left[rows], beginning(model)[held][rows])
 
 
-@pytest.mark.parametrize("dtype", ["f64", "f32"])
+@pytest.mark.parametrize("dtype", ["f64", pytest.param("f32", marks=pytest.mark.long)])
 @pytest.mark.parametrize("model", ["llama", "gpt"])
 def test_same_numbers(model: str, dtype: str) -> None:
     function = partial(llama if model == "llama" else gpt, shape=Shape(eps=1e-5, theta=500_000.0))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fllmc.ir.diagnostics import DiagnosticError
+from tests.oracle import zoo_page
 from tests.oracle.zoo import parity
 from tests.oracle.zoo_models import ZOO, Entry
 
@@ -27,3 +29,18 @@ def test_a_model_is_the_one_of_transformers(model: Entry, tmp_path: Path) -> Non
 )
 def test_it_is_in_fp32_too(model: Entry, tmp_path: Path) -> None:
     parity(model.config(), model.spec, tmp_path, dtype="f32", seq=model.seq).require()
+
+
+def test_the_page_tells_of_every_model() -> None:
+    """Its figures are measured when it is written; what is cheap to know is compared."""
+    page = zoo_page.PAGE.read_text(encoding="utf-8")
+    assert f"transformers {zoo_page.version()}," in page
+    assert zoo_page.facts(page.splitlines()) == zoo_page.facts(zoo_page.rows(lambda *_: ""))
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    """A configuration with another constant is not this spec's."""
+    config = next(model for model in ZOO if model.spec == "qwen2").config()
+    config.rms_norm_eps = 1e-5
+    with pytest.raises(DiagnosticError, match="E0748"):
+        parity(config, "qwen2", tmp_path)

@@ -47,10 +47,39 @@ class Entry(Struct, frozen=True):
 
 ZOO: Final = (
     Entry("llama3_8b", "LlamaConfig", "llama", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-5}),
+    Entry(
+        "llama3_2",
+        "LlamaConfig",
+        "llama",
+        {**SMALL, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500_000.0,
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }
+        },
+    ),
     Entry("llama2", "LlamaConfig", "llama", {**SMALL, **rope(1e4), "rms_norm_eps": 1e-5}),
+    Entry(
+        "mistral",
+        "MistralConfig",
+        "mistral",
+        {**SMALL, **rope(1e4), "rms_norm_eps": 1e-5, "head_dim": 6, "sliding_window": 3},
+    ),
+    Entry("phi3", "Phi3Config", "phi3", {**SMALL, **rope(1e4), "sliding_window": 3}),
     Entry("qwen2", "Qwen2Config", "qwen2", {**SMALL, **rope(1e6)}),
     Entry("qwen3", "Qwen3Config", "qwen3", {**SMALL, **rope(1e6), "head_dim": 6}),
     Entry("olmo2", "Olmo2Config", "olmo2", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-6}),
+    Entry(
+        "starcoder2",
+        "Starcoder2Config",
+        "starcoder2",
+        {**SMALL, **rope(1e6), "sliding_window": 3},
+    ),
     Entry(
         "gpt2",
         "GPT2Config",

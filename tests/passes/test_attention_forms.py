@@ -19,6 +19,8 @@ from fllmc.ir.types import Mesh
 from fllmc.passes.base import Context
 from fllmc.passes.pipeline import standard_pipeline
 from fllmc.passes.runner import run_pipeline
+from tests.codegen.running import check
+from tests.codegen.running import compiled as whole
 from tests.ir.programs import arguments_for
 
 SPEC = """fllm 1
@@ -34,6 +36,9 @@ dims {
   value_dim = 4
   reach = 3
   far = 2 * seq - 1
+  source = seq
+  lower = 2
+  upper = 4
   layers = 2
 }
 
@@ -54,17 +59,37 @@ block wide(x: [batch, seq, embed]) -> [batch, seq, embed] {
   param wk: embed -> (heads, head_dim)
   param wv: embed -> (heads, value_dim)
   param wo: (heads, value_dim) -> embed
-  param bias: [heads, far] = normal(std: 1)
+  param slope: [heads] = normal(std: 1)
 
-  return wo(attend(wq(x), wk(x), wv(x), along: seq, mask: MASK, scale: 1 / 2, bias: bias))
+  ahead = number(positions(along: far)) - (seq - 1)
+  bias = slope * tanh(ahead / 4)
+  k = wk(x)
+  low = part(k, of: head_dim, to: lower)
+  high = part(k, of: head_dim, to: upper, first: 2)
+  turned = rope(high, along: seq, rotary: 2, behind: 2)
+  keys = concat(sum[heads](low), turned, over: (lower, upper), to: head_dim)
+  return wo(attend(wq(x), keys, wv(x), along: seq, mask: MASK, scale: 1 / 2, bias: bias))
+}
+
+block crossing(x: [batch, seq, embed]) -> [batch, seq, embed] {
+  param wq: embed -> (heads, head_dim)
+  param wk: embed -> (kv_heads, head_dim)
+  param wv: embed -> (kv_heads, value_dim)
+  param wo: (heads, value_dim) -> embed
+
+  k = wk(x){seq = source}
+  v = wv(x){seq = source}
+  return wo(attend(wq(x), k, v, along: seq, keys: source, mask: none, cap: 2))
 }
 
 block layer(x: [batch, seq, embed]) -> [batch, seq, embed] {
   sub near: windowed
   sub far: wide
+  sub across: crossing
 
   h = x + near(rms_norm(x, over: embed))
-  return h + far(rms_norm(h, over: embed))
+  g = h + far(rms_norm(h, over: embed))
+  return g + across(rms_norm(g, over: embed))
 }
 
 model small(tokens: vocab[batch, seq]) -> [batch, seq, vocab] {
@@ -129,6 +154,11 @@ def test_every_placement_computes_what_one_device_does(axes: str, way: Way, mask
         assert np.isfinite(value).all()
         error = np.linalg.norm(value - found[name])
         assert error <= 1e-11 * np.linalg.norm(value), name
+
+
+@pytest.mark.parametrize("mask", ["causal", "none"])
+def test_the_compiled_step_computes_what_the_program_says(mask: str) -> None:
+    check(whole(SPEC.replace("MASK", mask)))
 
 
 @pytest.mark.long

@@ -22,19 +22,20 @@ from tests.oracle.techniques import alone, combined
 from tests.specs.evaluated import evaluated_step
 
 ORDERS = ("gpipe", "1f1b", "interleaved", "breadth first", "zb-h1", "zb-v", "auto", "four stages")
+LONG = pytest.mark.long
 COMPARED = (
-    ("1f1b",),
     ("zb-v",),
     ("four stages",),
-    ("zb-h1", "frozen"),
-    ("1f1b", "experts"),
     ("interleaved", "zero 3", "recompute"),
+    pytest.param(("1f1b",), marks=LONG),
+    pytest.param(("zb-h1", "frozen"), marks=LONG),
+    pytest.param(("1f1b", "experts"), marks=LONG),
 )
 ON_DEVICE = "host_gib: 0"
-HOSTED: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("gpipe",), "overlap: off"),
+HOSTED = (
     (("zb-v",), "overlap: on"),
     (("1f1b", "accumulate"), "overlap: off\n  offload body.*"),
+    pytest.param(("gpipe",), "overlap: off", marks=LONG),
     (("four stages", "zero 3"), "overlap: off\n  host_gib: 0.0002"),
 )
 """Pipelines with more lines in their schedules, where values may wait in host memory."""
@@ -66,7 +67,7 @@ def with_budget(names: tuple[str, ...], budget: int, more: str = ON_DEVICE) -> s
     return with_lines(names, f"budget_gib: {budget / 2**30!r}\n  {more}")
 
 
-@pytest.mark.parametrize("names", COMPARED, ids=" + ".join)
+@pytest.mark.parametrize("names", COMPARED)
 def test_every_rank_is_within_its_budget_and_the_step_is_the_same(names: tuple[str, ...]) -> None:
     found = trial(names)
     least, most = bounds(found)
@@ -83,7 +84,9 @@ def test_every_rank_is_within_its_budget_and_the_step_is_the_same(names: tuple[s
         assert difference(found_step, wanted, 1e-11) == ""
 
 
-@pytest.mark.parametrize(("order", "share"), [("1f1b", 0.5), ("four stages", 0.25)])
+@pytest.mark.parametrize(
+    ("order", "share"), [("four stages", 0.25), pytest.param("1f1b", 0.5, marks=LONG)]
+)
 def test_the_last_rank_computes_less_again_than_the_first(order: str, share: float) -> None:
     found = trial((order,))
     least, most = bounds(found)

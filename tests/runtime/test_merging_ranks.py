@@ -66,7 +66,10 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return Trained(tmp_path_factory.mktemp("one"), "one").merge()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MESHES if kind != "one"])
+@pytest.mark.parametrize(
+    "kind",
+    ["tensor and zero 3", "pipeline", pytest.param("stored apart", marks=pytest.mark.long)],
+)
 def test_weights_merge_as_on_one_device(kind: str, one: dict[str, Tensor], tmp_path: Path) -> None:
     trained = Trained(tmp_path, kind)
     pieces = open_latest(trained.folder / "checkpoints").checkpoint.manifest.files
@@ -86,6 +89,7 @@ def test_weights_merge_as_on_one_device(kind: str, one: dict[str, Tensor], tmp_p
     assert changed == 16
 
 
+@pytest.mark.long
 def test_a_base_whose_rows_train_in_part_merges_whole(tmp_path: Path) -> None:
     trained = Trained(tmp_path, "tensor and zero 3", MORE["rows"])
     stored, merged = trained.stored(), trained.merge()

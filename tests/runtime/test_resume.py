@@ -103,12 +103,13 @@ def fill_rank(run: Made, rank: int, folder: Path, whole: dict[str, torch.Tensor]
         whole[part.name][part.slices] = view_of(part, executor)
 
 
-def test_on_four_processes_and_from_four_to_one(tmp_path: Path) -> None:
-    four = made(tmp_path, "2x2")
-    assert go(four, "whole") == SUCCESS
-    assert go(four, "parts", steps=3) == SUCCESS
+@pytest.mark.parametrize("mesh", ["2x1", pytest.param("2x2", marks=pytest.mark.long)])
+def test_on_several_processes_and_from_these_to_one(tmp_path: Path, mesh: str) -> None:
+    several = made(tmp_path, mesh)
+    assert go(several, "whole") == SUCCESS
+    assert go(several, "parts", steps=3) == SUCCESS
     third = tensors(tmp_path / "parts")
-    assert go(four, "parts", resume=True) == SUCCESS
+    assert go(several, "parts", resume=True) == SUCCESS
     assert_same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
     one = made(tmp_path)
     assert go(one, "one", steps=3) == SUCCESS

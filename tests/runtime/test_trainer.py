@@ -7,18 +7,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from msgspec import structs
 
 from fllmc.driver import compile_spec
-from fllmc.ir.diagnostics import DiagnosticError, InternalError
+from fllmc.ir.diagnostics import InternalError
 from fllmc.ir.plan import ALIGNMENT
 from fllmc.runtime import metrics, stopping
 from fllmc.runtime.metrics import read_metrics
 from fllmc.runtime.progress import Report
-from fllmc.runtime.run_errors import NotYetRunnable
 from fllmc.runtime.sampling import choose
 from fllmc.runtime.statuses import INTERNAL, NUMERIC, STOPPED, SUCCESS
-from fllmc.runtime.trainer import refuse_unrunnable, train
+from fllmc.runtime.trainer import train
 from tests.runtime.small_run import (
     SPEC,
     Made,
@@ -133,15 +131,6 @@ def test_collectives_other_than_planned_are_a_fault(
     assert "collective 7 made 1 calls of 4" in capsys.readouterr().err
     with pytest.raises(InternalError):
         train(run.plan, counting, options(tmp_path, "b"))
-
-
-def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
-    plan = made(tmp_path).plan
-    begun = structs.replace(plan, train=structs.replace(plan.train, init="base"))
-    with pytest.raises(DiagnosticError) as caught:
-        refuse_unrunnable(begun)
-    (found,) = caught.value.diagnostics
-    assert isinstance(found, NotYetRunnable) and "base" in found.message()
 
 
 def test_draws_follow_the_probabilities() -> None:

@@ -38,6 +38,11 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
         "resume": "Go on with a run from its newest checkpoint.",
         "merge": "Add the low-rank updates of a run to its weights.",
     },
+    "Interchange": {
+        "import": "Make a checkpoint of a Hugging Face folder.",
+        "export": "Write a checkpoint as a Hugging Face folder.",
+        "ckpt": "Check a Hugging Face folder against a spec's names.",
+    },
 }
 
 
