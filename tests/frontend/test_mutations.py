@@ -69,3 +69,10 @@ def comments(text: str) -> str:
     parser = Parser(text, "", lambda rule, parts, span: None)
     parser.run()
     return "  ".join(comment.text.rstrip() for comment in parser.comments)
+
+
+def test_a_slip_in_a_size_makes_no_billions_of_names() -> None:
+    text = next(path for path in SPECS if path.stem == "llama3_8b").read_text(encoding="utf-8")
+    assert "  layers = 32\n" in text
+    spec, found, _ = load("a.fllm", text=text.replace("layers = 32\n", "layers = 32T\n"))
+    assert spec is None and [each.code for each in found] == ["E0227"]
