@@ -211,10 +211,13 @@ def _collisions(names: Names, tensors: list[Tensor]) -> Iterator[Diagnostic]:
 
 
 def json_of(value: ast.Expr) -> str:
-    """A record's value as JSON; a word stands for a text, but `none` for null."""
+    """A record's value as JSON; a word stands for a text, but `none` for null.
+
+    A number written with a point stays one: what reads it may tell 30.0 from 30.
+    """
     match value:
-        case ast.Number(value=number):
-            return repr(number)
+        case ast.Number(value=number, text=text):
+            return repr(float(number) if set(text) & set(".eE") else number)
         case ast.Boolean(value=truth):
             return "true" if truth else "false"
         case ast.String(value=text):

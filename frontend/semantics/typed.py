@@ -268,7 +268,10 @@ class Update(Struct, frozen=True):
 
 
 class Block(Struct, frozen=True):
-    """A typed block or model. `dims` are those it speaks of, each with one place."""
+    """A typed block, model or loss. `dims` are those it speaks of, each with one place.
+
+    `numbers` are what a loss takes beside tensors, with their defaults.
+    """
 
     signature: Signature
     is_model: bool
@@ -279,6 +282,8 @@ class Block(Struct, frozen=True):
     dims: tuple[tuple[str, Span], ...]
     updates: tuple[Update, ...] = ()
     facts: tuple[ast.Require, ...] = ()
+    numbers: tuple[tuple[str, float], ...] = ()
+    is_loss: bool = False
 
     @property
     def params(self) -> Mapping[str, Param]:
