@@ -62,7 +62,7 @@ def _leading(body: str) -> frozenset[str]:
 
 def section_word(known: Words) -> str:
     """A regular expression for a word that begins a section, before a name, a text or a brace."""
-    return rf"\b(?:{'|'.join(known.sections)})\b(?=[ \t]+[\w\"]|[ \t]*\{{)"
+    return rf"\b(?:{'|'.join(known.sections)})\b(?=[ \t]+(?!in\b)[\w\"]|[ \t]*\{{)"
 
 
 def item_word(known: Words) -> str:
