@@ -12,6 +12,7 @@ from fllmc.frontend.checkpoint_errors import (
     LayoutDiffers,
     NotCovered,
 )
+from fllmc.frontend.errors import BadSize
 from fllmc.frontend.semantics.foreign_lines import Line, Names, Spot, Term, shown, shown_path
 from fllmc.frontend.semantics.layouts import MARK, Token
 from fllmc.frontend.semantics.sizes import Number, evaluate
@@ -19,6 +20,8 @@ from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.foreign import Count, Factor, Foreign, Loop, Part, Pattern, Tensor
 
 Size = Callable[[str], int]
+MOST = 1_000_000
+"""How many tensors one line of a section may stand for."""
 
 
 def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnostic, ...]]:
@@ -30,6 +33,7 @@ def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnos
             tensors.append(_tensor(line, size))
         except DiagnosticError as error:
             found += error.diagnostics
+    found += _too_many(names, tensors)
     if not found:
         found += [*_gaps(names, size), *_collisions(names, tensors)]
     if found:
@@ -40,6 +44,16 @@ def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnos
     )
     sizes = tuple((dim, size(dim)) for dim, _ in dims)
     return Foreign(names.name.text, tuple(tensors), names.ignored, dims, values, sizes), ()
+
+
+def _too_many(names: Names, tensors: list[Tensor]) -> Iterator[Diagnostic]:
+    """Each tensor of a kind is looked at by itself, so a slip in a size must not make billions."""
+    for tensor in tensors:
+        count = prod(loop.count for loop in tensor.loops)
+        if count > MOST:
+            what = f"checkpoint `{names.name.text}` would have {count:_} tensors of one kind"
+            yield BadSize(names.name.span, what, f"{MOST:_} are the most")
+            return
 
 
 def _tensor(line: Line, size: Size) -> Tensor:

@@ -154,6 +154,29 @@ ZOO: Final = (
     Entry("qwen3", "Qwen3Config", "qwen3", {**SMALL, **rope(1e6), "head_dim": 6}),
     Entry("olmo2", "Olmo2Config", "olmo2", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-6}),
     Entry(
+        "mamba2",
+        "Mamba2Config",
+        "mamba2",
+        {"vocab_size": 40, "hidden_size": 12, "num_heads": 6, "head_dim": 4, "n_groups": 2}
+        | {"state_size": 5, "num_hidden_layers": 2, "chunk_size": 4}
+        | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        seq=9,
+    ),
+    Entry(
+        "qwen3_next",
+        "Qwen3NextConfig",
+        "qwen3_next",
+        {**EXPERTS, "head_dim": 8, "num_hidden_layers": 6, "num_experts": 4}
+        | {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 6}
+        | {"linear_value_head_dim": 4, "moe_intermediate_size": 12}
+        | {"shared_expert_intermediate_size": 10}
+        | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e7}
+            | {"partial_rotary_factor": 0.25}
+        },
+        seq=9,
+    ),
+    Entry(
         "gemma2",
         "Gemma2Config",
         "gemma2",
