@@ -49,13 +49,6 @@ class Folder:
         self._open: Any = None
         self._read = 0
 
-    def by_file(self) -> dict[str, list[str]]:
-        """The names of the tensors of each file, in order."""
-        found: dict[str, list[str]] = {}
-        for name, held in self.tensors.items():
-            found.setdefault(held.file, []).append(name)
-        return dict(sorted(found.items()))
-
     def fetch(self, name: str, slices: tuple[slice, ...]) -> Tensor:
         """A slice of a tensor, which reads its own bytes alone."""
         held = self.tensors[name]
