@@ -14,6 +14,7 @@ from fllmc.codegen import jax_blockwise as blockwise
 from fllmc.codegen import jax_chunks as chunks
 from fllmc.codegen import jax_experts as experts
 from fllmc.codegen import jax_indexing as indexing
+from fllmc.codegen import jax_sequence as sequence
 from fllmc.codegen.jax_bucketed import bucketed
 from fllmc.codegen.jax_site import aligned
 from fllmc.ir import ops, philox
@@ -300,6 +301,11 @@ JAX: dict[type[ops.Attrs], Rule] = {
     ops.Cast: _cast,
     ops.Number: _cast,
     ops.Combine: experts.combine,
+    ops.Conv: sequence.conv,
+    ops.ConvInput: sequence.conv_grad,
+    ops.ConvWeight: sequence.conv_grad,
+    ops.Recur: sequence.recur,
+    ops.RecurGrad: sequence.recur_grad,
     ops.Cos: _elementwise(_jnp.cos),
     ops.Dequantize: blockwise.dequantize,
     ops.Dispatch: experts.dispatch,

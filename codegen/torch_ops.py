@@ -11,6 +11,7 @@ from fllmc.codegen.packing import adjoin_in, packed_bytes
 from fllmc.codegen.torch_attention import attend, number, positions, ring_attend, rope
 from fllmc.codegen.torch_blockwise import blockwise
 from fllmc.codegen.torch_elementwise import ELEMENTWISE, number_text
+from fllmc.codegen.torch_sequence import conv, recur
 from fllmc.codegen.torch_shift import shift
 from fllmc.codegen.views import matrix, quoted, shape_text
 from fllmc.ir.ops import (
@@ -23,6 +24,9 @@ from fllmc.ir.ops import (
     Chunk,
     Coalesced,
     Combine,
+    Conv,
+    ConvInput,
+    ConvWeight,
     Dequantize,
     Dispatch,
     Dot,
@@ -42,6 +46,8 @@ from fllmc.ir.ops import (
     Quantize,
     Random,
     Record,
+    Recur,
+    RecurGrad,
     ReduceMax,
     ReduceScatter,
     ReduceSum,
@@ -363,6 +369,11 @@ TORCH: Final[Mapping[type[Attrs], Rule]] = {
     AttendGrad: attend,
     RingAttend: ring_attend,
     RingAttendGrad: ring_attend,
+    Conv: conv,
+    ConvInput: conv,
+    ConvWeight: conv,
+    Recur: recur,
+    RecurGrad: recur,
     Combine: experts.moved,
     Dequantize: blockwise,
     Dispatch: experts.moved,

@@ -497,13 +497,17 @@ class Dims(Node, frozen=True):
 
 
 class Block(Node, frozen=True):
-    """`block name(inputs) -> result { ... }` or `model ...`."""
+    """`block name(inputs) -> result { ... }`, or `model ...` or `loss ...`.
 
-    kind: Literal["block", "model"]
+    `numbers` are the inputs of a loss that a `train` section may give; each has a default.
+    """
+
+    kind: Literal["block", "model", "loss"]
     name: Name
     inputs: tuple[Input, ...]
     result: TensorType
     items: tuple[BlockItem, ...]
+    numbers: tuple[Parameter, ...] = ()
 
 
 class Data(Node, frozen=True):

@@ -196,7 +196,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _block(s: Span, p: Parts) -> ast.Block:
-    return ast.Block(s, p[0].text, p[1], tuple(p[3]), p[6], tuple(p[8]))
+    inputs = tuple(each for each in p[3] if isinstance(each, ast.Input))
+    numbers = tuple(each for each in p[3] if isinstance(each, ast.Parameter))
+    return ast.Block(s, p[0].text, p[1], inputs, p[6], tuple(p[8]), numbers)
 
 
 def _arrow(s: Span, p: Parts) -> ast.Arrow:
@@ -258,6 +260,7 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "dim": lambda s, p: ast.Dim(s, p[0], None),
     "dim_sized": lambda s, p: ast.Dim(s, p[0], p[2]),
     "input": lambda s, p: ast.Input(s, p[0], p[2]),
+    "input_number": lambda s, p: ast.Parameter(s, p[0], (), p[2]),
     "param": lambda s, p: ast.Param(s, p[1], p[3], None),
     "param_init": lambda s, p: ast.Param(s, p[1], p[3], p[5]),
     "sub": lambda s, p: ast.Sub(s, p[1], p[3]),

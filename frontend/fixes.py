@@ -19,8 +19,8 @@ from fllmc.ir.diagnostics import Diagnostic, Edit, Fix
 from fllmc.ir.render import ordered
 from fllmc.ir.span import Span
 
-MOST = 200
-"""How many fixes are applied to a file at most."""
+MOST = 100
+"""How many fixes are applied to a file at most, and of how many diagnostics they are tried."""
 
 
 class Applied(Struct, frozen=True):
@@ -68,7 +68,7 @@ def fixed(path: str, text: str, overrides: Mapping[str, str] | None = None) -> F
 def _first_that_holds(
     path: str, text: str, found: Sequence[Diagnostic], overrides: Mapping[str, str] | None
 ) -> tuple[Applied, str, tuple[Diagnostic, ...], Mapping[str, str]] | None:
-    for each in ordered(found):
+    for each in ordered(found)[:MOST]:
         if each.span.file != path:
             continue
         for fix in fixes_of(each, text):

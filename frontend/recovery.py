@@ -27,7 +27,7 @@ PLACES = {
 LATER = ("over", "in", "keep", "elsewhere")
 SECTIONS = frozenset({"BLOCK", "MODEL", "DATA", "TRAIN"})
 HEADER = re.compile(
-    r'import\s*"|dims\s*\{|(?:block|model|data|train|mesh|optimizer|rate|schedule|adapter|target|require)'
+    r'import\s*"|dims\s*\{|(?:block|model|loss|data|train|mesh|optimizer|rate|schedule|adapter|target|require)'
     r"[ \t]+[A-Za-z_]"
 )
 ITEM = re.compile(r"[A-Za-z_]\w*\s*(?:[=:A-Za-z_(*{#]|$)|[A-Za-z_]\w*\s+[\[\"]")

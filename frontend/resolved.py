@@ -18,7 +18,7 @@ from fllmc.frontend.format import format_source
 from fllmc.frontend.library import Bound, Group, Module
 from fllmc.frontend.lowering.model import LOOKUP_STD
 from fllmc.frontend.lowering.spec import Lowering
-from fllmc.frontend.resolved_fields import data_fields, schedule_fields, train_fields
+from fllmc.frontend.resolved_fields import call, data_fields, schedule_fields, train_fields
 from fllmc.frontend.sections.overrides import read_overrides
 from fllmc.frontend.semantics.forms import FORMS
 from fllmc.frontend.semantics.typed import Block, Key, Param, Typed
@@ -195,13 +195,14 @@ class _Writer:
     # Other sections.
 
     def rules(self) -> list[str]:
-        """The optimizer and the rate, where they are the file's own."""
+        """The loss, the optimizers and the rates, where they are the file's own."""
         parts: list[str] = []
-        groups: tuple[Group, ...] = ("optimizer", "rate")
-        for group in groups:
-            bound = self.main.find(group, _callee(self.train, group))
-            if bound:
-                parts.append(self.written(bound.file, bound.section, []))
+        groups: dict[str, Group] = {"loss": "block", "optimizer": "optimizer", "rate": "rate"}
+        for key, group in groups.items():
+            for name in dict.fromkeys(_callees(self.train, key)):
+                bound = self.main.find(group, name)
+                if bound and (key != "loss" or getattr(bound.section, "kind", "") == "loss"):
+                    parts.append(self.written(bound.file, bound.section, []))
         return parts
 
     def adapted(self, section: ast.Adapter) -> Iterator[Edit]:
@@ -265,7 +266,11 @@ class _Writer:
         fields = train_fields(self.spec, self.lowering.choices)
         if self.adapter is None:
             yield _instead(self.train.subject.span, self.names[self.model])
-        yield from self.fields(self.train.fields, fields, self.train.span)
+        whole = [each for each in self.train.fields if not isinstance(each, ast.FieldIn)]
+        yield from self.fields(whole, fields, self.train.span)
+        parts = (each for each in self.train.fields if isinstance(each, ast.FieldIn))
+        for field, part in zip(parts, self.lowering.choices.parts, strict=True):
+            yield _instead(field.value.span, call(part.optimizer or part.rate))
 
     def placed(self) -> list[str]:
         """The mesh and the schedule, if the file has any."""
@@ -313,13 +318,13 @@ def begun(param: Param) -> str:
     return f"normal(std: 1 / sqrt({' * '.join(param.source)}))"
 
 
-def _callee(train: ast.Train, key: str) -> str:
-    """The name of the rule that a field of the run calls."""
+def _callees(train: ast.Train, key: str) -> Iterator[str]:
+    """The names of what fields of the run call."""
     for field in train.fields:
         if field.key.text == key:
             value = field.value.function if isinstance(field.value, ast.Call) else field.value
-            return value.name if isinstance(value, ast.Ref) else ""
-    return ""
+            if isinstance(value, ast.Ref):
+                yield value.name
 
 
 def _instead(span: Span, text: str) -> Edit:

@@ -106,6 +106,10 @@ def train_fields(spec: Spec, section: TrainSection) -> Fields:
 def loss(given: Loss) -> str:
     """The loss with its arguments."""
     mask = f", mask: {given.mask}" if given.mask else ""
+    if given.kind != "cross_entropy":
+        numbers = [f"{name}: {number(value)}" for name, value in given.numbers]
+        numbers += [f"mask: {given.mask}"] if given.mask else []
+        return f"{given.kind}({', '.join(numbers)})"
     return f"{given.kind}(z_loss: {number(given.z_loss)}{mask})"
 
 

@@ -142,18 +142,21 @@ class VocabTooSmall(Explained, frozen=True):
 class LossDoesNotFit(Explained, frozen=True):
     """The model can't be trained with this loss.
 
+    A `loss` takes what the model returns, in dims that the model has, and columns of the data.
+
     `cross_entropy` needs a model with one input of indices, `tokens: vocab[batch, seq]`, and a
     result of scores for each: `[batch, seq, vocab]`.
     """
 
     code: ClassVar[str] = "E0250"
-    title: ClassVar[str] = "`{model}` can't be trained with `cross_entropy`"
+    title: ClassVar[str] = "`{model}` can't be trained with `{loss}`"
     label: ClassVar[str] = "{reason}"
     because: ClassVar[str] = "the model is declared here"
 
     model: str
     reason: str
     origin: Span
+    loss: str = "cross_entropy"
 
 
 class NothingToTrain(Diagnostic, frozen=True):

@@ -238,6 +238,36 @@ class BadAttention(Diagnostic, frozen=True):
     reason: str
 
 
+class BadConv(Diagnostic, frozen=True):
+    """The dims of a convolution don't fit together.
+
+    `conv[seq](x, weight, taps: width, over: channel)` slides a window of `width` positions along
+    `seq` and sums over it and over `channel`. The weight has the dims of taps and those that are
+    summed over; what else it shares with x are groups, and what it has alone is new in the result.
+    """
+
+    code: ClassVar[str] = "E0234"
+    title: ClassVar[str] = "this is no convolution"
+    label: ClassVar[str] = "{reason}"
+
+    reason: str
+
+
+class BadRecurrence(Diagnostic, frozen=True):
+    """The dims of a recurrence don't fit together.
+
+    `linear_attend(q: [.., seq, g, d], k: like q, v: [.., seq, h, e], decay: [.., seq, h], along:
+    seq)`, where g divides h, or q and k have no heads and share them; `delta_attend` takes a rate
+    of writing too, as the decay.
+    """
+
+    code: ClassVar[str] = "E0235"
+    title: ClassVar[str] = "these make no recurrence"
+    label: ClassVar[str] = "{reason}"
+
+    reason: str
+
+
 class BadStack(Explained, frozen=True):
     """A block can't be stacked as it is.
 

@@ -16,6 +16,7 @@ import numpy as np
 from fllmc.ir import ops, philox
 from fllmc.ir.evaluate_attention import attend, attend_grad, rope
 from fllmc.ir.evaluate_blockwise import dequantize, quantize
+from fllmc.ir.evaluate_convolution import conv, conv_input, conv_weight
 from fllmc.ir.evaluate_experts import (
     combine,
     dispatch,
@@ -25,6 +26,7 @@ from fllmc.ir.evaluate_experts import (
     top_k,
 )
 from fllmc.ir.evaluate_parts import Array, Here, as_stored
+from fllmc.ir.evaluate_recurrence import recur, recur_grad
 from fllmc.ir.types import Type
 
 LocalRule: TypeAlias = Callable[..., "Array | tuple[Array, ...]"]
@@ -253,6 +255,9 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.Cast: identity,
     ops.Chunk: chunk,
     ops.Combine: combine,
+    ops.Conv: conv,
+    ops.ConvInput: conv_input,
+    ops.ConvWeight: conv_weight,
     ops.Cos: elementwise(np.cos),
     ops.Dequantize: dequantize,
     ops.Dispatch: dispatch,
@@ -285,6 +290,8 @@ LOCAL: dict[type[ops.Attrs], LocalRule] = {
     ops.PutAdd: put_add,
     ops.Quantize: quantize,
     ops.Random: random,
+    ops.Recur: recur,
+    ops.RecurGrad: recur_grad,
     ops.ReduceMax: reduce_max,
     ops.ReduceSum: reduce_sum,
     ops.Reindex: reindex,

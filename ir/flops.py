@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, GroupedDot, GroupedOuter
+from fllmc.ir.ops import (
+    Attend,
+    AttendGrad,
+    Conv,
+    Dot,
+    DotAdd,
+    GroupedDot,
+    GroupedOuter,
+    Recur,
+    RecurGrad,
+)
 from fllmc.ir.ops.experts import own_axes
 from fllmc.ir.program import Function, Op
 from fllmc.ir.types import Sizes, Type
+
+CHUNK = 64
+"""The positions of a sequence that recurrences take together."""
 
 
 def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
@@ -23,6 +36,11 @@ def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
             return 2 * sizes.local_elements(function.types[op.results[0]]) * inner
         case Attend():
             return attend_flops(op.attrs, function.types[op.operands[0]], sizes)
+        case Recur():
+            return recur_flops(op.attrs, function, op, sizes)
+        case Conv():
+            y = {"conv": op.results[0], "conv_input": op.operands[0]}.get(op.kind, op.operands[-1])
+            return 2 * sizes.local_elements(function.types[y]) * products(op, function, sizes)
         case GroupedDot():
             weight = function.types[op.operands[1]]
             return 2 * chosen_rows(op.attrs, function, op, sizes) * matrix_elements(weight, sizes)
@@ -31,6 +49,32 @@ def op_flops(function: Function, op: Op, sizes: Sizes) -> int:
             return 2 * chosen_rows(op.attrs, function, op, sizes) * matrix_elements(weight, sizes)
         case _:
             return 0
+
+
+def products(op: Op, function: Function, sizes: Sizes) -> int:
+    """The products that make one number of a convolution, on one rank."""
+    assert isinstance(op.attrs, Conv)
+    kinds = [function.types[value] for value in (*op.operands, *op.results)]
+    count = 1
+    for name in (*op.attrs.taps, *op.attrs.contract):
+        (dim, *_) = (dim for kind in kinds for dim in kind.dims if dim.name == name)
+        count *= sizes.size(name) // sizes.mesh.extent(dim.axes)
+    return count
+
+
+def recur_flops(attrs: Recur, function: Function, op: Op, sizes: Sizes) -> int:
+    """Of a recurrence in chunks: pairs within a chunk, and the state written and read.
+
+    The delta rule solves for what is written first, which is as much again; the gradient of the
+    one is three recurrences, of the other six.
+    """
+    v = function.types[op.operands[2]]
+    backward = isinstance(attrs, RecurGrad)
+    delta = len(op.operands) - backward > 4
+    tokens = sizes.local_elements(v.without((attrs.value,)))
+    key, value = sizes.size(attrs.dim), sizes.local_elements(v) // tokens
+    one = tokens * (4 * key * value + CHUNK * (key + value))
+    return one * (3 if backward else 1) * (1 + delta)
 
 
 def attend_flops(attrs: Attend, q: Type, sizes: Sizes) -> int:

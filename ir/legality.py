@@ -11,9 +11,12 @@ from fllmc.ir.ops import (
     Attrs,
     Bucketed,
     Call,
+    ConvInput,
+    ConvWeight,
     Fused,
     LocalSlice,
     Pipeline,
+    RecurGrad,
     Share,
     Wait,
 )
@@ -34,7 +37,10 @@ FORBIDDEN: Final[Mapping[Level, Mapping[type[Attrs], str]]] = {
     "model": {
         **_UNPLACED,
         **_FUSED_LATER,
-        AttendGrad: "a model says what is computed, not its gradient",
+        **dict.fromkeys(
+            (AttendGrad, ConvInput, ConvWeight, RecurGrad),
+            "a model says what is computed, not its gradient",
+        ),
     },
     "training": {**_UNPLACED, **_FUSED_LATER, **_INLINED},
     "sharded": {**_FUSED_LATER, **_INLINED},

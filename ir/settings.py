@@ -87,11 +87,16 @@ class Data(msgspec.Struct, frozen=True):
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """The training loss. `mask` names the data field with per-token weights, or is empty."""
+    """The training loss. `mask` names the data field with per-token weights, or is empty.
 
-    kind: Literal["cross_entropy"] = "cross_entropy"
+    The equations of another `kind` than `cross_entropy` are the program's function `loss`;
+    `numbers` are what they were given.
+    """
+
+    kind: str = "cross_entropy"
     z_loss: float = 0.0
     mask: str = ""
+    numbers: tuple[tuple[str, float], ...] = ()
 
 
 class Sample(msgspec.Struct, frozen=True):

@@ -137,6 +137,31 @@ def grouped(*, rows: int, experts: int, columns: int, inner: int, width: int) ->
     return Cost(2 * rows * columns * inner, moved * width)
 
 
+def recur(
+    *, batch: int, seq: int, heads: int, groups: int, dim: int, columns: int, width: int
+) -> Cost:
+    """`columns` numbers of a value; pairs within chunks of 64, the state written and read."""
+    tokens = batch * seq * heads
+    moved = 2 * batch * seq * (groups * dim + heads * columns) + tokens
+    return Cost(tokens * (4 * dim * columns + 64 * (dim + columns)), moved * width)
+
+
+def recur_grad(
+    *, batch: int, seq: int, heads: int, groups: int, dim: int, columns: int, width: int
+) -> Cost:
+    """Three recurrences; the operands, and as much for their gradients."""
+    one = recur(
+        batch=batch, seq=seq, heads=heads, groups=groups, dim=dim, columns=columns, width=width
+    )
+    return Cost(3 * one.flops, 2 * one.bytes)
+
+
+def convolved(*, elements: int, inner: int, columns: int, width: int) -> Cost:
+    """Of conv and its gradients: `elements` of the result, each of `inner` products; `columns` of
+    x and w."""
+    return Cost(2 * elements * inner, (elements + columns) * width)
+
+
 def quantized(*, elements: int, block: int, bits: int, width: int) -> Cost:
     """A value read or written, its codes and the 4 bytes of each block's scale written or read."""
     return Cost(elements, elements * width + elements * bits // 8 + elements // block * 4)
@@ -161,6 +186,16 @@ _EXTRAS: Final = (
 _APART = "out overlaps no operand"
 _POSITIONS = "stretches of positions"
 _START = "start: the global position at which this rank's stretch of the indexed dim begins"
+
+_X = "[batch, groups, channels, positions...]"
+_W, _Y = "[groups, own, channels, taps...]", "[batch, groups, own, windows...]"
+_WINDOWS: Final = (("stride", "of each dim"), ("before", "zeros before each dim"))
+_KEYS, _VALUES = "[batch, seq, groups, dim]", "[batch, seq, heads, columns]"
+_ROWS = "[batch, seq, heads]"
+_STATE: Final = (
+    ("q", _KEYS), ("k", _KEYS), ("v", _VALUES), ("g", f"{_ROWS}, logarithms of decays"),
+    ("w", f"{_ROWS}, or None"),
+)  # fmt: skip
 
 _CHOICES = "i64 [sequences, choices]"
 _SEATS: Final = (
@@ -378,6 +413,36 @@ KERNELS: Final[tuple[Kernel, ...]] = (
         "for each expert the sum of the outer products of its rows",
         ("a sequence chooses these experts as often as it has rows at most", _APART),
         grouped,
+    ),
+    Kernel(
+        "conv", "convolution", (("x", _X), ("w", _W), *_WINDOWS, ("out", _Y)), "out",
+        "the windows of x, each times w", (_APART,), convolved,
+    ),
+    Kernel(
+        "conv_input", "convolution", (("dy", _Y), ("w", _W), *_WINDOWS, ("out", _X)), "out",
+        "the gradient of conv's x", (_APART,), convolved,
+    ),
+    Kernel(
+        "conv_weight", "convolution", (("x", _X), ("dy", _Y), *_WINDOWS, ("out", _W)), "out",
+        "the gradient of conv's w", (_APART,), convolved,
+    ),
+    Kernel(
+        "recur",
+        "recurrence",
+        (*_STATE, ("out", _VALUES)),
+        "out",
+        "S_t q_t with S_t = exp(g_t) S_{t-1} + v_t k_t^T, or with w by the delta rule",
+        (_GROUPS, _APART),
+        recur,
+    ),
+    Kernel(
+        "recur_grad",
+        "recurrence",
+        (*_STATE, ("dy", _VALUES), ("out", "(dq, dk, dv, dg, dw if w is given), as the operands")),
+        "out",
+        "the gradients of recur's operands",
+        (_GROUPS, _APART),
+        recur_grad,
     ),
 )  # fmt: skip
 

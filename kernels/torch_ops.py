@@ -8,9 +8,11 @@ rows each expert has.
 from fllmc.kernels.attention import attend, attend_grad
 from fllmc.kernels.attention_parts import attend_part, attend_part_grad
 from fllmc.kernels.blockwise import dequantize, quantize
+from fllmc.kernels.convolution import conv, conv_input, conv_weight
 from fllmc.kernels.dropout import random, random_parts
 from fllmc.kernels.experts import combine, dispatch, grouped_dot, grouped_outer, tally, top_k
 from fllmc.kernels.indexing import keep, pick, put_add, spread, take
+from fllmc.kernels.recurrence import recur, recur_grad
 from fllmc.kernels.rope import rope, rope_table
 
 __all__ = [
@@ -19,6 +21,9 @@ __all__ = [
     "attend_part",
     "attend_part_grad",
     "combine",
+    "conv",
+    "conv_input",
+    "conv_weight",
     "dequantize",
     "dispatch",
     "grouped_dot",
@@ -29,6 +34,8 @@ __all__ = [
     "quantize",
     "random",
     "random_parts",
+    "recur",
+    "recur_grad",
     "rope",
     "rope_table",
     "spread",

@@ -10,6 +10,9 @@ Where blocks have penalties the model gives their sum, over some dims of tokens,
 added to the likelihood of each token in `forward.objective`, which is `forward` otherwise and what
 is trained on, so that `forward` measures the same with and without penalties.
 
+A program that has a function `loss` has that in place of the likelihood: of the logits, and of
+further data inputs, one for each of its own; `weights` weigh its values.
+
 `loss` is the sum over all positions of weight times negative log-likelihood, `count` the sum of the
 weights. What the loss means is their ratio, taken over all that belongs together: micro-batches and
 ranks. So `loss` is never a mean.
@@ -17,7 +20,7 @@ ranks. So `loss` is never a mean.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from msgspec import structs
 
@@ -26,6 +29,7 @@ from fllmc.ir.ops import Log, Pick, ReduceMax, Stop
 from fllmc.ir.program import Function, Level, Program
 from fllmc.ir.types import Type, indices, tensor
 from fllmc.passes.base import Context, Pass
+from fllmc.passes.inline import LOSS
 
 MODEL, FORWARD, PREDICT = "model", "forward", "predict"
 OBJECTIVE = "forward.objective"
@@ -44,7 +48,7 @@ class ApplyLoss(Pass, frozen=True):
     gives: ClassVar[Level] = "training"
     keeps: ClassVar[str] = "new"
 
-    kind: Literal["cross_entropy"] = "cross_entropy"
+    kind: str = "cross_entropy"
     z_loss: float = 0.0
 
     def run(self, program: Program, cx: Context) -> Program:
@@ -57,13 +61,15 @@ class ApplyLoss(Pass, frozen=True):
         if PENALTY in model.outputs:
             made.append(self.forward(model, program, OBJECTIVE))
         program = structs.replace(program, level="training", entries=entries)
-        return program.with_functions(*made, drop=(MODEL,))
+        return program.with_functions(*made, drop=(MODEL, LOSS))
 
     def forward(self, model: Function, program: Program, name: str = FORWARD) -> Function:
         """The model with its loss, and as the objective with its penalties."""
         b, operands = begun(name, model, program)
-        vocab, dims = vocab_dim(model), token_dims(model)
         wide = widest(model.signature.results[0].dtype)
+        if LOSS in program.signatures:
+            return stated(b, operands, model, program.function(LOSS), name == OBJECTIVE)
+        vocab, dims = vocab_dim(model), token_dims(model)
         targets = b.input(data_name(b, "targets"), indices(vocab, *dims), "data")
         weights = b.input(data_name(b, "weights"), tensor(wide, *dims), "data")
         logits, *penalties = b.copy(model, operands)
@@ -77,6 +83,26 @@ class ApplyLoss(Pass, frozen=True):
             nll = b.add(nll, penalty)
         loss, count = b.sum(b.mul(weights, nll), dims), b.sum(weights, dims)
         return b.finish([loss, count], ["loss", "count"], model.span)
+
+
+def stated(
+    b: Builder, operands: list[int], model: Function, loss: Function, penalised: bool
+) -> Function:
+    """The model with a loss that the spec states; a column of its model's tokens is these."""
+    logits, *penalties = b.copy(model, operands)
+    given = [b.cast(logits, loss.types[0].dtype)]
+    known = {i.name: v for i, v in zip(model.inputs, operands, strict=True) if i.role == "data"}
+    for number, each in enumerate(loss.inputs[1:], 1):
+        name, kind = each.name, loss.types[number]
+        given.append(known[name] if name in known else b.input(data_name(b, name), kind, "data"))
+    (value,) = b.copy(loss, given, "loss")
+    b.path, b.span = "loss", loss.span
+    for penalty in penalties if penalised else ():
+        value = b.add(value, penalty)
+    weights = given[loss.input_number("weights")]
+    dims = b.types[weights].names
+    sums = b.sum(b.mul(weights, value), dims), b.sum(weights, dims)
+    return b.finish(sums, ["loss", "count"], model.span)
 
 
 def begun(name: str, model: Function, program: Program) -> tuple[Builder, list[int]]:

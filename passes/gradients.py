@@ -264,6 +264,26 @@ def attend(s: Site, attrs: ops.Attend, position: int) -> int | None:
     return s.shared[position]
 
 
+def conv(s: Site, attrs: ops.Conv, position: int) -> int | None:
+    """Windows back to where they were, or what each tap met."""
+    x, w = s.kind(0).names, s.kind(1).names
+    groups = tuple(name for name in x if name in w and name not in attrs.contract)
+    given: dict[str, Any] = {**msgspec.structs.asdict(attrs), "groups": groups}
+    dy = written_out(s.b, s.dy, s.result())
+    if position == 0:
+        return ordered(s.b, s.b.one(ops.ConvInput(**given), dy, s.x(1)), s.kind(0))
+    return ordered(s.b, s.b.one(ops.ConvWeight(**given), s.x(0), dy), s.kind(1))
+
+
+def recur(s: Site, attrs: ops.Recur, position: int) -> int | None:
+    """One op gives all."""
+    if not s.shared:
+        back = ops.RecurGrad(*msgspec.structs.astuple(attrs))
+        values = [s.x(number) for number in range(len(s.op.operands))]
+        s.shared = s.b.emit(back, *values, written_out(s.b, s.dy, s.result()))
+    return s.shared[position]
+
+
 GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (ops.Fill, ops.Iota, ops.Less, ops.Number, ops.Random, ops.Reindex, ops.Stop, ops.Tally),
@@ -276,6 +296,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Cast: elementwise(cast),
     ops.Chunk: chunk,
     ops.Combine: experts.combine,
+    ops.Conv: conv,
     ops.Cos: unary(lambda s: s.b.neg(s.b.one(ops.Sin(), s.x(0)))),
     ops.Dispatch: experts.dispatch,
     ops.Div: elementwise(div),
@@ -292,6 +313,7 @@ GRADIENTS: Final[Mapping[type[ops.Attrs], Rule]] = {
     ops.Pick: pick,
     ops.Pow: elementwise(power),
     ops.Put: put,
+    ops.Recur: recur,
     ops.Record: record,
     ops.ReduceMax: greatest,
     ops.ReduceSum: as_it_is,

@@ -19,7 +19,9 @@ from fllmc.ir.ops import Call
 from fllmc.ir.program import Function, Level, Program, callees
 from fllmc.passes.base import Context, Pass
 
-EQUATIONS = ("optimizer", "optimizer.no_decay", "optimizer.states", "rate")
+LOSS = "loss"
+"""The function of a loss that the spec gives, of the model's result and columns of the data."""
+EQUATIONS = (LOSS, "optimizer", "optimizer.no_decay", "optimizer.states", "rate")
 """Functions that no op names, but that later passes take the optimizer from."""
 
 

@@ -22,6 +22,7 @@ from fllmc.ir.ops import (
     Attend,
     Attrs,
     Combine,
+    Conv,
     Dispatch,
     Dot,
     GroupedDot,
@@ -110,6 +111,8 @@ def _reason(attrs: Attrs, kinds: list[Type], along: str) -> str:
         return f"adds up over `{along}`"
     if isinstance(attrs, Rename) and along in dict(attrs.pairs) and held:
         return f"gives `{along}` another name, so tokens can meet"
+    if isinstance(attrs, Conv) and along in attrs.along:
+        return f"slides along `{along}`"
     if getattr(attrs, "along", "") == along and not isinstance(attrs, BY_TOKEN):
         return f"runs along `{along}`"
     return ""

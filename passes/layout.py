@@ -19,7 +19,19 @@ from typing import ClassVar
 import msgspec
 
 from fllmc.ir.build import Builder
-from fllmc.ir.ops import Attend, AttendGrad, Dot, DotAdd, Put, Take, Transpose
+from fllmc.ir.ops import (
+    Attend,
+    AttendGrad,
+    Conv,
+    Dot,
+    DotAdd,
+    Put,
+    Recur,
+    RecurGrad,
+    Take,
+    Transpose,
+)
+from fllmc.ir.ops.convolution import conv_parts
 from fllmc.ir.program import Function, Level, Op, Program
 from fllmc.ir.types import Type
 from fllmc.passes.base import Context, Pass
@@ -78,6 +90,28 @@ def attend_order(attrs: Attend, heads: str, kind: Type, batch: Sequence[str]) ->
     return (*batch, *(found if found in inner else inner[0]))
 
 
+def recur_orders(attrs: Recur, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
+    """The memory orders nearest to the given ones in which batch dims are a run."""
+    found = attrs.orders(kinds[2])
+    wanted = [found.key, found.key, found.value, found.head, found.head, found.head]
+    if isinstance(attrs, RecurGrad):
+        wanted[len(kinds) - 1] = found.value
+    count = len(found.rest)
+    return [
+        kind.names if kind.names[:count] == found.rest else order
+        for kind, order in zip(kinds, wanted, strict=False)
+    ]
+
+
+def conv_orders(attrs: Conv, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
+    """The memory orders nearest to the given ones in which dims of one part are a run."""
+    parts = conv_parts(attrs, kinds)
+    return [
+        kind.names if runs(kind.names, groups) else tuple(n for group in groups for n in group)
+        for kind, groups in zip(kinds, parts, strict=False)
+    ]
+
+
 def attend_orders(attrs: Attend, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
     """The memory orders of attention's operands, or of its gradient's."""
     inner = (attrs.along, attrs.heads, attrs.dim)
@@ -102,6 +136,10 @@ def wanted_orders(op: Op, kinds: Sequence[Type]) -> list[tuple[str, ...]]:
             orders[:] = dot_orders(op.attrs, kinds[0], kinds[1])
         case Attend():  # the gradient's definition is a subclass
             orders[:] = attend_orders(op.attrs, kinds)
+        case Recur():
+            orders[:] = recur_orders(op.attrs, kinds)
+        case Conv():
+            orders[:] = conv_orders(op.attrs, kinds)
         case Take(dim=dim):
             names = kinds[0].names
             if dim not in (names[0], names[-1]):

@@ -85,7 +85,15 @@ def rope_attrs(op: Rope, sizes: Sizes) -> ops.Rope:
     )
     if op.scaling is None:
         return plain
-    return stretched(plain, op.scaling, rotary, sizes)
+    try:
+        found = stretched(plain, op.scaling, rotary, sizes)
+        found.speeds(rotary)
+    except (ArithmeticError, ValueError):
+        what = f"`{op.scaling.name}` can't be computed from these numbers"
+        reason = "a speed of some pair would not be finite"
+        span = op.scaling.amounts[0][1].span
+        raise DiagnosticError(BadSize(span, what, reason)) from None
+    return found
 
 
 def stretched(plain: ops.Rope, scaling: Scaling, width: int, sizes: Sizes) -> ops.Rope:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 
 from msgspec import structs
 
+from fllmc.frontend import ast
 from fllmc.frontend.lowering.attention import attend_attrs, part_start, rope_attrs
+from fllmc.frontend.semantics.sizes import evaluate
 from fllmc.frontend.semantics.typed import (
     Apply,
     Combine,
@@ -14,6 +16,7 @@ from fllmc.frontend.semantics.typed import (
     Concat,
     Constant,
     Contract,
+    Conv,
     Dispatch,
     ExpertDot,
     ExpertTake,
@@ -27,6 +30,7 @@ from fllmc.frontend.semantics.typed import (
     Plain,
     Positions,
     Prim,
+    Recur,
     Reduce,
     Renamed,
     Shift,
@@ -42,7 +46,7 @@ from fllmc.frontend.semantics.typed_attention import Attend, Rope
 from fllmc.ir import ops
 from fllmc.ir.build import Builder
 from fllmc.ir.diagnostics import InternalError
-from fllmc.ir.types import Dim
+from fllmc.ir.types import Dim, Sizes
 
 UNARY: Mapping[str, ops.AnyAttrs] = {
     "cos": ops.Cos(),
@@ -128,15 +132,13 @@ class Emitter:
                 return b.one(ops.Dot(dims), *self._alike(args))
             case Renamed(pairs=pairs):
                 return b.one(ops.Rename(pairs), *args)
-            case Part(of, to, first):
-                b.path = "part"
-                start = part_start(first, b.sizes, of, to)
-                return arranged(b, b.one(ops.Shift(of, to, start), *args), typed.kind.dims)
             case Number():
                 b.path = "number"
                 return b.one(ops.Number(self.wide), *args)
             case Split() | Join() | Pick() | OneHot() | Shift() | Concat():
                 return self._indexed(typed, args)
+            case Conv() | Recur() | Part():
+                return self._along(typed.op, typed.kind.dims, args)
             case Plain(param=param):
                 b.path = param
                 value = b.cast(self.values[param], self.compute)
@@ -158,6 +160,21 @@ class Emitter:
             case Positions(dim=dim):
                 b.path = "positions"
                 return b.one(ops.Iota(Dim(dim)))
+
+    def _along(self, op: Conv | Recur | Part, dims: tuple[str, ...], args: tuple[int, ...]) -> int:
+        """Windows and states along a dim, or a part of one."""
+        b = self.b
+        match op:
+            case Conv():
+                b.path = "conv"
+                return b.one(conv(op, b.sizes), *args)
+            case Recur():
+                b.path = "recur"
+                return b.one(recur(op), *recur_operands(b, op, args))
+            case Part(of, to, first):
+                b.path = "part"
+                start = part_start(first, b.sizes, of, to)
+                return arranged(b, b.one(ops.Shift(of, to, start), *args), dims)
 
     def _indexed(self, typed: Typed, args: tuple[int, ...]) -> int:
         """A dim split or shifted, two joined, or what indices pick."""
@@ -291,6 +308,36 @@ class Emitter:
                 placed = b.one(ops.Dispatch(along, choices, (Dim(rows),)), ones, chosen)
                 attrs = ops.GroupedDot(experts, rows, along, choices, ())
                 return b.one(attrs, placed, arranged(b, x, (experts, *own)), chosen)
+
+
+def conv(op: Conv, sizes: Sizes) -> ops.Conv:
+    """A convolution's op; zeros before it by the size of its taps where a word says so."""
+
+    def number(expr: ast.Expr) -> int:
+        return int(evaluate(expr, lambda ref: sizes.size(ref.name), "a number of `conv`"))
+
+    widths = [sizes.size(name) for name in op.taps]
+    stride, pad = ([number(expr) for expr in exprs] for exprs in (op.stride, op.pad))
+    before = {
+        "causal": [width - 1 for width in widths],
+        "same": [(width - 1) // 2 for width in widths],
+    }.get(op.word, pad)
+    return ops.Conv(op.along, op.taps, op.to, op.over, tuple(stride), tuple(before))
+
+
+def recur(op: Recur) -> ops.Recur:
+    """A recurrence's op."""
+    return ops.Recur(op.along, op.dim, op.value, op.heads, op.groups)
+
+
+def recur_operands(b: Builder, op: Recur, args: tuple[int, ...]) -> tuple[int, ...]:
+    """Keys laid out as queries, and decays and rates with a number for each head and position."""
+    q, k, v, *rows = args
+    kind = b.types[v].without((op.value,))
+    for place, row in enumerate(rows):
+        if b.types[row] != kind:
+            rows[place] = arranged(b, b.add(b.zeros(kind), row), kind.names)
+    return (q, arranged(b, k, b.types[q].names), v, *rows)
 
 
 def square(typed: Typed) -> Typed:

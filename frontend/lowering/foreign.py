@@ -14,6 +14,7 @@ from fllmc.frontend.checkpoint_errors import (
     LayoutDiffers,
     NotCovered,
 )
+from fllmc.frontend.errors import BadSize
 from fllmc.frontend.semantics.foreign_lines import Line, Names, Spot, Term, shown, shown_path
 from fllmc.frontend.semantics.layouts import MARK, Token
 from fllmc.frontend.semantics.sizes import Number, evaluate
@@ -24,6 +25,8 @@ Size = Callable[[str], int]
 DIGITS = re.compile(r"\d+")
 TOUCHING = re.compile(r"\0[\0\d]|\d\0")
 """A number beside another one."""
+MOST = 1_000_000
+"""How many tensors one line of a section may stand for."""
 
 
 def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnostic, ...]]:
@@ -35,6 +38,7 @@ def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnos
             tensors.append(_tensor(line, size))
         except DiagnosticError as error:
             found += error.diagnostics
+    found += _too_many(names, tensors)
     if not found:
         found += [*_gaps(names, size), *_collisions(names, tensors)]
     if found:
@@ -45,6 +49,16 @@ def lower_names(names: Names, size: Size) -> tuple[Foreign | None, tuple[Diagnos
     )
     sizes = tuple((dim, size(dim)) for dim, _ in dims)
     return Foreign(names.name.text, tuple(tensors), names.ignored, dims, values, sizes), ()
+
+
+def _too_many(names: Names, tensors: list[Tensor]) -> Iterator[Diagnostic]:
+    """Each tensor of a kind is looked at by itself, so a slip in a size must not make billions."""
+    for tensor in tensors:
+        count = prod(loop.count for loop in tensor.loops)
+        if count > MOST:
+            what = f"checkpoint `{names.name.text}` would have {count:_} tensors of one kind"
+            yield BadSize(names.name.span, what, f"{MOST:_} are the most")
+            return
 
 
 def _tensor(line: Line, size: Size) -> Tensor:
@@ -219,10 +233,13 @@ def _one_to_one(pattern: Pattern) -> bool:
 
 
 def json_of(value: ast.Expr) -> str:
-    """A record's value as JSON; a word stands for a text, but `none` for null."""
+    """A record's value as JSON; a word stands for a text, but `none` for null.
+
+    A number written with a point stays one: what reads it may tell 30.0 from 30.
+    """
     match value:
-        case ast.Number(value=number):
-            return repr(number)
+        case ast.Number(value=number, text=text):
+            return repr(float(number) if set(text) & set(".eE") else number)
         case ast.Boolean(value=truth):
             return "true" if truth else "false"
         case ast.String(value=text):

@@ -44,7 +44,8 @@ from fllmc.ir.types import Sizes, Type, indices, tensor
 
 LOOKUP_STD = 0.02
 CARRIED = "penalty.sum"
-RESERVED = ("model", "optimizer", "optimizer.no_decay", "optimizer.states", "rate")
+LOSS = "loss"
+RESERVED = (LOSS, "model", "optimizer", "optimizer.no_decay", "optimizer.states", "rate")
 
 
 class Model(Struct, frozen=True):
@@ -54,14 +55,29 @@ class Model(Struct, frozen=True):
     parameters: tuple[Parameter, ...]
 
 
+Chosen = tuple[Key, Mapping[str, float]]
+"""A loss and its numbers."""
+
+
 def lower_model(
-    key: Key, blocks: Mapping[Key, Block], sizes: Sizes, table: SizeTable, precision: Precision
+    key: Key,
+    blocks: Mapping[Key, Block],
+    sizes: Sizes,
+    table: SizeTable,
+    precision: Precision,
+    loss: Chosen | None = None,
 ) -> Model:
-    """The model as functions. All dims that it uses must have sizes."""
+    """The model as functions, and its loss. All dims that it uses must have sizes.
+
+    A loss is computed in the dtype of losses.
+    """
     lowering = _Lowering(blocks, sizes, table, precision)
     entry = lowering.function(key, "model")
-    functions = (*lowering.functions.values(), entry)
-    return Model(functions, lowering.parameters(key))
+    if loss is None:
+        return Model((*lowering.functions.values(), entry), lowering.parameters(key))
+    lowering.precision = structs.replace(precision, compute=lowering.wide)
+    last = lowering.function(loss[0], LOSS, numbers=loss[1])
+    return Model((*lowering.functions.values(), entry, last), lowering.parameters(key))
 
 
 class _Lowering:
@@ -196,7 +212,13 @@ class _Lowering:
             self.functions[name] = self.function(key, name, several)
         return name
 
-    def function(self, key: Key, name: str, stacked: bool = False) -> Function:
+    def function(
+        self,
+        key: Key,
+        name: str,
+        stacked: bool = False,
+        numbers: Mapping[str, float] | None = None,
+    ) -> Function:
         """A block as a function; the entry takes its parameters first, as a model does."""
         block = self.blocks[key]
         entry = name == "model"
@@ -212,6 +234,8 @@ class _Lowering:
         role: Role = "data" if entry else "value"
         for given in block.signature.inputs[first:]:
             values[given.name] = builder.input(given.name, self.type(given.kind), role)
+        for number, value in (numbers or {}).items():
+            values[number] = builder.constant(value)
         within = _BlockEmitter(self, block, builder, values)
         emitter = within.emitter()
         recorded = {update.total: update.state for update in block.updates}

@@ -16,7 +16,7 @@ from fllmc.frontend.sections.data import DataSection
 from fllmc.frontend.sections.overrides import Overrides
 from fllmc.frontend.semantics.expert_rows import along_rows
 from fllmc.frontend.semantics.facts import failing
-from fllmc.frontend.semantics.sizes import SizeTable
+from fllmc.frontend.semantics.sizes import SizeTable, evaluate
 from fllmc.frontend.semantics.typed import Block, Key, Requirement
 from fllmc.ir.diagnostics import Diagnostic
 from fllmc.ir.span import Span
@@ -146,12 +146,35 @@ def _unsized(
         yield NoSize(place, name, reason, way)
 
 
+def _windows(need: Requirement, sizes: Mapping[str, int]) -> Iterator[Diagnostic]:
+    """A number of windows that is not as their stride and the zeros around make it."""
+    along, taps, *word = need.b.split()
+    width = sizes[taps]
+    stride, pad = (
+        evaluate(each, lambda ref: sizes[ref.name], f"`{key}` of `conv`")
+        for key, each in zip(("stride", "pad"), need.numbers, strict=True)
+    )
+    if stride != int(stride) or stride < 1 or pad != int(pad) or not 0 <= pad < width:
+        what = f"`stride` must be whole and above 0, and `pad` whole and below `{taps}`"
+        shown = f"here they are {stride:.10g} and {pad:.10g}, and `{taps}` is {width}"
+        yield SizesDisagree(need.span, what, shown)
+        return
+    zeros = width - 1 if word else 2 * int(pad)
+    fit = (sizes[along] + zeros - width) // int(stride) + 1
+    if sizes[need.a] != fit:
+        what = f"`{need.a}` must have a place for each window along `{along}`"
+        shown = f"`{need.a}` is {sizes[need.a]}, and {fit} windows fit"
+        yield SizesDisagree(need.span, what, shown)
+
+
 def _checked(
     requirements: tuple[Requirement, ...], sizes: Mapping[str, int]
 ) -> Iterator[Diagnostic]:
     for need in requirements:
         a, b = sizes[need.a], sizes.get(need.b, 0)
         factors = need.b.split() if need.rule in ("product", "parts") else []
+        if need.rule == "windows":
+            yield from _windows(need, sizes)
         if need.rule == "divides" and b % a:
             what = f"`{need.a}` must divide `{need.b}`"
             yield SizesDisagree(need.span, what, f"`{need.a}` is {a}, `{need.b}` is {b}")

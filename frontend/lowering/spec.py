@@ -13,6 +13,7 @@ from fllmc.frontend.errors import NoSize, UnknownBlock
 from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, extended
 from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.groups import grouped
+from fllmc.frontend.lowering.losses import loss_fit, losses_of
 from fllmc.frontend.lowering.model import Model, lower_model
 from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
 from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
@@ -33,6 +34,7 @@ from fllmc.ir.types import Mesh
 OPTIMIZERS = f"{SHIPPED}library/optimizers.fllm"
 RATES = f"{SHIPPED}library/rates.fllm"
 SCHEDULES = f"{SHIPPED}library/schedules.fllm"
+LOSSES = f"{SHIPPED}library/losses.fllm"
 REASON = "the checkpoint's names need one"
 
 
@@ -58,7 +60,7 @@ def lower(
 
 def needed(library: Library) -> Library:
     """The library with the shipped files that a run needs beside what is imported."""
-    for file in (OPTIMIZERS, RATES, SCHEDULES):
+    for file in (OPTIMIZERS, RATES, SCHEDULES, LOSSES):
         library = extended(library, file)
     return library
 
@@ -77,7 +79,10 @@ class Lowering:
     def run(self) -> Spec:
         """The spec; its mistakes are in `found`."""
         train_node = self.overrides.applied("train", self.chosen_train())
-        train, found = read_train(train_node, self.rules("optimizer"), self.rules("rate"))
+        losses = losses_of(self.module, self.checked.library.modules[LOSSES])
+        known = {name: dict(self.checked.blocks[key].numbers) for name, key in losses.items()}
+        rules = self.rules("optimizer"), self.rules("rate")
+        train, found = read_train(train_node, *rules, losses=known)
         self.found += found
         model_key, adapter_node = self.subject(train_node)
         data = self.data(train, train_node)
@@ -90,10 +95,22 @@ class Lowering:
         if counts_tokens(train_node):
             whole = self.whole_data(data.data, table)
             each = whole.batch * whole.seq
-            train, _ = read_train(train_node, self.rules("optimizer"), self.rules("rate"), each)
+            train, _ = read_train(train_node, *rules, each, known)
         self.sizes, self.choices = table, train
+        wish = train.train.loss
+        chosen = losses.get(wish.kind) if wish.kind != "cross_entropy" else None
+        if chosen:
+            self.found += loss_fit(
+                self.checked.blocks, model_key, chosen, train_node, table.sizes, data.data.columns
+            )
+            self.stop()
         model = lower_model(
-            model_key, self.checked.blocks, table.sizes, table.table, train.train.precision
+            model_key,
+            self.checked.blocks,
+            table.sizes,
+            table.table,
+            train.train.precision,
+            (chosen, dict(wish.numbers)) if chosen else None,
         )
         program = self.program(model, table, train)
         paths = paths_of(program)

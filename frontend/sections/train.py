@@ -17,6 +17,10 @@ from fllmc.ir.settings import Loss, Precision, Sample, Train
 from fllmc.ir.types import FLOATS
 
 Rules = Mapping[str, Rule]
+Losses = Mapping[str, Mapping[str, float]]
+"""The losses that a file may use: their numbers with the defaults."""
+NO_LOSSES: Losses = {}
+INFINITE = float("inf")
 
 
 class Choice(Struct, frozen=True):
@@ -42,11 +46,11 @@ class TrainSection(Struct, frozen=True):
     optimizer: Choice | None
     rate: Choice | None
     no_decay: tuple[ast.Expr, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = ()
 
 
 def read_train(
-    section: ast.Train, optimizers: Rules, rates: Rules, each: int = 0
+    section: ast.Train, optimizers: Rules, rates: Rules, each: int = 0, losses: Losses = NO_LOSSES
 ) -> tuple[TrainSection, tuple[Diagnostic, ...]]:
     """The section's settings, and what is wrong with it.
 
@@ -65,7 +69,7 @@ def read_train(
         name.text,
         section.subject.text,
         record.tokens("steps", each, low=1, example="1_000"),
-        _loss(record),
+        _loss(record, losses),
         _precision(record),
         record.number("clip"),
         record.count("seed"),
@@ -108,10 +112,17 @@ def _name(record: Record, key: str, wanted: str) -> ast.Name | None:
     return None
 
 
-def _loss(record: Record) -> Loss:
-    given = record.call("loss", ("cross_entropy",), example="cross_entropy()")
+def _loss(record: Record, losses: Losses) -> Loss:
+    names = ("cross_entropy", *losses)
+    given = record.call("loss", names, example="cross_entropy()")
     if given is None:
         return Loss()
+    kind = given.what.strip("`")
+    if kind in losses:
+        numbers = tuple((n, given.number(n, d, low=-INFINITE)) for n, d in losses[kind].items())
+        mask = _name(given, "mask", "a field of the data")
+        record.take(given)
+        return Loss(kind, mask=mask.text if mask else "", numbers=numbers)
     mask = _name(given, "mask", "a field of the data")
     loss = Loss("cross_entropy", given.number("z_loss"), mask.text if mask else "")
     record.take(given)

@@ -9,12 +9,13 @@ from msgspec import structs
 from fllmc.frontend import ast
 from fllmc.frontend.errors import Recursion, UnknownBlock, UnknownDim, Unused
 from fllmc.frontend.library import Bound, Module
-from fllmc.frontend.semantics import states
+from fllmc.frontend.semantics import losses, states
 from fllmc.frontend.semantics.facts import refs, unknown_dims
 from fllmc.frontend.semantics.infer import Body, Entity
 from fllmc.frontend.semantics.kinds import differs
 from fllmc.frontend.semantics.typed import (
     BROKEN,
+    HOST,
     Block,
     Constant,
     Input,
@@ -124,6 +125,7 @@ class _Typer:
         self.updates: list[Update] = []
         self.returned: Typed | None = None
         self.patterns: dict[Key, Block] = {}
+        self.numbers: list[tuple[str, float]] = []
 
     def run(self) -> Block:
         """The typed block."""
@@ -151,7 +153,8 @@ class _Typer:
         is_model = self.block.kind == "model"
         steps, updates = tuple(self.steps), tuple(self.updates)
         given = (self.signature, is_model, members, steps, returned)
-        return Block(*given, requirements, dims, updates, facts)
+        numbers, is_loss = tuple(self.numbers), self.block.kind == "loss"
+        return Block(*given, requirements, dims, updates, facts, numbers, is_loss)
 
     def _looked_up(self, member: Param | Nested) -> Param | Nested:
         if isinstance(member, Param) and member.name in self.body.lookups:
@@ -162,6 +165,14 @@ class _Typer:
         for given, known in zip(self.block.inputs, self.signature.inputs, strict=True):
             self._tensor(given.type)
             self.body.give(given.name, Entity("input", given.name.span, known.kind))
+        for given in self.block.numbers:
+            self.body.give(given.name, Entity("parameter", given.name.span, HOST))
+        values, found = losses.numbers(self.block)
+        self.numbers += values
+        self.body.found += found
+        if self.block.kind == "loss":
+            self.body.found += losses.unfit(self.block, self.signature)
+            self.body.used.add(losses.WEIGHTS)
         self._tensor(self.block.result)
         if self.block.result.index:
             where = self.block.result.index.span

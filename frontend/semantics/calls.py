@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fllmc.frontend import ast
-from fllmc.frontend.semantics import indexing
+from fllmc.frontend.semantics import indexing, sequence
 from fllmc.frontend.semantics.attention import attend_call, rope_call
 from fllmc.frontend.semantics.experts import EXPERT_CALLS, Call, expert_call
 from fllmc.frontend.semantics.forms import FORMS, MAX_REDUCE, UNARY
@@ -106,6 +106,26 @@ def _experts(body: Body, given: Given) -> Typed:
     return expert_call(body, Call(name, span, given.tensors, given.dims, given.named))
 
 
+def _conv(body: Body, given: Given) -> Typed:
+    x, weight = given.tensors
+    named = given.named
+    windows = sequence.Windows(
+        given.dims,
+        named["taps"],
+        named.get("to", ()),
+        given.over,
+        given.lists.get("stride", ()),
+        given.lists.get("pad", ()),
+        given.words.get("pad", ""),
+    )
+    return sequence.conv(body, given.span, x, weight, windows)
+
+
+def _recur(body: Body, given: Given) -> Typed:
+    words = (given.words.get(key, "") for key in ("along", "dim", "value", "heads"))
+    return sequence.recur(body, given.span, given.tensors, *words)
+
+
 def _less_dims(x: Typed, dims: tuple[str, ...]) -> Kind:
     return Kind(tuple(name for name in x.kind.dims if name not in dims))
 
@@ -119,8 +139,11 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(COMPOSITES, _composite),
     **dict.fromkeys(EXPERT_CALLS, _experts),
     "attend": attend_call,
+    "conv": _conv,
+    "delta_attend": _recur,
     "dot": _dot,
     "less": _less,
+    "linear_attend": _recur,
     "max": _max,
     "mean": _mean,
     "concat": lambda body, given: indexing.concat(

@@ -14,7 +14,8 @@ class Option(Struct, frozen=True):
     """A named argument that is not a tensor. `default` is the text of the default, if any.
 
     `new` wants dims that the first tensor need not have; `amount` is a number that may be made of
-    sizes, `amounts` several, and `call` one of the `forms` with options of its own.
+    sizes, `amounts` several, and `call` one of the `forms` with options of its own, or one
+    of the words.
     """
 
     wanted: Wanted
@@ -55,6 +56,13 @@ _EPS = {**_OVER, "eps": Option("number", "1e-5")}
 _TO = {"over": Option("dim"), "to": Option("new")}
 _ALONG = {"along": Option("new")}
 _CHOSEN = ("chosen",)
+
+_STATE = {
+    "along": Option("dim"),
+    "dim": Option("dim", ""),
+    "value": Option("new", ""),
+    "heads": Option("new", ""),
+}
 
 _FACTOR = {"factor": Option("amount")}
 _ORIGINAL = {**_FACTOR, "original": Option("amount")}
@@ -144,6 +152,21 @@ FORMS: Mapping[str, Form] = {
         Form("dot", ("a", "b"), brackets=True),
         ROPE,
         ATTEND,
+        Form(
+            "conv",
+            ("x", "weight"),
+            {
+                "taps": Option("new"),
+                "over": Option("dims", ""),
+                "to": Option("new", ""),
+                "stride": Option("amounts", ""),
+                "pad": Option("amounts", "", ("causal", "same")),
+            },
+            brackets=True,
+            free=("weight",),
+        ),
+        Form("linear_attend", ("q", "k", "v", "decay"), _STATE),
+        Form("delta_attend", ("q", "k", "v", "decay", "rate"), _STATE),
         Form("top_k", ("x",), _TO),
         Form("top_k_indices", ("x",), _TO),
         Form("dispatch", ("x", "chosen"), {**_ALONG, "to": Option("new")}, free=_CHOSEN),

@@ -183,7 +183,7 @@ class Matcher:
         where = f"`{key}` of `{self.form.name}`"
         if option.wanted == "number":
             numbers[key] = self.number(node, where)
-        elif option.wanted == "word":
+        elif option.wanted == "word" or (isinstance(node, ast.Ref) and node.name in option.words):
             words[key] = self.word(node, where, option.words)
         elif option.wanted == "amount":
             self.amounts[key] = self.amount(node, where)

@@ -130,6 +130,28 @@ class Composite(Struct, frozen=True):
     options: tuple[tuple[str, float | str], ...] = ()
 
 
+class Conv(Struct, frozen=True):
+    """Windows along dims times a weight; zeros around are `pad` on either side, or by a `word`."""
+
+    along: tuple[str, ...]
+    taps: tuple[str, ...]
+    to: tuple[str, ...]
+    over: tuple[str, ...]
+    stride: tuple[ast.Expr, ...]
+    pad: tuple[ast.Expr, ...]
+    word: str
+
+
+class Recur(Struct, frozen=True):
+    """Linear attention, or with a fifth argument the delta rule."""
+
+    along: str
+    dim: str
+    value: str
+    heads: str
+    groups: str
+
+
 class Positions(Struct, frozen=True):
     """The positions along a dim, as indices of it."""
 
@@ -139,8 +161,7 @@ class Positions(Struct, frozen=True):
 Operation = (
     Local | Constant | Size | Prim | Reduce | Contract | Renamed | Split | Join | Plain | Apply
     | Use | Composite | Rope | Attend | Positions | Pick | OneHot | TopK | Dispatch | Combine
-    | ExpertDot | ExpertTake | Tally | Shift | Concat
-    | Part | Number
+    | ExpertDot | ExpertTake | Tally | Shift | Concat | Conv | Recur | Part | Number
 )  # fmt: skip
 
 
@@ -230,23 +251,18 @@ class Requirement(Struct, frozen=True):
     """What sizes must obey: `divides` (a divides b), `even` (a), `same` (a and b), `at_most` (a is
     no larger than b), `product` (a is the product of the dims in b, parted by blanks: rows for
     choices), `parts` (the same of a dim and those that it is split into), `distances` (a is the sum
-    of the dims in b, less one), `sum` (a is their sum) or `at_most_of` (a is no larger than b:
-    queries among keys)."""
+    of the dims in b, less one), `sum` (a is their sum), `at_most_of` (a is no larger than b:
+    queries among keys) or `windows` (a is how many there are: b holds the dims along and of taps,
+    and a word for the zeros around; `numbers` are the stride and how many zeros)."""
 
     rule: Literal[
-        "divides",
-        "even",
-        "same",
-        "at_most",
-        "product",
-        "parts",
-        "distances",
-        "at_most_of",
-        "sum",
-    ]
+        "divides", "even", "same", "at_most", "product", "parts", "distances", "at_most_of", "sum",
+        "windows",
+    ]  # fmt: skip
     a: str
     b: str
     span: Span
+    numbers: tuple[ast.Expr, ...] = ()
 
 
 class Step(Struct, frozen=True):
@@ -268,7 +284,10 @@ class Update(Struct, frozen=True):
 
 
 class Block(Struct, frozen=True):
-    """A typed block or model. `dims` are those it speaks of, each with one place."""
+    """A typed block, model or loss. `dims` are those it speaks of, each with one place.
+
+    `numbers` are what a loss takes beside tensors, with their defaults.
+    """
 
     signature: Signature
     is_model: bool
@@ -279,6 +298,8 @@ class Block(Struct, frozen=True):
     dims: tuple[tuple[str, Span], ...]
     updates: tuple[Update, ...] = ()
     facts: tuple[ast.Require, ...] = ()
+    numbers: tuple[tuple[str, float], ...] = ()
+    is_loss: bool = False
 
     @property
     def params(self) -> Mapping[str, Param]:

@@ -31,6 +31,7 @@ from fllmc.ir.ops.contraction import (
     Spread,
     Take,
 )
+from fllmc.ir.ops.convolution import Conv, ConvInput, ConvWeight
 from fllmc.ir.ops.elementwise import (
     Add,
     AddN,
@@ -78,6 +79,7 @@ from fllmc.ir.ops.experts import (
 from fllmc.ir.ops.flight import STARTABLE, Wait
 from fllmc.ir.ops.pipeline import Pipeline
 from fllmc.ir.ops.record import Record
+from fllmc.ir.ops.recurrence import Recur, RecurGrad
 from fllmc.ir.ops.shift import Shift
 from fllmc.ir.ops.structure import Call, Chunk, FromHost, Fused, Scan, ToHost, Unchunk
 
@@ -95,6 +97,9 @@ AnyAttrs = (
     | Chunk
     | Coalesced
     | Combine
+    | Conv
+    | ConvInput
+    | ConvWeight
     | Cos
     | Dequantize
     | Dispatch
@@ -127,6 +132,8 @@ AnyAttrs = (
     | PutAdd
     | Quantize
     | Random
+    | Recur
+    | RecurGrad
     | Record
     | ReduceMax
     | ReduceScatter
@@ -183,6 +190,9 @@ __all__ = [
     "Chunk",
     "Coalesced",
     "Combine",
+    "Conv",
+    "ConvInput",
+    "ConvWeight",
     "Cos",
     "Dequantize",
     "Dispatch",
@@ -218,6 +228,8 @@ __all__ = [
     "Quantize",
     "Random",
     "Record",
+    "Recur",
+    "RecurGrad",
     "Reduce",
     "ReduceMax",
     "ReduceScatter",

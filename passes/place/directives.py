@@ -16,7 +16,6 @@ from msgspec import Struct, structs
 
 from fllmc.ir.coded import uncut
 from fllmc.ir.diagnostics import Diagnostic
-from fllmc.ir.ops import Attend
 from fllmc.ir.program import Parameter, Program
 from fllmc.ir.select import selects_parameter
 from fllmc.ir.settings import Context as ContextKind
@@ -25,6 +24,7 @@ from fllmc.ir.span import Span
 from fllmc.ir.types import Dim, Mesh, Sizes, Type, bare
 from fllmc.passes.naming import is_stand_in, stand_ins
 from fllmc.passes.place.expert_layout import ExpertDims, apart
+from fllmc.passes.place.heads import shared_heads
 from fllmc.passes.place.part_rows import place_rows
 from fllmc.passes.place.zero import Divided, divide, zero_text
 from fllmc.passes.place_errors import (
@@ -255,10 +255,7 @@ def _fitting(
     divided as query heads are stay whole, and are copied where they are used.
     """
     pairs = {
-        (op.attrs.heads, op.attrs.kv_heads)
-        for function in program.functions
-        for op in function.ops
-        if isinstance(op.attrs, Attend)
+        pair for function in program.functions for op in function.ops for pair in shared_heads(op)
     }
     fitting: list[Shard] = []
     found: list[Diagnostic] = []

@@ -19,6 +19,7 @@ from fllmc.ir.types import DTYPE_BYTES, Dim, Type, bare, deals_zigzag
 from fllmc.passes.place import experts
 from fllmc.passes.place.attention import attend
 from fllmc.passes.place.directives import Axes
+from fllmc.passes.place.recurrence import recur
 from fllmc.passes.place.site import Constant, Site, Value, axes_of
 
 Rule: TypeAlias = Callable[[Site, Op, Any], Sequence[Value]]
@@ -286,6 +287,9 @@ def misplaced(site: Site, op: Op, attrs: ops.AnyAttrs) -> Sequence[Value]:
 RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys(
         (
+            ops.Conv,
+            ops.ConvInput,
+            ops.ConvWeight,
             ops.Dot,
             ops.Iota,
             ops.Number,
@@ -348,6 +352,7 @@ RULES: Final[Mapping[type[ops.Attrs], Rule]] = {
     **dict.fromkeys((ops.Attend, ops.AttendGrad), attend),
     **dict.fromkeys((ops.Dequantize, ops.Quantize), blockwise),
     **dict.fromkeys((ops.Chunk, ops.Unchunk), dealt),
+    **dict.fromkeys((ops.Recur, ops.RecurGrad), recur),
     ops.Combine: experts.combine,
     ops.Dispatch: experts.dispatch,
     ops.Fill: fill,

@@ -172,13 +172,14 @@ def _write_config(mapping: Foreign, out: Path, beside: Path | None, dtype: str) 
 
 
 def _set(config: dict[str, Any], parts: list[str], value: Any, kept: bool) -> None:
-    """Set a key of a configuration; in one that was kept no key is added."""
+    """Set a key of a configuration; in one that was kept no key is added, and 7.0 stays for 7."""
     for part in parts[:-1]:
         if kept and not isinstance(config.get(part), dict):
             return
         config = config.setdefault(part, {})
-    if not kept or (parts[-1] in config and config[parts[-1]] is not None):
-        config[parts[-1]] = value
+    last = parts[-1]
+    if not kept or (config.get(last) is not None and config[last] != value):
+        config[last] = value
 
 
 def _json(content: Any) -> bytes:

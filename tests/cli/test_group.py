@@ -29,6 +29,7 @@ OPTIONS = {
     "fmt": ["--check", "--diff"],
     "fix": ["--diff"],
     "show": ["--resolved", "--train"],
+    "lsp": [],
     "explain": ["--json"],
     "compile": [
         "--mesh",

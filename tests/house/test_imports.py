@@ -22,6 +22,7 @@ LIBRARIES: dict[str, set[str]] = {
     "kernels/catalog": {"msgspec"},
     "runtime/": {"msgspec", "numpy", "rich", "safetensors", "tokenizers", "torch"},
     "src/fllmc/cli/": {"click", "msgspec", "rich"},
+    "src/fllmc/editor/": {"lsprotocol", "msgspec", "pygls", "pygments"},
     "src/fllmc/": {"msgspec"},
     "bench/": {"msgspec", "numpy", "rich", "torch"},
 }

@@ -17,6 +17,8 @@ from fllmc.ir.ops import (
     Attrs,
     Bucketed,
     Call,
+    ConvInput,
+    ConvWeight,
     DotAdd,
     Elementwise,
     FromHost,
@@ -26,6 +28,7 @@ from fllmc.ir.ops import (
     MulSub,
     Pipeline,
     PutAdd,
+    RecurGrad,
     Scan,
     Share,
     SiluGrad,
@@ -76,7 +79,9 @@ TABLES = (
             **SUNK,
             **PLACED,
             **OFFLOADED,
-            **dict.fromkeys((AttendGrad, SiluGrad), "a gradient itself"),
+            **dict.fromkeys(
+                (AttendGrad, ConvInput, ConvWeight, RecurGrad, SiluGrad), "a gradient itself"
+            ),
             **dict.fromkeys(
                 (Bucketed, Call, Fused), "calls are inlined, and groups are made later"
             ),

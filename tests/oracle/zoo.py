@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -135,7 +136,7 @@ def parity(
             loss.backward()
         logits = _logits(found.spec.program, values, given)
         ours = _gradients(found.spec, values, given)
-        their_grads = {name: each.grad for name, each in theirs.named_parameters()}
+        their_grads = _named_gradients(theirs, folder / "gradients")
         errors = _errors(found.spec, ours, their_grads)
         changed = _exported(found, folder, kind, theirs, DTYPES[dtype], mode)
     return Report(
@@ -187,12 +188,13 @@ def _random(
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     with mode():
         theirs = model_class(config) if model_class else AutoModelForCausalLM.from_config(config)
     theirs = theirs.to(dtype).eval()
-    for weight in theirs.parameters():
-        torch.nn.init.normal_(weight, std=std)
+    with torch.no_grad():
+        for value in theirs.state_dict(keep_vars=True).values():
+            torch.nn.init.normal_(value, std=std)
     return theirs, type(theirs)
 
 
@@ -240,6 +242,7 @@ def _errors(
     grads: dict[str, Tensor] = {}
     for each in spec.program.parameters:
         value = torch.as_tensor(np.asarray(ours[f"grad.{each.name}"]))
+        value = torch.zeros_like(value) if each.stepped_by else value
         for n in range(len(value) if each.stack else 1):
             grads[each.layer_name(n)] = value[n] if each.stack else value
     largest = max(g.norm().item() for g in theirs.values() if g is not None)
@@ -254,6 +257,26 @@ def _errors(
     missing = theirs.keys() - errors.keys()
     assert not missing, f"parameters that the mapping leaves out: {sorted(missing)}"
     return errors
+
+
+def _named_gradients(theirs: Any, folder: Path) -> dict[str, Tensor]:
+    """Gradients by the names of a checkpoint, which may have a model's tensors in other pieces.
+
+    They are saved in place of what they are gradients of, and zeros in place of what has none.
+    """
+    held = theirs.state_dict()
+    found = {name: each.grad for name, each in theirs.named_parameters()}
+    before = {name: value.clone() for name, value in held.items()}
+    for value in held.values():
+        value.zero_()
+    for name, grad in found.items():
+        if grad is not None:
+            held[name].copy_(grad)
+    theirs.save_pretrained(folder)
+    for name, value in held.items():
+        value.copy_(before[name])
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: value for file in files for name, value in load_file(file).items()}
 
 
 def _exported(

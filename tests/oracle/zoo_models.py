@@ -45,7 +45,50 @@ class Entry(Struct, frozen=True):
         return getattr(transformers, self.kind)(**self.given)
 
 
+EXPERTS: Final[Mapping[str, Any]] = {**SMALL, "num_experts_per_tok": 2}
+"""The same, where each token goes to two experts."""
+
 ZOO: Final = (
+    Entry(
+        "mixtral",
+        "MixtralConfig",
+        "mixtral",
+        {**EXPERTS, **rope(1e6), "num_local_experts": 4, "head_dim": 4},
+    ),
+    Entry(
+        "qwen3_moe",
+        "Qwen3MoeConfig",
+        "qwen3_moe",
+        {**EXPERTS, **rope(1e6), "num_experts": 4, "moe_intermediate_size": 12, "head_dim": 6}
+        | {"norm_topk_prob": True},
+    ),
+    Entry(
+        "gpt_oss",
+        "GptOssConfig",
+        "gpt_oss",
+        {**EXPERTS, "num_local_experts": 4, "head_dim": 8, "sliding_window": 3},
+    ),
+    Entry(
+        "deepseek_v3",
+        "DeepseekV3Config",
+        "deepseek_v3",
+        {**EXPERTS, "num_key_value_heads": 4, "num_hidden_layers": 3, "first_k_dense_replace": 1}
+        | {"n_routed_experts": 8, "n_shared_experts": 1, "n_group": 4, "topk_group": 2}
+        | {"moe_intermediate_size": 12, "q_lora_rank": 12, "kv_lora_rank": 10}
+        | {"qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8}
+        | {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 40.0,
+                "original_max_position_embeddings": 4096,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            }
+        },
+    ),
     Entry("llama3_8b", "LlamaConfig", "llama", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-5}),
     Entry(
         "llama3_2",
@@ -75,10 +118,61 @@ ZOO: Final = (
     Entry("qwen3", "Qwen3Config", "qwen3", {**SMALL, **rope(1e6), "head_dim": 6}),
     Entry("olmo2", "Olmo2Config", "olmo2", {**SMALL, **rope(5e5), "rms_norm_eps": 1e-6}),
     Entry(
+        "mamba2",
+        "Mamba2Config",
+        "mamba2",
+        {"vocab_size": 40, "hidden_size": 12, "num_heads": 6, "head_dim": 4, "n_groups": 2}
+        | {"state_size": 5, "num_hidden_layers": 2, "chunk_size": 4}
+        | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        seq=9,
+    ),
+    Entry(
+        "qwen3_next",
+        "Qwen3NextConfig",
+        "qwen3_next",
+        {**EXPERTS, "head_dim": 8, "num_hidden_layers": 6, "num_experts": 4}
+        | {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 6}
+        | {"linear_value_head_dim": 4, "moe_intermediate_size": 12}
+        | {"shared_expert_intermediate_size": 10}
+        | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e7}
+            | {"partial_rotary_factor": 0.25}
+        },
+        seq=9,
+    ),
+    Entry(
+        "gemma2",
+        "Gemma2Config",
+        "gemma2",
+        {**SMALL, **rope(1e4), "head_dim": 6, "sliding_window": 3, "query_pre_attn_scalar": 9}
+        | {"num_hidden_layers": 3},
+    ),
+    Entry(
+        "gemma3",
+        "Gemma3TextConfig",
+        "gemma3",
+        {**SMALL, "head_dim": 6, "sliding_window": 3, "query_pre_attn_scalar": 9}
+        | {"num_hidden_layers": 7},
+    ),
+    Entry(
         "starcoder2",
         "Starcoder2Config",
         "starcoder2",
         {**SMALL, **rope(1e6), "sliding_window": 3},
+    ),
+    Entry(
+        "gpt_neox",
+        "GPTNeoXConfig",
+        "gpt_neox",
+        {name: value for name, value in SMALL.items() if name != "num_key_value_heads"}
+        | {"hidden_size": 32}
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.25,
+            }
+        },
     ),
     Entry(
         "gpt2",

@@ -39,6 +39,7 @@ NEVER = {
     **dict.fromkeys((ops.DotAdd, ops.MulAdd, ops.MulSub, ops.PutAdd), "made with the plan"),
     **dict.fromkeys((ops.Bucketed, ops.Fused), "made with the plan"),
     **dict.fromkeys((ops.AttendGrad, ops.SiluGrad), "made by differentiating"),
+    **dict.fromkeys((ops.ConvInput, ops.ConvWeight, ops.RecurGrad), "made by differentiating"),
     ops.Call: "inlined before",
     **dict.fromkeys((ops.FromHost, ops.ToHost, ops.Wait), "made behind placement"),
     ops.Scan: "in passes/reverse.py",

@@ -101,3 +101,38 @@ def test_selectors_speak_of_all_layers_that_have_what_they_name() -> None:
     assert names == ["body.2.wq"]
     assert whole.parameter("body.2.wq").shown_name == "body.*.wq"
     assert len(selected("body.*", whole)) == len(whole.parameters) - 1
+
+
+NAMES = """
+checkpoint foreign for tiny {
+  embedding <-> "embed" : [vocab, embed]
+  body[i].up <-> "layers.{i}.up" : [ffn, embed]
+  body[i].{wq} <-> "layers.{i + 1}.query" : [(heads head_dim), embed]
+  body[i].wo <-> "layers.{i}.out" : [embed, (heads head_dim)]
+LAST
+}
+"""
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_a_checkpoint_names_the_layers_that_have_what_it_speaks_of(count: int) -> None:
+    last = '  body[i].down <-> "layers.{i}.down" : [embed, ffn]'
+    spec, found, _ = load("a.fllm", text=pattern_spec(count, more=NAMES.replace("LAST", last)))
+    assert spec is not None and spec.foreign is not None, found
+    names = {
+        part.name.at(place): tensor.names[0].at(place)
+        for tensor in spec.foreign.tensors
+        for place in tensor.places()
+        for part in tensor.parts
+    }
+    assert set(names) == set(layers(spec.program))
+    assert {name for name in names.values() if name.endswith(".up")} == {
+        f"layers.{n}.up" for n, kind in enumerate(kinds(count)) if kind == "local"
+    }
+    assert names.get("body.2.wq", "layers.3.query") == "layers.3.query"
+
+
+def test_a_layer_that_no_name_is_given_for_is_missed() -> None:
+    text = pattern_spec(8, more=NAMES.replace("LAST", ""))
+    _, found, _ = load("a.fllm", text=text)
+    assert {each.code for each in found if each.severity == "error"} == {"E0287"}

@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
         "fmt": "Lay out specs in the one canonical form.",
         "fix": "Put right what is surely meant otherwise.",
         "show": "Print a spec, its defaults written out.",
+        "lsp": "Serve an editor on stdin and stdout.",
         "explain": "Explain a diagnostic code.",
     },
     "Compile": {

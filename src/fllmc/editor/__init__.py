@@ -1,0 +1,1 @@
+"""What editors use: highlighting from the token table, and a language server."""
