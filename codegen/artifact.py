@@ -62,6 +62,13 @@ class Artifact(msgspec.Struct, frozen=True):
     plan: Plan
     source: str
     manifest: Manifest
+    later: tuple[str, ...] = ()
+    """The schedules of the later parts of a run in stages."""
+
+
+def schedules(count: int) -> list[str]:
+    """The files of the schedules of so many parts of a run."""
+    return [SCHEDULE, *(f"schedule/step_{number}.py" for number in range(2, count + 1))]
 
 
 def sha256(data: bytes) -> str:
@@ -86,10 +93,11 @@ def write_artifact(
 
     `levels` are the program's texts at each level, for people and for `inspect`.
     """
-    source = schedule_text(plan)
+    sources_by_part = [schedule_text(part) for part in plan.parts]
+    source, *later = sources_by_part
     files = {
         PLAN: plan_bytes(plan),
-        SCHEDULE: source.encode(),
+        **dict(zip(schedules(len(plan.parts)), map(str.encode, sources_by_part), strict=True)),
         **{f"levels/{level}.fir": text.encode() for level, text in levels},
         REPORT: report_html(name, plan, dict(levels)).encode(),
     }
@@ -107,7 +115,7 @@ def write_artifact(
     )
     files[MANIFEST] = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
     replace_folder(folder, files)
-    return Artifact(name, plan, source, manifest)
+    return Artifact(name, plan, source, manifest, tuple(later))
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -139,7 +147,8 @@ def read_artifact(folder: Path) -> Artifact:
         reason = f"has schema {manifest.schema}, this version reads {SCHEMA}"
         raise unreadable(folder, reason)
     levels = [f"levels/{level}.fir" for level in manifest.levels if level in LEVELS]
-    expected = {PLAN, SCHEDULE, REPORT, *levels}
+    parts = sum(path.startswith("schedule/") for path in manifest.files)
+    expected = {PLAN, *schedules(parts), REPORT, *levels}
     if set(manifest.files) != expected or len(levels) != len(manifest.levels):
         raise unreadable(folder / MANIFEST, "does not list an artifact's files")
     for path in files_in(folder):
@@ -151,10 +160,13 @@ def read_artifact(folder: Path) -> Artifact:
     plan = decoded(folder, PLAN, Plan)
     if plan_bytes(plan) != file_bytes(folder, PLAN):
         raise unreadable(folder / PLAN, "is not written as this version writes it")
-    source = checked_source(folder, plan)
-    if file_bytes(folder, SCHEDULE) != source.encode():
-        raise DiagnosticError(ArtifactChanged(NOWHERE, str(folder / SCHEDULE)))
-    return Artifact(manifest.name, plan, source, manifest)
+    if len(plan.parts) != parts or any(part.later for part in plan.later):
+        raise unreadable(folder / PLAN, "has not the parts that the manifest lists")
+    found = [checked_source(folder, part) for part in plan.parts]
+    for path, source in zip(schedules(parts), found, strict=True):
+        if file_bytes(folder, path) != source.encode():
+            raise DiagnosticError(ArtifactChanged(NOWHERE, str(folder / path)))
+    return Artifact(manifest.name, plan, found[0], manifest, tuple(found[1:]))
 
 
 def checked_source(folder: Path, plan: Plan) -> str:

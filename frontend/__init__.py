@@ -2,6 +2,6 @@
 
 from fllmc.frontend.checking import Checked, check
 from fllmc.frontend.loading import SpecError, load, load_spec
-from fllmc.frontend.lowering.spec import lower
+from fllmc.frontend.lowering.runs import lower
 
 __all__ = ["Checked", "SpecError", "check", "load", "load_spec", "lower"]

@@ -517,12 +517,20 @@ class Data(Node, frozen=True):
     fields: tuple[Field, ...]
 
 
+class Stage(Node, frozen=True):
+    """`stage name { ... }` in a run: fields that are other while it lasts."""
+
+    name: Name
+    fields: tuple[Field, ...]
+
+
 class Train(Node, frozen=True):
     """`train name: subject { ... }`; the subject is a model or an adapter."""
 
     name: Name
     subject: Name
     fields: tuple[Field, ...]
+    stages: tuple[Stage, ...] = ()
 
 
 class Mesh(Node, frozen=True):

@@ -217,6 +217,12 @@ def _binary(s: Span, p: Parts) -> ast.Binary:
     return ast.Binary(s, p[1].text, p[0], p[2])
 
 
+def _train(s: Span, p: Parts) -> ast.Train:
+    fields = tuple(item for item in p[5] if isinstance(item, ast.Field))
+    stages = tuple(item for item in p[5] if isinstance(item, ast.Stage))
+    return ast.Train(s, p[1], p[3], fields, stages)
+
+
 def _shard(s: Span, p: Parts) -> ast.Shard:
     selector = p[5] if len(p) > 5 else None
     return ast.Shard(s, tuple(p[1]), tuple(p[3]), selector, elsewhere=len(p) == 5)
@@ -242,7 +248,8 @@ MAKERS: dict[str, Callable[[Span, Parts], Any]] = {
     "dims": lambda s, p: ast.Dims(s, tuple(p[2])),
     "block": _block,
     "data": lambda s, p: ast.Data(s, p[1], tuple(p[3])),
-    "train": lambda s, p: ast.Train(s, p[1], p[3], tuple(p[5])),
+    "train": _train,
+    "stage": lambda s, p: ast.Stage(s, p[1], tuple(p[3])),
     "mesh": lambda s, p: ast.Mesh(s, p[1], tuple(p[3])),
     "target": lambda s, p: ast.Target(s, p[1], tuple(p[3])),
     "optimizer": lambda s, p: ast.Optimizer(s, p[1], tuple(p[3]), tuple(p[6])),

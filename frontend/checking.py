@@ -117,8 +117,9 @@ def _mentioned(tree: ast.File) -> Iterator[str]:
                         yield item.block.text
                     if isinstance(item, ast.Stack):
                         yield from (layer.block.text for layer in item.pattern)
-            case ast.Train(subject=subject, fields=fields):
+            case ast.Train(subject=subject, fields=own, stages=stages):
                 yield subject.text
+                fields = (*own, *(field for stage in stages for field in stage.fields))
                 yield from (name for field in fields for name in _words(field.value))
             case ast.Adapter(model=model):
                 yield model.text

@@ -21,7 +21,7 @@ from fllmc.ir.span import Span
 CLOSER = {"LPAR": "RPAR", "LSQB": "RSQB", "LBRACE": "RBRACE"}
 BODY_RULES = frozenset(
     {"dims", "block", "data", "train", "mesh", "optimizer", "rate", "schedule", "adapter", "lora"}
-    | {"quantize", "target", "freeze_rows", "tune_rows", "checkpoint", "config", "repeat"}
+    | {"stage", "quantize", "target", "freeze_rows", "tune_rows", "checkpoint", "config", "repeat"}
 )
 """Rules whose braces hold items, a line each."""
 TIGHT_RULES = frozenset(

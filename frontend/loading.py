@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fllmc.frontend.checking import check_library
 from fllmc.frontend.library import read_all, spec_path
-from fllmc.frontend.lowering.spec import lower, needed
+from fllmc.frontend.lowering.runs import lower, needed
 from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.settings import Spec
 

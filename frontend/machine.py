@@ -30,6 +30,7 @@ BODIES = {
     "adapter_items": "adapter_item",
     "checkpoint_items": "checkpoint_item",
     "config_items": "config_item",
+    "train_items": "train_item",
     "fields": "field",
 }
 """The rules of lists of items that no comma parts, and those of their items."""

@@ -20,6 +20,8 @@ PLACES = {
     "block_item": "an item of a block",
     "rule_item": "an item of a rule",
     "schedule_item": "a line of a schedule",
+    "train_item": "a line of a run",
+    "field": "a field",
     "adapter_item": "a line of an adapter",
     "checkpoint_item": "a line of a checkpoint",
     "config_item": "a line of a configuration",

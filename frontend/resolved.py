@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -20,6 +20,7 @@ from fllmc.frontend.lowering.model import LOOKUP_STD
 from fllmc.frontend.lowering.spec import Lowering
 from fllmc.frontend.resolved_fields import call, data_fields, schedule_fields, train_fields
 from fllmc.frontend.sections.overrides import read_overrides
+from fllmc.frontend.sections.stages import OF_TRAIN
 from fllmc.frontend.semantics.forms import FORMS
 from fllmc.frontend.semantics.typed import Block, Key, Param, Typed
 from fllmc.ir.diagnostics import DiagnosticError
@@ -40,20 +41,27 @@ def resolved(checked: Checked, choices: Mapping[str, str]) -> str:
 
     DiagnosticError if there is no such run or something is wrong with it.
     """
-    lowering = Lowering(checked, read_overrides(dict(choices), checked.module.dims))
+    overrides = read_overrides(dict(choices), checked.module.dims)
+    lowering = Lowering(checked, overrides)
+    made: list[tuple[Lowering, Spec]] = []
     try:
-        spec = lowering.run()
-        lowering.stop()
+        parts, found = lowering.parts()
+        lowering.found += found
+        for part in parts or (None,):
+            lowering = Lowering(checked, overrides, part)
+            made.append((lowering, lowering.run()))
+            lowering.stop()
     except DiagnosticError as error:
         raise DiagnosticError(*lowering.found, *error.diagnostics) from error
-    return format_source(_Writer(checked, lowering, spec).text())
+    return format_source(_Writer(checked, made).text())
 
 
 class _Writer:
     """Writes the file of one run."""
 
-    def __init__(self, checked: Checked, lowering: Lowering, spec: Spec) -> None:
-        self.checked, self.lowering, self.spec = checked, lowering, spec
+    def __init__(self, checked: Checked, made: Sequence[tuple[Lowering, Spec]]) -> None:
+        self.checked, self.made = checked, made
+        self.lowering, self.spec = lowering, _ = made[0]
         self.modules = checked.library.modules
         self.main = checked.module
         self.train = lowering.chosen_train()
@@ -124,7 +132,8 @@ class _Writer:
 
     def dims(self) -> str:
         """Sizes of all dims but those that the data gives."""
-        stated = {f.key.text for f in self.data_sections()[0].fields}
+        sections: list[ast.Data | ast.Stage] = [*self.data_sections(), *self.train.stages]
+        stated = {field.key.text for section in sections for field in section.fields}
         lines = [
             f"  {name}" if name in stated and name in ("batch", "seq") else f"  {name} = {size}"
             for name, size in ((name, self.size(name)) for name in self.main.dims)
@@ -233,9 +242,13 @@ class _Writer:
 
     def data_sections(self) -> list[ast.Data]:
         """The data section of the run, then the parts of a mixture."""
-        bound = self.bound_data(self.spec.data.name)
-        sections = [bound.section, *(self.bound_data(p.name).section for p in self.spec.data.parts)]
+        names = dict.fromkeys(data.name for data in self.datas())
+        sections = [self.bound_data(name).section for name in names]
         return [section for section in sections if isinstance(section, ast.Data)]
+
+    def datas(self) -> list[Data]:
+        """The data of all parts of the run, each once."""
+        return list({spec.data.name: spec.data for _, spec in self.made}.values())
 
     def bound_data(self, name: str) -> Bound:
         sections = self.lowering.data_sections()
@@ -244,9 +257,11 @@ class _Writer:
 
     def data(self) -> list[str]:
         """The data sections with all fields, parts of a mixture first."""
-        whole = self.spec.data
-        parts = [self.datum(part, part=True) for part in whole.parts]
-        return [*parts, self.datum(whole, part=False)]
+        wholes = self.datas()
+        parts = {part.name: part for whole in wholes for part in whole.parts}
+        alone = {whole.name for whole in wholes}
+        mixed = [self.datum(part, part=True) for name, part in parts.items() if name not in alone]
+        return [*mixed, *(self.datum(whole, part=False) for whole in wholes)]
 
     def datum(self, data: Data, part: bool) -> str:
         bound = self.bound_data(data.name)
@@ -266,11 +281,32 @@ class _Writer:
         fields = train_fields(self.spec, self.lowering.choices)
         if self.adapter is None:
             yield _instead(self.train.subject.span, self.names[self.model])
+        if self.train.stages:
+            fields = {key: text for key, text in fields.items() if key not in OF_TRAIN}
         whole = [each for each in self.train.fields if not isinstance(each, ast.FieldIn)]
         yield from self.fields(whole, fields, self.train.span)
-        parts = (each for each in self.train.fields if isinstance(each, ast.FieldIn))
-        for field, part in zip(parts, self.lowering.choices.parts, strict=True):
+        yield from self.selected()
+        if self.train.stages:
+            yield from self.rates()
+
+    def selected(self) -> Iterator[Edit]:
+        """Optimizers and rates of some parameters, with all their arguments."""
+        fields = [field for field in self.train.fields if isinstance(field, ast.FieldIn)]
+        for field, part in zip(fields, self.lowering.choices.parts, strict=True):
             yield _instead(field.value.span, call(part.optimizer or part.rate))
+
+    def rates(self) -> Iterator[Edit]:
+        """The rates of a run in stages, each with all its arguments."""
+        chosen = {
+            made.part.name if made.part and made.part.own_rate else "": made.choices.rate
+            for made, _ in self.made
+        }
+        places = [("", self.train.fields), *((s.name.text, s.fields) for s in self.train.stages)]
+        for name, fields in places:
+            for field in fields:
+                plain = field.key.text == "rate" and not isinstance(field, ast.FieldIn)
+                if plain and chosen.get(name):
+                    yield _instead(field.value.span, call(chosen[name]))
 
     def placed(self) -> list[str]:
         """The mesh and the schedule, if the file has any."""
@@ -291,7 +327,7 @@ class _Writer:
         self, given: tuple[ast.Field, ...] | list[ast.Field], wanted: Mapping[str, str], span: Span
     ) -> Iterator[Edit]:
         """Calls among the fields written out, and the fields that were left out, last."""
-        have = {field.key.text: field.value for field in given}
+        have = {f.key.text: f.value for f in given if not isinstance(f, ast.FieldIn)}
         source = self.checked.library.sources[span.file]
         lines: list[str] = []
         for key, text in wanted.items():
@@ -319,8 +355,9 @@ def begun(param: Param) -> str:
 
 
 def _callees(train: ast.Train, key: str) -> Iterator[str]:
-    """The names of what fields of the run call."""
-    for field in train.fields:
+    """The names of the rules that a run calls, in its stages too."""
+    fields = [*train.fields, *(field for stage in train.stages for field in stage.fields)]
+    for field in fields:
         if field.key.text == key:
             value = field.value.function if isinstance(field.value, ast.Call) else field.value
             if isinstance(value, ast.Ref):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fllmc.frontend.checking import check_library
 from fllmc.frontend.library import read_all, spec_path
 from fllmc.frontend.loading import SpecError
-from fllmc.frontend.lowering.spec import needed
+from fllmc.frontend.lowering.runs import needed
 from fllmc.frontend.resolved import resolved
 from fllmc.ir.diagnostics import DiagnosticError
 

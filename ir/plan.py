@@ -186,7 +186,8 @@ class Plan(msgspec.Struct, frozen=True):
     Where the mesh axis `pipe` is a pipeline's, the fields speak of the ranks at its position 0, and
     `stages` of those at the positions from 1 on. `timeline` is the order of work of its stages in a
     training step, with the times that the compiler reckons with. `host_bytes` is what waits in host
-    memory. `foreign` says how parameters lie in a checkpoint of another format.
+    memory. `foreign` says how parameters lie in a checkpoint of another format. Of a run in stages
+    this is the plan of its first part, and `later` are those of the others.
     """
 
     program: Program
@@ -207,7 +208,13 @@ class Plan(msgspec.Struct, frozen=True):
     host_bytes: int = 0
     buckets: tuple[Bucket, ...] = ()
     foreign: Foreign | None = None
+    later: tuple[Plan, ...] = ()
     schema: str = SCHEMA
+
+    @property
+    def parts(self) -> tuple[Plan, ...]:
+        """The plans of all parts of the run, one after the other; itself where it has none."""
+        return (msgspec.structs.replace(self, later=()), *self.later)
 
     @property
     def by_stage(self) -> tuple[Plan, ...]:

@@ -112,6 +112,9 @@ class Train(msgspec.Struct, frozen=True):
 
     `clip` is the largest allowed global gradient norm, 0 for none. Intervals are in steps, 0 for
     never.
+
+    A stage of a run goes from step `begin` up to `steps`, its first sample is number
+    `first_sample`, and its rate counts from `rate_begin` on for `rate_steps`, 0 for all.
     """
 
     name: str
@@ -127,6 +130,11 @@ class Train(msgspec.Struct, frozen=True):
     sample: Sample = Sample()
     init: str = ""
     span: Span = NOWHERE
+    stage: str = ""
+    begin: int = 0
+    first_sample: int = 0
+    rate_begin: int = 0
+    rate_steps: int = 0
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -296,7 +304,8 @@ class Spec(msgspec.Struct, frozen=True):
 
     The program's functions include the entry `model`, and `optimizer`, `optimizer.no_decay`,
     `optimizer.states` and `rate` over scalars. `mesh` is the one declared in the file, if any.
-    `schedules` are the file's (with the mesh's name they are for), the chosen one first.
+    `schedules` are the file's (with the mesh's name they are for), the chosen one first. Of a run
+    in stages this is the first part, and `later` are the others.
     """
 
     name: str
@@ -308,3 +317,4 @@ class Spec(msgspec.Struct, frozen=True):
     adapter: Adapter | None = None
     sources: tuple[tuple[str, str], ...] = ()
     foreign: Foreign | None = None
+    later: tuple[Spec, ...] = ()

@@ -47,7 +47,10 @@ CLIP_EPS = 1e-6
 
 
 class OptimizerStep(Pass, frozen=True):
-    """Replace `gradients` by `train`, for a run of `steps`. No clipping where `clip` is 0."""
+    """Replace `gradients` by `train`, for a run of `steps`. No clipping where `clip` is 0.
+
+    The rate counts steps from `begin` on.
+    """
 
     name: ClassVar[str] = "optimizer-step"
     takes: ClassVar[Level] = "training"
@@ -56,6 +59,7 @@ class OptimizerStep(Pass, frozen=True):
 
     steps: int = 1
     clip: float = 0.0
+    begin: int = 0
 
     def run(self, program: Program, cx: Context) -> Program:
         """The program with the entries `train`, `evaluate` and, if there is one, `predict`."""
@@ -114,6 +118,8 @@ class OptimizerStep(Pass, frozen=True):
 
     def rate(self, b: Builder, function: Function, step: int) -> int:
         """The learning rate of the step, a host scalar."""
+        if self.begin:
+            step = b.sub(step, b.constant(self.begin))
         given = {"step": step, "steps": b.constant(self.steps)}
         (rate,) = b.copy(function, [given[i.name] for i in function.inputs], "rate")
         return rate

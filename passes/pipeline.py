@@ -104,7 +104,7 @@ def standard_pipeline(
             reduce=train.precision.reduce,
             always=bool(pipeline_shards(schedule, spec.program)),
         ),
-        OptimizerStep(clip=train.clip, steps=train.steps),
+        OptimizerStep(train.rate_steps or train.steps, train.clip, train.rate_begin),
         ShareEqual(),
         ChunkLoss(chunks=schedule.loss_chunks, reduce=train.precision.reduce),
         Recompute(selectors=schedule.recompute, cheap=within is None or bool(schedule.compress)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from msgspec import structs
 
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.plan import Plan
+from fllmc.runtime.checkpoint.folders import committed
 from fllmc.runtime.errors import PruneFailed, SaveFailed
 from fllmc.runtime.failures import Failure, describe_failure
 from fllmc.runtime.machine import (
@@ -31,32 +33,73 @@ from fllmc.runtime.machine import (
 )
 from fllmc.runtime.options import Options
 from fllmc.runtime.run_errors import NotFinite
-from fllmc.runtime.run_folder import choose_folder, keep_artifact
+from fllmc.runtime.run_folder import CHECKPOINTS, choose_folder, keep_artifact
+from fllmc.runtime.statuses import SUCCESS
 
 if TYPE_CHECKING:
     from fllmc.runtime.ranks import Job
 
 
-def launch(plan: Plan, source: str, options: Options, artifact: Path | None = None) -> int:
+def launch(
+    plan: Plan,
+    source: str,
+    options: Options,
+    artifact: Path | None = None,
+    later: Sequence[str] = (),
+) -> int:
     """Run the plan and return the exit status. What goes wrong is printed on standard error.
 
-    `source` is the schedule that follows from the plan. The artifact's folder, where given, is
-    kept in the run's, for `resume`.
+    `source` is the schedule that follows from the plan, `later` are those of its later parts: each
+    part goes on from the checkpoint that the one before it ended with. The artifact's folder,
+    where given, is kept in the run's, for `resume`.
     """
+    if not plan.later:
+        return launch_part(plan, source, options, artifact, True)[0]
+    done = steps_done(options)
+    parts = list(zip(plan.parts, (source, *later), strict=True))
+    status = SUCCESS
+    for number, (part, text) in enumerate(parts):
+        last = number == len(parts) - 1
+        if done >= part.train.steps and not last:
+            continue
+        if options.steps and options.steps <= part.train.begin:
+            break
+        status, folder = launch_part(part, text, options, artifact, last)
+        options = structs.replace(options, folder=folder, resume=True)
+        artifact = None
+        if status != SUCCESS:
+            break
+    return status
+
+
+def steps_done(options: Options) -> int:
+    """How far a run that is resumed has come."""
+    if not options.resume:
+        return 0
+    found = committed(Path(options.folder) / CHECKPOINTS)
+    return found[-1].step if found else 0
+
+
+def launch_part(
+    plan: Plan, source: str, options: Options, artifact: Path | None, last: bool
+) -> tuple[int, str]:
+    """Run one plan: the exit status, and the folder of the run where this process knows it."""
     rank = 0
     try:
         place = joined(os.environ)
         rank = place.rank if place else 0
         job = _prepare(plan, source, options, artifact, place)
+        job = structs.replace(job, stays=place is not None and not last)
     except Exception as error:
         # All ranks find the same fault before the run begins; one of them says so.
-        return _told(describe_failure(error, rank, options), quiet=rank > 0)
+        told = describe_failure(error, rank, options)
+        return _told(told, quiet=rank > 0), options.folder
     try:
         ended = _run(job, place)
     except Exception as error:
         ended = describe_failure(error, rank, job.options)
-        return _told(ended, quiet=rank > 0 and _is_everyones(error))
-    return ended if isinstance(ended, int) else _told(ended)
+        return _told(ended, quiet=rank > 0 and _is_everyones(error)), job.options.folder
+    return ended if isinstance(ended, int) else _told(ended), job.options.folder
 
 
 def _prepare(

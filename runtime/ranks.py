@@ -29,13 +29,17 @@ LAST_WORDS = 2.0
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What each process of a run is started with; `threads` and `device` are chosen already."""
+    """What each process of a run is started with; `threads` and `device` are chosen already.
+
+    A process that `stays` does further parts of the run with the others.
+    """
 
     plan: Plan
     source: str
     options: Options
     device: str
     threads: int
+    stays: bool = False
 
 
 def communicator(plan: Plan, rank: int) -> Communicator:
@@ -76,12 +80,14 @@ def run_joined(job: Job, place: Place) -> Outcome:
     if job.device == "cuda":
         torch.cuda.set_device(place.local)
         device, backend = f"cuda:{place.local}", "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=PATIENCE)
     comm = communicator(job.plan, place.rank)
     options = structs.replace(job.options, folder=comm.gather(job.options.folder)[0])
     outcome = train(job.plan, job.source, options, comm, place.rank, device)
     dist.barrier()  # nobody leaves while another still reads from it
-    dist.destroy_process_group()
+    if not job.stays:
+        dist.destroy_process_group()
     return outcome
 
 

@@ -82,6 +82,8 @@ class Resumed(msgspec.Struct, frozen=True):
     path: Path
     plan: str
     warnings: tuple[Diagnostic, ...]
+    entered: bool = False
+    """Whether it is where a stage of the run begins, with data of its own."""
 
 
 def restore_run(
@@ -106,7 +108,9 @@ def restore_run(
         latest, wanted = open_latest(folder / CHECKPOINTS), expected(plan)
         name = latest.checkpoint.path.name
         latest.checkpoint.require(wanted)
-        _require_same(name, latest.checkpoint.position, plan.train.seed, facts)
+        entering = 0 < plan.train.begin == latest.checkpoint.position.step
+        own = {} if entering else facts
+        _require_same(name, latest.checkpoint.position, plan.train.seed, own)
         changed = latest.checkpoint.changes(wanted, rows_held(plan))
         warnings = (*latest.skipped, *changed.warnings(name))
     path = folder / CHECKPOINTS / str(gather(name)[0])
@@ -127,7 +131,10 @@ def restore_run(
                 base = blocks_of(part, parameter).name
                 fill_coded(out, part, parameter, partial(checkpoint.read, base))
         position = checkpoint.position
-    return Resumed(Progress(position.step, position.samples), path, position.plan, warnings)
+    entered = 0 < plan.train.begin == position.step
+    samples = plan.train.first_sample if entered else position.samples
+    done = Progress(position.step, samples)
+    return Resumed(done, path, position.plan, warnings, entered)
 
 
 def _require_same(name: str, position: Position, seed: int, facts: dict[str, str | int]) -> None:

@@ -18,7 +18,11 @@ from fllmc.runtime.sampling import ENTRY, sample_text
 def opening_lines(plan: Plan, dataset: Dataset, folder: str, device: str) -> Iterator[str]:
     """The run, its mesh, its data, and what makes it another computation than the spec's."""
     count, mesh = f"{parameter_count(plan):,} parameters", plan.program.mesh
-    yield f"{plan.train.name}: {count} on {mesh} ({device}), into {folder}"
+    train = plan.train
+    stage = (
+        f", stage {train.stage}, steps {train.begin + 1} to {train.steps}" if train.stage else ""
+    )
+    yield f"{train.name}{stage}: {count} on {mesh} ({device}), into {folder}"
     held = f"{dataset.held_out.count:,}" if dataset.held_out else "none"
     tokens = f"{dataset.train.count:,} tokens to train on, {held} held out"
     yield f"{source_text(dataset.data)}: {tokens}, sha256 {dataset.sha256[:12]}"

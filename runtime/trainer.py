@@ -60,6 +60,8 @@ class Run:
         self.gather = comm.gather if comm else alone
         self.folder = Path(options.folder)
         self.steps = options.steps or plan.train.steps
+        if plan.train.stage:
+            self.steps = min(self.steps, plan.train.steps)
         self.dataset = self._dataset()
         self.executor = Executor(plan, source, rank, comm, device)
         self.parts = lasting_parts(plan, rank)
@@ -108,6 +110,8 @@ class Run:
         self.done, self.saved = resumed.done, resumed.done.step
         for warning in resumed.warnings:
             display.say(f"warning[{warning.code}]: {warning.message()}")
+        if resumed.entered:
+            return
         other = "" if resumed.plan == self.hash else ", written under another plan"
         display.say(f"resumed at step {self.done.step} from {resumed.path}{other}")
 

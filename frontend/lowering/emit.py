@@ -198,8 +198,9 @@ class Emitter:
                 return b.one(ops.Shift(dim, dim, by), *args)
             case Concat(first, second, to):
                 b.path = "concat"
-                front = b.one(ops.Shift(first, to, 0), args[0])
-                behind = b.one(ops.Shift(second, to, -b.sizes.size(first)), args[1])
+                one, other = self._alike(args)
+                front = b.one(ops.Shift(first, to, 0), one)
+                behind = b.one(ops.Shift(second, to, -b.sizes.size(first)), other)
                 return arranged(b, b.add(front, behind), typed.kind.dims)
             case _:
                 raise InternalError(f"{typed.op} is not about indices")

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import structs
 
 from fllmc.frontend import ast
 from fllmc.frontend.checking import Checked
 from fllmc.frontend.errors import NoSize, UnknownBlock
-from fllmc.frontend.library import SHIPPED, Bound, Group, Library, Module, extended
+from fllmc.frontend.library import SHIPPED, Bound, Group, Module
 from fllmc.frontend.lowering.foreign import lower_names
 from fllmc.frontend.lowering.groups import grouped
 from fllmc.frontend.lowering.losses import loss_fit, losses_of
 from fllmc.frontend.lowering.model import Model, lower_model
 from fllmc.frontend.lowering.sizing import Sized, check_fit, sized
 from fllmc.frontend.section_errors import Ambiguous, MissingKey, NothingToTrain, UnknownSection
+from fllmc.frontend.sections import stages
 from fllmc.frontend.sections.data import DataSection, read_data
-from fllmc.frontend.sections.overrides import FILE, Overrides, read_overrides
+from fllmc.frontend.sections.overrides import FILE, Overrides
 from fllmc.frontend.sections.schedule import read_adapter, read_mesh, read_schedule
 from fllmc.frontend.sections.selectors import Paths, paths_of, selector_text
 from fllmc.frontend.sections.train import TrainSection, counts_tokens, read_train
@@ -38,37 +39,13 @@ LOSSES = f"{SHIPPED}library/losses.fllm"
 REASON = "the checkpoint's names need one"
 
 
-def lower(
-    checked: Checked, train: str | None = None, overrides: Mapping[str, str] | None = None
-) -> tuple[Spec | None, tuple[Diagnostic, ...]]:
-    """The spec of the run called `train` (or the only one) with fields overridden.
-
-    None with at least one error, never raising on bad input; the warnings of the check are not
-    repeated. `checked` must be without errors.
-    """
-    given = dict(overrides or {})
-    if train is not None:
-        given.setdefault("train", train)
-    lowering = Lowering(checked, read_overrides(given, checked.module.dims))
-    try:
-        spec = lowering.run()
-    except DiagnosticError as error:
-        return None, (*lowering.found, *error.diagnostics)
-    broken = any(found.severity == "error" for found in lowering.found)
-    return (None if broken else spec), tuple(lowering.found)
-
-
-def needed(library: Library) -> Library:
-    """The library with the shipped files that a run needs beside what is imported."""
-    for file in (OPTIMIZERS, RATES, SCHEDULES, LOSSES):
-        library = extended(library, file)
-    return library
-
-
 class Lowering:
     """Lowers one spec. A mistake that leaves nothing to go on with is raised."""
 
-    def __init__(self, checked: Checked, overrides: Overrides) -> None:
+    def __init__(
+        self, checked: Checked, overrides: Overrides, part: stages.Part | None = None
+    ) -> None:
+        self.part = part
         self.checked = checked
         self.module: Module = checked.module
         self.overrides = overrides
@@ -78,7 +55,7 @@ class Lowering:
 
     def run(self) -> Spec:
         """The spec; its mistakes are in `found`."""
-        train_node = self.overrides.applied("train", self.chosen_train())
+        train_node = self.train_node()
         losses = losses_of(self.module, self.checked.library.modules[LOSSES])
         known = {name: dict(self.checked.blocks[key].numbers) for name, key in losses.items()}
         rules = self.rules("optimizer"), self.rules("rate")
@@ -126,6 +103,17 @@ class Lowering:
         name = self.module.file.rsplit("/", 1)[-1].removesuffix(".fllm")
         whole = self.whole_data(data.data, table)
         return Spec(name, program, whole, settings, schedule, mesh, adapter, sources, foreign)
+
+    def train_node(self) -> ast.Train:
+        """The `train` section, with what this part of the run changes."""
+        node = self.overrides.applied("train", self.chosen_train())
+        own = self.part.under(stages.OF_TRAIN) if self.part else ()
+        return structs.replace(node, fields=stages.with_fields(node.fields, own))
+
+    def parts(self) -> tuple[tuple[stages.Part, ...], list[Diagnostic]]:
+        """The parts of a run in stages; none where it has no stages."""
+        parts, found = stages.parts_of(self.chosen_train())
+        return parts, list(found)
 
     def stop(self) -> None:
         """Give up if an error was found."""
@@ -217,6 +205,8 @@ class Lowering:
         bound = self.find("data", name)
         assert isinstance(bound.section, ast.Data)
         section = self.overrides.applied("data", bound.section)
+        own = self.part.under(stages.OF_DATA) if self.part else ()
+        section = structs.replace(section, fields=stages.with_fields(section.fields, own))
         # A source from the command line is where the command runs, not where the spec is.
         beside = "" if self.overrides.sets("data", "source") else bound.file
         data, found = read_data(section, beside, self.data_sections())
@@ -311,12 +301,23 @@ class Lowering:
 
     def adapter(self, bound: Bound | None, paths: Paths) -> Adapter | None:
         """The adapter's settings."""
-        if bound is None:
-            return None
-        assert isinstance(bound.section, ast.Adapter)
-        adapter, found = read_adapter(bound.section, paths)
+        adapter = None
+        if bound is not None:
+            assert isinstance(bound.section, ast.Adapter)
+            adapter, found = read_adapter(bound.section, paths)
+            self.found += found
+        if self.part is None:
+            return adapter
+        freeze, tune = (self.selectors(self.part, key, paths) for key in stages.OF_ADAPTER)
+        return stages.adapted(adapter, self.part.name, freeze, tune)
+
+    def selectors(self, part: stages.Part, key: str, paths: Paths) -> tuple[ast.Expr, ...]:
+        """What a stage freezes or tunes."""
+        selectors, found = stages.selected(part, key)
         self.found += found
-        return adapter
+        for selector in selectors:
+            self.found += paths.parameters(selector)
+        return selectors
 
     def foreign(self, model: Key, table: Sized) -> Foreign | None:
         """The names in a foreign format: the section asked for, else the only one of the model."""

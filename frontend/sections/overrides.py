@@ -94,7 +94,7 @@ def read_overrides(given: Mapping[str, str], dims: Iterable[str]) -> Overrides:
         start += len(line) + 1
         group, _, field = key.partition(".")
         mistake = _known(span, key, group, field, tuple(dims))
-        node = _value(value, field, span)
+        node = _value(value, "" if group == "dims" else field, span)
         if mistake:
             found.append(mistake)
         elif node is None:

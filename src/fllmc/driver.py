@@ -37,6 +37,8 @@ class Compiled(msgspec.Struct, frozen=True):
     levels: tuple[tuple[str, str], ...]
     warnings: tuple[Diagnostic, ...]
     timings: tuple[Timing, ...]
+    later: tuple[str, ...] = ()
+    """The code of the later parts of a run in stages."""
 
 
 def compile_spec(
@@ -58,7 +60,29 @@ def compile_spec(
     spec, warnings = load_spec(path, overrides or {})
     chosen, mesh_read = choose_mesh(mesh, spec)
     tell(mesh_read)
-    found: list[Diagnostic] = list(warnings)
+    read = Timing("read and check", clock() - begin, 0.0)
+    first = compile_part(spec, chosen, mesh_read, target, clock, dump)
+    later = [compile_part(each, chosen, mesh_read, target) for each in spec.later]
+    found = dict.fromkeys(each for part in (first, *later) for each in part.warnings)
+    return structs.replace(
+        first,
+        plan=structs.replace(first.plan, later=tuple(part.plan for part in later)),
+        warnings=(*warnings, *found),
+        timings=(read, *first.timings),
+        later=tuple(part.source for part in later),
+    )
+
+
+def compile_part(
+    spec: Spec,
+    chosen: Mesh,
+    mesh_read: str,
+    target: str,
+    clock: Callable[[], float] = lambda: 0.0,
+    dump: Dump | None = None,
+) -> Compiled:
+    """Compile a checked spec, of a run in stages the part that it is, for a mesh."""
+    found: list[Diagnostic] = []
     by_passes: list[Decision] = []
     cx = Context(mesh=chosen, report=found.append, decide=by_passes.append)
     levels: dict[str, Program] = {}
@@ -70,7 +94,6 @@ def compile_spec(
             dump(number, name, program)
 
     known = load_target(target or "cpu")
-    read = Timing("read and check", clock() - begin, 0.0)
     with at_settings(spec.schedule, cx) as cx:
         within, beside, told = fit(spec, chosen, target)
         done = finish(spec, cx, clock, keep, known, within, beside)
@@ -87,7 +110,7 @@ def compile_spec(
     planned = Timing("plan and schedule", clock() - begin, 0.0)
     before = tuple((level, print_program(p)) for level, p in levels.items() if level != "plan")
     texts = (*before, ("plan", done.text()))
-    return Compiled(spec, plan, source, texts, tuple(found), (read, *done.timings, planned))
+    return Compiled(spec, plan, source, texts, tuple(found), (*done.timings, planned))
 
 
 def settled(plan: Plan, spec: Spec, target: str) -> Plan:

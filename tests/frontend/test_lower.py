@@ -551,3 +551,33 @@ def test_counts_of_tokens_are_steps_and_sizes_are_bytes() -> None:
 )
 def test_facts_and_units_that_do_not_hold(fact: str, changed: dict[str, str], code: str) -> None:
     assert code in counted(fact, **changed)[1]
+
+
+STAGES = f"""{SHAPE} }}
+{SMALL}
+train staged: small {{
+  data: text
+  loss: cross_entropy()
+  optimizer: sgd()
+  rate: constant(peak: 0.1)
+  stage one {{ STAGE }}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "code"),
+    [
+        ("steps: 1 clip: 2", "E0241"),
+        ("steps: 1 } stage one { steps: 2", "E0204"),
+        ("batch: 2", "E0242"),
+        ("steps: 1 freeze: [nothing]", "E0245"),
+        ("steps: 1 freeze: 3", "E0218"),
+        ("steps: 4 batch: ramp(1, 2) seq: ramp(1, 2, 3)", "E0218"),
+        ("steps: 1 batch: ramp()", "E0218"),
+        ("steps: 1 data: none", "E0243"),
+    ],
+)
+def test_mistakes_in_stages(stage: str, code: str) -> None:
+    spec, found, _ = load("a.fllm", text=STAGES.replace("STAGE", stage))
+    assert spec is None and code in {each.code for each in found}

@@ -126,16 +126,56 @@ def test_what_is_left_out_is_stated() -> None:
 
 WRITTEN = {
     Data: {"name", "source", "batch", "seq", "vocab", "folder", "span", "parts", "weights"},
-    settings.Train: {"name", "model", "span"},
+    settings.Train: {
+        "name",
+        "model",
+        "span",
+        "stage",
+        "begin",
+        "first_sample",
+        "rate_begin",
+        "rate_steps",
+    },
     Schedule: {"name", "shards", "recompute", "zero", "offload", "compress", "places"},
 }
 """Settings that the text always says: names, sizes, directives; or that say where it stands."""
 CALLED = {"budget_gib": "budget", "host_gib": "host"}
 
 
+STAGED = """  stage warm {
+    data: prose
+    batch: ramp(2, 4)
+    seq: 8
+    steps: 4k tokens
+  }
+
+  stage last {
+    data: both
+    freeze: [table]
+    rate: linear(peak: 1e-4)
+    steps: 20
+  }
+}
+
+schedule"""
+
+
+def test_stages_are_stated_too() -> None:
+    text = SPEC.replace("  data: both\n  loss", "  loss").replace(
+        "  steps: 4k tokens\n}\n\nschedule", STAGED
+    )
+    text = text.replace("run: few", "run: m")
+    written = resolve("a.fllm", text=text)
+    assert "linear(peak: 0.0001, floor: 0, warmup: 0)" in written
+    assert "cosine(peak: 0.001, floor: 0, warmup: 0)" in written
+    spec = loaded("a.fllm", text)
+    assert len(spec.later) == 2 and same(loaded("a.fllm", written)) == same(spec)
+    assert resolve("a.fllm", text=written) == written
+
+
 def test_every_setting_has_a_field() -> None:
     spec = loaded("a.fllm", SPEC)
-    nothing = TrainSection(spec.train, None, None, None, ())
+    nothing = TrainSection(spec.train, None, None, None, (), ())
     given = (
         (Data, data_fields(Data("d", "s", 1, 1), part=False)),
         (settings.Train, train_fields(spec, nothing)),

@@ -17,7 +17,8 @@ refuses (another activation, another constant) raises DiagnosticError with what 
 `transformers` computes norms, angles and some softmaxes in fp32 whatever the model's dtype; within
 `Doubles` it computes them in fp64, so that tolerances can be those of fp64. `dtype` f32 leaves it
 as it is, and tolerances are then those of fp32. `model_class` is the class where it is not the one
-of `AutoModelForCausalLM`; it must take tokens and give logits.
+of `AutoModelForCausalLM`. It must take tokens and give logits; else `scores` says, of the model and
+tokens, what logits are.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ def parity(
     seq: int = 8,
     std: float = 0.2,
     seed: int = 0,
+    scores: Callable[[Any, Tensor], Tensor] | None = None,
 ) -> Report:
     """Compare a random model of the configuration with the spec, as this module says."""
     mode = Doubles if dtype == "f64" else Same
@@ -131,7 +133,8 @@ def parity(
         values = stacked(found.spec.program, checkpoint.read)
         given = _batch(found.spec.program, batch, seq, seed)
         with mode():
-            expected = theirs(torch.as_tensor(given["tokens"])).logits
+            tokens = torch.as_tensor(given["tokens"])
+            expected = scores(theirs, tokens) if scores else theirs(tokens).logits
             loss = _loss(expected, given, found.spec.train.loss.z_loss)
             loss.backward()
         logits = _logits(found.spec.program, values, given)

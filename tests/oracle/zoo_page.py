@@ -14,7 +14,7 @@ from typing import Final
 from fllmc.frontend import load_spec
 from fllmc.frontend.library import on_disk, spec_path
 from tests.house.tree import ROOT
-from tests.oracle.zoo import TOLERANCES, Report, parity
+from tests.oracle.zoo import TOLERANCES, Report
 from tests.oracle.zoo_models import ZOO, Entry
 
 PAGE: Final = ROOT / "docs" / "zoo.md"
@@ -36,9 +36,9 @@ This page is written by `python -m tests.oracle.zoo_page`.
 """
 
 
-def facts(lines: Sequence[str]) -> list[str]:
-    """The rows among the lines, without what was measured."""
-    return ["|".join(line.split("|")[:6]) for line in lines if line.startswith("| [")]
+def facts(lines: Sequence[str], columns: int = 5) -> list[str]:
+    """The rows among the lines, as far as they are not measured: up to some column."""
+    return ["|".join(line.split("|")[: columns + 1]) for line in lines if line.startswith("| [")]
 
 
 def rows(measured: Callable[[Entry, str], str]) -> list[str]:
@@ -82,7 +82,7 @@ def _their_lines(model: Entry) -> int:
 
 def _measured(model: Entry, dtype: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        report = parity(model.config(), model.spec, Path(folder), dtype=dtype, seq=model.seq)
+        report = model.compared(Path(folder), dtype)
     report.require()
     return _figures(report)
 

@@ -26,6 +26,7 @@ class Opened(msgspec.Struct, frozen=True):
     levels: Mapping[str, str]
     sources: tuple[tuple[str, str], ...]
     folder: Path | None = None
+    later: tuple[str, ...] = ()
 
 
 def opened(
@@ -51,7 +52,9 @@ def opened(
     spec = compiled.spec
     report(compiled.warnings, dict(spec.sources))
     levels = dict(compiled.levels)
-    return Opened(spec.name, compiled.plan, compiled.source, levels, spec.sources)
+    return Opened(
+        spec.name, compiled.plan, compiled.source, levels, spec.sources, later=compiled.later
+    )
 
 
 @contextmanager
@@ -75,4 +78,4 @@ def artifact(folder: Path) -> Opened:
         for level in found.manifest.levels
     }
     sources = found.manifest.sources
-    return Opened(found.name, found.plan, found.source, levels, sources, folder)
+    return Opened(found.name, found.plan, found.source, levels, sources, folder, found.later)

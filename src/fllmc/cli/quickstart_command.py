@@ -34,7 +34,7 @@ def command(mesh: str, steps: int) -> int:
     run = choose_folder(found.plan, Options(name=SPEC))
     options = options_for(found, folder=str(run), steps=steps, baseline=True)
     with folder_of(found) as folder:
-        status = launch(found.plan, found.source, options, folder)
+        status = launch(found.plan, found.source, options, folder, found.later)
     if status == SUCCESS:
         for line in farewell(str(run)):
             say(line)

@@ -53,7 +53,7 @@ def command(
         quiet=quiet,
     )
     with folder_of(found) as folder:
-        return launch(found.plan, found.source, options, folder)
+        return launch(found.plan, found.source, options, folder, found.later)
 
 
 def recompiled(kept: str, mesh: str) -> Opened:

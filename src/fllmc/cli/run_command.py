@@ -45,4 +45,4 @@ def command(
         found, folder=output, steps=steps, device=device, threads=threads, keep=keep, quiet=quiet
     )
     with folder_of(found) as folder:
-        return launch(found.plan, found.source, options, folder)
+        return launch(found.plan, found.source, options, folder, found.later)

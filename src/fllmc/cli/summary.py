@@ -13,12 +13,13 @@ from fllmc.ir.render import Paint
 
 
 def fits(plan: Plan) -> bool:
-    """Whether one rank's arena fits in the target's memory."""
-    return plan.fullest.arena_bytes <= plan.target.memory_bytes
+    """Whether one rank's arena fits in the target's memory, in every part of the run."""
+    return all(p.fullest.arena_bytes <= p.target.memory_bytes for p in plan.parts)
 
 
 def summary_lines(name: str, plan: Plan, paint: Paint) -> Iterator[str]:
-    """The figures of a plan."""
+    """The figures of a plan; of a run in stages those of its first part, and what each part is."""
+    parts = plan.parts if plan.later else ()
     stages, plan = plan.by_stage, plan.fullest
     program, memory = plan.program, figures.memory(plan)
     counted = figures.parameters(*(stage.program for stage in stages))
@@ -50,6 +51,18 @@ def summary_lines(name: str, plan: Plan, paint: Paint) -> Iterator[str]:
     steps = figures.updates(plan, entry)
     if steps.parameters:
         yield f"  {'updates':<28}{steps.kernels:>10}   for {steps.parameters:,} tensors"
+    yield from map(part_line, parts)
+
+
+def part_line(part: Plan) -> str:
+    """One part of a run in stages."""
+    train, data, counted = part.train, part.data, figures.parameters(part.program)
+    return (
+        f"stage {train.stage}: steps {train.begin + 1:,} to {train.steps:,}, "
+        f"{data.batch:,} samples of {data.seq:,} tokens of {data.name}, "
+        f"{count_text(counted.trained)} parameters trained, "
+        f"{bytes_text(part.fullest.arena_bytes)} per rank"
+    )
 
 
 def memory_rows(plan: Plan) -> list[tuple[str, int]]:
