@@ -24,7 +24,7 @@ SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 LARGEST_HEADER: Final = 100_000_000
-AT_ONCE: Final = 1 << 24  # bytes of a file that are read before it is mapped anew
+AT_ONCE: Final = 1 << 22  # bytes of a file that are read before it is mapped anew
 DTYPES: Final[Mapping[str, str]] = {stored: name for name, stored in STORED_DTYPES.items()}
 
 
