@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from math import prod
 
@@ -20,6 +22,9 @@ from fllmc.ir.diagnostics import Diagnostic, DiagnosticError
 from fllmc.ir.foreign import Count, Factor, Foreign, Loop, Part, Pattern, Tensor
 
 Size = Callable[[str], int]
+DIGITS = re.compile(r"\d+")
+TOUCHING = re.compile(r"\0[\0\d]|\d\0")
+"""A number beside another one."""
 MOST = 1_000_000
 """How many tensors one line of a section may stand for."""
 
@@ -198,16 +203,33 @@ def _elements(spot: Spot, layers: tuple[int, ...], size: Size, numbers: bool) ->
 
 
 def _collisions(names: Names, tensors: list[Tensor]) -> Iterator[Diagnostic]:
-    """Foreign names that two tensors have."""
+    """Foreign names that two tensors have. Only those are spelt out that may be equal to others."""
+    forms = Counter(_form(pattern) for tensor in tensors for pattern in tensor.names)
     seen: dict[str, Line] = {}
     for line, tensor in zip(names.lines, tensors, strict=True):
-        for place in tensor.places():
-            for pattern in tensor.names:
+        patterns = [
+            each for each in tensor.names if forms[_form(each)] > 1 or not _one_to_one(each)
+        ]
+        for place in tensor.places() if patterns else ():
+            for pattern in patterns:
                 name = pattern.at(place)
                 if name in seen:
                     yield CoveredTwice(line.span, "foreign tensor", name, seen[name].span)
                     return
                 seen[name] = line
+
+
+def _form(pattern: Pattern) -> str:
+    """The name with a mark for each number: names that are equal have equal forms."""
+    text = "".join(part if isinstance(part, str) else "0" for part in pattern.parts)
+    return DIGITS.sub("#", text)
+
+
+def _one_to_one(pattern: Pattern) -> bool:
+    """Whether other indices surely give another name: each has a number of its own."""
+    counts = [part for part in pattern.parts if isinstance(part, Count)]
+    texts = "".join(part if isinstance(part, str) else "\0" for part in pattern.parts)
+    return all(len(each.factors) <= 1 for each in counts) and not TOUCHING.search(texts)
 
 
 def json_of(value: ast.Expr) -> str:

@@ -24,7 +24,7 @@ SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 LARGEST_HEADER: Final = 100_000_000
-AT_ONCE: Final = 1 << 24  # bytes of a file that are read before it is mapped anew
+AT_ONCE: Final = 1 << 22  # bytes of a file that are read before it is mapped anew
 DTYPES: Final[Mapping[str, str]] = {stored: name for name, stored in STORED_DTYPES.items()}
 
 
@@ -48,13 +48,6 @@ class Folder:
         self._file = ""
         self._open: Any = None
         self._read = 0
-
-    def by_file(self) -> dict[str, list[str]]:
-        """The names of the tensors of each file, in order."""
-        found: dict[str, list[str]] = {}
-        for name, held in self.tensors.items():
-            found.setdefault(held.file, []).append(name)
-        return dict(sorted(found.items()))
 
     def fetch(self, name: str, slices: tuple[slice, ...]) -> Tensor:
         """A slice of a tensor, which reads its own bytes alone."""

@@ -9,6 +9,7 @@ OUT/
 from __future__ import annotations
 
 import shutil
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,26 +52,38 @@ def import_folder(mapping: Foreign, folder: Folder, out: Path) -> Imported:
     reader = open_reader(mapping, folder)
     out.mkdir(parents=True, exist_ok=True)
     partial = folders.open_partial(out, "step-00000000")
+    try:
+        tensors = _write_all(reader, partial)
+        keep_files(folder.path, out)
+        names = msgspec.json.format(msgspec.json.encode(mapping), indent=1) + b"\n"
+        write_durable(out / NAMES, names)
+        path = out / "step-00000000"
+        folders.commit(partial, path)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)  # it held nothing before
+        raise
+    elements = sum(prod(entry.shape) for entry in tensors.values())
+    return Imported(path, len(tensors), len(reader.entries), elements)
+
+
+def _write_all(reader: Reader, partial: Path) -> dict[str, TensorEntry]:
+    """Write a file of ours for each of the folder's, and the manifest."""
     files: dict[str, FileRecord] = {}
     tensors: dict[str, TensorEntry] = {}
-    kinds = reader.kinds()
-    for number, names in enumerate(folder.by_file().values()):
-        held = set(names)
-        lying = {
-            f"{each.name}@{','.join(map(str, _box(each)[0]))}": each
-            for entry in reader.entries
-            for each in entry.parts
-            if each.foreign in held
-        }
-        if lying:
-            file = f"rank-{number:05d}.safetensors"
-            files[file] = _write(partial / file, lying, reader)
-            for key, each in lying.items():
-                dtype = folder.tensors[each.foreign].dtype
-                whole, shape = kinds[each.name]
-                piece = Piece(file, key, *_box(each), "" if dtype == whole else dtype)
-                before = tensors[each.name].pieces if each.name in tensors else ()
-                tensors[each.name] = TensorEntry(whole, shape, (*before, piece))
+    kinds, folder = reader.kinds(), reader.folder
+    by_file: dict[str, dict[str, Lying]] = {}
+    for each in (each for entry in reader.entries for each in entry.parts):
+        key = f"{each.name}@{','.join(map(str, _box(each)[0]))}"
+        by_file.setdefault(folder.tensors[each.foreign].file, {})[key] = each
+    for number, (_, lying) in enumerate(sorted(by_file.items())):
+        file = f"rank-{number:05d}.safetensors"
+        files[file] = _write(partial / file, lying, reader)
+        for key, each in lying.items():
+            dtype = folder.tensors[each.foreign].dtype
+            whole, shape = kinds[each.name]
+            piece = Piece(file, key, *_box(each), "" if dtype == whole else dtype)
+            before = tensors[each.name].pieces if each.name in tensors else ()
+            tensors[each.name] = TensorEntry(whole, shape, (*before, piece))
     folder.close()
     ordered = {
         name: msgspec.structs.replace(
@@ -80,12 +93,7 @@ def import_folder(mapping: Foreign, folder: Folder, out: Path) -> Imported:
     }
     content = Manifest(manifest.SCHEMA, Position(0, 0, "", 0), ordered, files)
     write_durable(partial / manifest.NAME, manifest.encode(content))
-    keep_files(folder.path, out)
-    write_durable(out / NAMES, msgspec.json.format(msgspec.json.encode(mapping), indent=1) + b"\n")
-    path = out / "step-00000000"
-    folders.commit(partial, path)
-    elements = sum(entry_size(entry) for entry in ordered.values())
-    return Imported(path, len(ordered), len(reader.entries), elements)
+    return ordered
 
 
 def keep_files(source: Path, out: Path) -> None:
@@ -95,14 +103,6 @@ def keep_files(source: Path, out: Path) -> None:
         for each in sorted(source.glob(kind)):
             if each.name != INDEX and each.is_file():
                 shutil.copyfile(each, out / FOREIGN / each.name)
-
-
-def entry_size(entry: TensorEntry) -> int:
-    """The number of elements of a tensor."""
-    total = 1
-    for size in entry.shape:
-        total *= size
-    return total
 
 
 def _write(path: Path, lying: dict[str, Lying], reader: Reader) -> FileRecord:
