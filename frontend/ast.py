@@ -119,7 +119,7 @@ class Unary(Node, frozen=True):
 class Binary(Node, frozen=True):
     """`left op right`; `^` is power and associates to the right."""
 
-    op: Literal["+", "-", "*", "/", "^"]
+    op: Literal["+", "-", "*", "/", "%", "^"]
     left: Expr
     right: Expr
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 from msgspec import Struct
 
@@ -161,9 +162,8 @@ class _Writer:
                 edits.append(_behind(item.span, f" = {begun(param)}"))
         own = {*block.params, *block.nested}
         for item in section.items:
-            if isinstance(item, ast.Node):
-                for call in _calls(item):
-                    edits += self.completed(call, own, block)
+            for each in _calls(item):
+                edits += self.completed(each, own, block)
         return edits
 
     def called(self, module: Module, name: ast.Name) -> str:
@@ -387,8 +387,9 @@ def _calls(node: ast.Node) -> Iterator[ast.Call]:
     if isinstance(node, ast.Call):
         yield node
     for name in node.__struct_fields__:
-        value = getattr(node, name)
-        for each in value if isinstance(value, tuple) else (value,):
+        value: object = getattr(node, name)
+        held = cast(tuple[object, ...], value) if isinstance(value, tuple) else (value,)
+        for each in held:
             if isinstance(each, ast.Node):
                 yield from _calls(each)
 

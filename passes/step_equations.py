@@ -134,7 +134,7 @@ class Equations(Struct, frozen=True):
         A choice between two host scalars by a tensor's elements would be a tensor in f64.
         """
         function, makers, outputs = self.function, self.makers, self.outputs
-        needed: set[int] = set().union(*(self.reached(v, makers) for v in outputs.values()))
+        needed = set[int]().union(*(self.reached(v, makers) for v in outputs.values()))
         mapping = {
             number: given[each.name] if each.name in given else b.constant(self.numbers[each.name])
             for number, each in enumerate(function.inputs)

@@ -534,7 +534,8 @@ def test_counts_of_tokens_are_steps_and_sizes_are_bytes() -> None:
     assert spec.schedule.budget_gib == 40 and spec.schedule.host_gib == 0.5
     (rate,) = evaluate(spec.program, "rate", {"step": 1.0, "steps": 62_500.0}).values()
     assert rate == pytest.approx(1e-3 / (2000 / 64))
-    assert counted(steps="100 tokens")[0].train.steps == 2  # what is begun is a step
+    begun, _ = counted(steps="100 tokens")
+    assert begun is not None and begun.train.steps == 2  # what is begun is a step
 
 
 @pytest.mark.parametrize(

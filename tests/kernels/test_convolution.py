@@ -1,5 +1,7 @@
 """Convolutions by torch are those of the evaluator, and so are their gradients."""
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +30,8 @@ def test_convolutions_and_their_gradients(dims, channels, seed, dtype) -> None: 
     for name, counts in (("x", along), ("t", taps), ("y", to)):
         sizes |= {f"{name}{n}": counts[n] for n in numbers}
     names = [tuple(f"{name}{n}" for n in numbers) for name in ("x", "t", "y")]
-    attrs = (*names, ("inner",), stride, before)
+    attrs: tuple[Any, ...] = (*names, ("inner",), stride, before)
+    grouped: tuple[Any, ...] = (*attrs, ("groups",))
     x, w, y = (
         f"batch groups inner {' '.join(names[0])}",
         f"groups own inner {' '.join(names[1])}",
@@ -41,14 +44,14 @@ def test_convolutions_and_their_gradients(dims, channels, seed, dtype) -> None: 
     cases = (
         (Conv(*attrs), (0, 1), 2, f"batch groups {' '.join(names[2])} own", kernels.conv),
         (
-            ConvInput(*attrs, ("groups",)),
+            ConvInput(*grouped),
             (2, 1),
             0,
             f"batch groups {' '.join(names[0])} inner",
             kernels.conv_input,
         ),
         (
-            ConvWeight(*attrs, ("groups",)),
+            ConvWeight(*grouped),
             (0, 2),
             1,
             f"groups {' '.join(names[1])} inner own",

@@ -46,7 +46,8 @@ def test_chunks_are_the_recurrence(delta: bool, seed: int, length: int) -> None:
     hold(out, wanted, terms=10.0)
     grads = mean(RecurGrad(*NAMES), sizes, [*pairs, (kind("f64", V), dy)])
     found = tuple(Views(seed).empty(t.shape, torch.float64) for t in tensors)
-    kernels.recur_grad(*tensors, *([] if delta else [None]), dy, out=found)
+    q, k, v, g, *more = tensors
+    kernels.recur_grad(q, k, v, g, more[0] if delta else None, dy, out=found)
     for each, right in zip(found, grads, strict=True):
         hold(each, right, terms=10.0)
 

@@ -213,7 +213,8 @@ def _train(folder: Path, number: int, plan: Plan, rank: int, comm: Communicator 
 
 def _read(batch: Mapping[str, Tensor], first: int, count: int) -> Any:
     """Samples of a batch, as a dataset would give them."""
-    return DataBatch(*(batch[field][first : first + count].numpy() for field in FIELDS))
+    tokens, targets, weights = (batch[field][first : first + count].numpy() for field in FIELDS)
+    return DataBatch(tokens, targets, weights)
 
 
 def _held(when: str, parts: Sequence[Part], executor: Executor) -> dict[str, Tensor]:

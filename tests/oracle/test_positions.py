@@ -204,7 +204,7 @@ def test_attention_of(family: str, window: int) -> None:
     if family == "gpt_oss":
         values["sinks"], given = rng.standard_normal(4), {"window": window, "sinks": True}
     leaves = {n: torch.from_numpy(x).requires_grad_() for n, x in values.items()}
-    module = torch.nn.Module()
+    module: Any = torch.nn.Module()
     module.num_key_value_groups = 2
     module.sinks = leaves.get("sinks")
     at = torch.arange(9)
@@ -229,7 +229,8 @@ def test_latent_attention_is_that_of_deepseek() -> None:
     from transformers import DeepseekV3Config
     from transformers.models.deepseek_v3 import modeling_deepseek_v3 as theirs
 
-    settings = DeepseekV3Config(
+    configured: Any = DeepseekV3Config
+    settings = configured(
         hidden_size=32, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=12,
         kv_lora_rank=10, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5,
         attn_implementation="eager", attention_bias=False,

@@ -54,7 +54,7 @@ CASES: dict[str, tuple[ops.AnyAttrs, tuple[tuple[str, ...], ...]]] = {
 @pytest.fixture(autouse=True)
 def wide() -> Iterator[None]:
     """64-bit values, for these tests only."""
-    before = jax.config.jax_enable_x64
+    before = jax.config.read("jax_enable_x64")
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", before)
