@@ -18,7 +18,6 @@ from msgspec import structs
 
 from fllmc.ir.diagnostics import DiagnosticError
 from fllmc.ir.plan import Plan
-from fllmc.runtime.checkpoint.folders import committed
 from fllmc.runtime.errors import PruneFailed, SaveFailed
 from fllmc.runtime.failures import Failure, describe_failure
 from fllmc.runtime.machine import (
@@ -76,6 +75,8 @@ def steps_done(options: Options) -> int:
     """How far a run that is resumed has come."""
     if not options.resume:
         return 0
+    from fllmc.runtime.checkpoint.folders import committed  # knows torch
+
     found = committed(Path(options.folder) / CHECKPOINTS)
     return found[-1].step if found else 0
 

@@ -54,6 +54,9 @@ def over_stacks() -> str:
         "body(embedding(tokens))", "body(first(embedding(tokens)))"
     )
     text = text.replace("  stack body", "  sub first: layer\n  stack body")
+    mapped = '  body[i] <-> "model.layers.{i}" : llama\n'
+    assert mapped in text
+    text = text.replace(mapped, '  first <-> "first" : llama\n' + mapped)
     return text + "\nschedule again for smoke {\n  recompute *\n}\n"
 
 

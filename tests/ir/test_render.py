@@ -170,7 +170,8 @@ def test_json_has_everything() -> None:
 
     assert data["code"] == "E9901" and data["message"] == "`y` twice"
     assert data["span"] == {
-        "file": "a.fllm", "line": 1, "column": 3, "end_line": 1, "end_column": 4
+        "file": "a.fllm", "line": 1, "column": 3, "end_line": 1, "end_column": 4,
+        "start": 2, "end": 3,
     }  # fmt: skip
     assert data["labels"][0]["text"] == "first here"
     assert (data["notes"], data["helps"]) == (["names are {unique}"], ["rename `y`"])

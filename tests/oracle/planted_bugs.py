@@ -144,9 +144,9 @@ BUGS = (
     ),
     Bug(
         "decay is spared for all",
-        "passes.optimizer_step",
-        '"optimizer" if parameter.decays else "optimizer.no_decay"',
-        '"optimizer.no_decay"',
+        "passes.step_equations",
+        '"" if parameter.decays else "no_decay"',
+        '"no_decay"',
         ("data",),
     ),
     Bug(
@@ -174,8 +174,8 @@ BUGS = (
     Bug(
         "what is frozen is stepped",
         "passes.optimizer_step",
-        "trained = [parameter for parameter in program.parameters if parameter.trainable]",
-        "trained = list(program.parameters)",
+        "changed = [parameter for parameter in program.parameters if parameter.trainable]",
+        "changed = list(program.parameters)",
         ("frozen",),
     ),
     Bug(

@@ -25,7 +25,7 @@ TEXT = """fllm 1
 import "models/MODEL.fllm" (MODEL)
 
 dims {
-  vocab = 20
+  vocab = VOCAB
   embed = 8
   heads = 4
   ffn = 12
@@ -58,16 +58,17 @@ LINES
 DEVICES = ("", "data=2", "tensor=2", "data=2,tensor=2")
 
 
-def text(model: str, lines: str) -> str:
+def text(model: str, lines: str, vocab: int = 20) -> str:
     """A spec with these lines in its schedule."""
     more = "" if "gpt" in model else "  kv_heads = 2\n"
     found = TEXT.replace("MODEL", model).replace("MORE", more).replace("LINES", lines)
+    found = found.replace("VOCAB", str(vocab))
     return found.replace("heads, kv_heads", "heads") if "gpt" in model else found
 
 
-def compiled(model: str, lines: str, mesh: str = "") -> tuple[Program, Plan]:
+def compiled(model: str, lines: str, mesh: str = "", vocab: int = 20) -> tuple[Program, Plan]:
     """The training program before anything is placed, and the plan."""
-    spec, devices = load_drawn(Drawn(text(model, lines), mesh))
+    spec, devices = load_drawn(Drawn(text(model, lines, vocab), mesh))
     levels: dict[str, Program] = {}
 
     def keep(number: int, name: str, program: Program) -> None:

@@ -21,7 +21,9 @@ def every_code() -> dict[str, type[Diagnostic]]:
         for module in pkgutil.walk_packages(package.__path__, f"fllmc.{stage}."):
             if module.name.endswith("errors"):
                 import_module(module.name)
-    return all_codes()
+    return {
+        code: kind for code, kind in all_codes().items() if kind.__module__.startswith("fllmc.")
+    }
 
 
 def page_of(kind: type[Diagnostic]) -> str:
